@@ -1,0 +1,105 @@
+"""Every error Aghsan raises on purpose.
+
+AghsanError
+├── Refused                 a command the rules do not allow; nothing changed
+│   ├── Invalid             the request itself is wrong                      422 / exit 2
+│   ├── NotFound            the thing it names does not exist                404 / exit 4
+│   ├── Conflict            it exists, in a state that forbids this          409 / exit 5
+│   │   ├── StaleAttempt    the fencing token was overtaken
+│   │   ├── SupersededSession  a newer session of the same worker took over
+│   │   └── ReadOnlyAggregate  a newer program wrote here; upgrade
+│   ├── NotOwner            another worker owns this task                    400
+│   └── QuotaExceeded       a bound of the system is reached                 507
+├── Unavailable             try again later                                  503 / exit 69
+│   ├── Overloaded          a bounded queue is full
+│   ├── LogUnavailable      the log did not answer; the outcome is not known
+│   └── SteppedDown         another writer took the next epoch
+├── SequenceConflict        the log holds something this writer did not write
+├── LogFull                 the store refuses to grow
+├── TopologyMismatch        a stream differs in a way that may not be migrated
+├── DataDirectoryError      the data directory cannot be used as it is
+├── ArtifactError           bytes that are not what they claim to be
+└── TrainingError           a training run ended without a result
+
+An error says what happened, why, and what to do next.
+"""
+
+
+class AghsanError(Exception):
+    """Base of the tree; never raised itself."""
+
+
+class Refused(AghsanError):
+    """A command the rules do not allow; the state is as it was."""
+
+
+class Invalid(Refused):
+    """The request itself is wrong."""
+
+
+class NotFound(Refused):
+    """The thing the request names does not exist."""
+
+
+class Conflict(Refused):
+    """The thing exists, in a state that forbids the request."""
+
+
+class StaleAttempt(Conflict):
+    """The fencing token was overtaken by a later attempt or a stored result."""
+
+
+class SupersededSession(Conflict):
+    """A newer session of the same worker id took over."""
+
+
+class ReadOnlyAggregate(Conflict):
+    """A newer program wrote to this aggregate; this one must not."""
+
+
+class NotOwner(Refused):
+    """Another worker owns the task."""
+
+
+class QuotaExceeded(Refused):
+    """A bound of the system is reached."""
+
+
+class Unavailable(AghsanError):
+    """Try again later."""
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full."""
+
+
+class LogUnavailable(Unavailable):
+    """The log did not answer; whether the append happened is not known."""
+
+
+class SteppedDown(Unavailable):
+    """Another writer took the next epoch; this process may only read."""
+
+
+class SequenceConflict(AghsanError):
+    """The log's last sequence is not the one this writer expected."""
+
+
+class LogFull(AghsanError):
+    """The store refuses to grow."""
+
+
+class TopologyMismatch(AghsanError):
+    """A stream or consumer differs from streams.yaml in a way that may not be migrated."""
+
+
+class DataDirectoryError(AghsanError):
+    """The data directory is in use, unreadable, or not one of ours."""
+
+
+class ArtifactError(AghsanError):
+    """Bytes that are not what they claim to be: digest, header, shape or size."""
+
+
+class TrainingError(AghsanError):
+    """A training run ended without a result."""
