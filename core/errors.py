@@ -14,6 +14,7 @@ AghsanError
 │   ├── Overloaded          a bounded queue is full
 │   ├── LogUnavailable      the log did not answer; the outcome is not known
 │   └── SteppedDown         another writer took the next epoch
+├── UnfitEvent              an event that contradicts the state it is folded into
 ├── SequenceConflict        the log holds something this writer did not write
 ├── LogFull                 the store refuses to grow
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
@@ -79,6 +80,10 @@ class LogUnavailable(Unavailable):
 
 class SteppedDown(Unavailable):
     """Another writer took the next epoch; this process may only read."""
+
+
+class UnfitEvent(AghsanError):
+    """An event that contradicts the state it is folded into; it is quarantined."""
 
 
 class SequenceConflict(AghsanError):

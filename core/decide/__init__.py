@@ -1,0 +1,115 @@
+"""Commands to events: the rules, pure, in one place.
+
+`decide` answers one command on one state. `follow` says what must happen next because of what
+happened; the runtime folds and asks until nothing follows, all in one atomic append.
+"""
+
+from typing import assert_never
+
+from core import commands, errors, events
+from core.commands import AnyCommand, Meta
+from core.decide import graph, rounds, tasks, workers
+from core.projections.state import State
+
+
+def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventData]:
+    """The events a command causes on this state. Raises errors.Refused; changes nothing."""
+    match command:
+        case commands.ClaimTask():
+            return tasks.claim(state, command)
+        case commands.CompleteTask():
+            return _complete(state, command)
+        case commands.EnqueueTask():
+            return tasks.enqueue(state, command)
+        case commands.StoreCheckpoint():
+            return tasks.store_checkpoint(state, command)
+        case commands.Heartbeat():
+            return workers.heartbeat(state, command)
+        case commands.FailAttempt():
+            return _with_endings(state, tasks.fail_attempt(state, command))
+        case commands.ReleaseClaim():
+            return tasks.release(state, command)
+        case commands.ReattachClaim():
+            return tasks.reattach(state, command)
+        case commands.ExpireClaim():
+            return _with_endings(state, tasks.expire(state, command))
+        case commands.CancelTask():
+            return _with_endings(state, tasks.cancel(state, command))
+        case commands.RetryTask():
+            return tasks.retry(state, command)
+        case commands.RegisterWorker():
+            return workers.register(state, command)
+        case commands.OpenSession():
+            return workers.open_session(state, command)
+        case commands.MarkOffline():
+            return workers.mark_offline(state, command)
+        case commands.MarkOnline():
+            return workers.mark_online(state, command)
+        case commands.SeedTree():
+            return graph.seed_tree(state)
+        case commands.ExpandNode():
+            return graph.expand(state, command)
+        case commands.DepositCommitments():
+            return rounds.deposit(state, command)
+        case commands.CloseRound():
+            return rounds.close(state, command, meta)
+        case commands.StartJudging():
+            return rounds.start_judging(state, command)
+        case commands.DecideRound():
+            return rounds.decide_round(state, command)
+        case commands.StartWriter():
+            return [events.WriterStarted(epoch=state.epoch + 1, process=command.process)]
+        case _:
+            assert_never(command)
+
+
+def _complete(state: State, command: commands.CompleteTask) -> list[events.EventData]:
+    happened = tasks.complete(state, command)
+    for data in happened:
+        if isinstance(data, events.TaskCompleted):
+            return [*happened, *rounds.of_completion(state, data)]
+    return happened
+
+
+def _with_endings(state: State, happened: list[events.EventData]) -> list[events.EventData]:
+    for data in happened:
+        if isinstance(data, events.TaskFailed):
+            return [*happened, *rounds.of_ending(state, data.task_id, "its task failed")]
+        if isinstance(data, events.TaskCancelled):
+            return [*happened, *rounds.of_ending(state, data.task_id, "its task was cancelled")]
+    return happened
+
+
+def follow(state: State, happened: list[events.EventData], meta: Meta) -> list[events.EventData]:
+    """What follows from events just folded; empty when nothing (more) does."""
+    for node_id in _nodes_touched(state, happened):
+        following = rounds.follow(state, node_id, meta)
+        if following:
+            return following
+    return []
+
+
+def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
+    touched: dict[str, None] = {}
+    for data in happened:
+        match data:
+            case events.CommitmentsDeposited():
+                for node in state.rounds.nodes:
+                    if node.waiting:
+                        touched[node.node_id] = None
+            case events.TaskClaimed() | events.TaskCompleted():
+                touched[state.tasks.table.rows[data.task_id].node_id] = None
+            case (
+                events.RoundOpened()
+                | events.RoleEntered()
+                | events.CandidateAdmitted()
+                | events.RoleClosed()
+                | events.RoundClosed()
+            ):
+                touched[state.rounds.table.rows[data.round_id].node_id] = None
+            case _:
+                pass
+    return list(touched)
+
+
+__all__ = ["AnyCommand", "Meta", "decide", "errors", "follow"]

@@ -1,0 +1,260 @@
+"""Commands: what somebody wants. Time, ids and seeds arrive inside; deciding draws none."""
+
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from core.events import (
+    Candidate,
+    CandidateVerdict,
+    Checkpoint,
+    Reasons,
+    Requires,
+    Role,
+    Token,
+    Via,
+    Workload,
+)
+
+
+class Meta(NamedTuple):
+    """Who asks, when (microseconds since 1970), under which ids."""
+
+    now: int
+    id: str
+    by: str
+    corr: str
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every command."""
+
+
+class SeedTree(Command, frozen=True, kw_only=True):
+    """Plant the seeded nodes that are missing."""
+
+
+class ExpandNode(Command, frozen=True, kw_only=True):
+    """Grow a specialization below `parent_id`."""
+
+    node_id: str
+    parent_id: str
+    name: str
+    description: str = ""
+    workload: Workload | None = None
+
+
+class EnqueueTask(Command, frozen=True, kw_only=True):
+    """Ask for training."""
+
+    task_id: str
+    node_id: str
+    topic: str
+    priority: int = 5
+    role: Role = "dual"
+    method: str = "auto"
+    seed: int
+    budget_seconds: float | None = None
+    requires: Requires = Requires()
+    idempotency_key: str = ""
+
+
+class ClaimTask(Command, frozen=True, kw_only=True):
+    """Give this worker the best task for it.
+
+    `signalled_at`: when an HTTP worker last registered or sent a heartbeat.
+    """
+
+    worker_id: str
+    via: Via
+    claim_id: str
+    lease_seconds: float
+    session: str = ""
+    signalled_at: int = 0
+
+
+class StoreCheckpoint(Command, frozen=True, kw_only=True):
+    """A holder's checkpoint, its chunks verified already."""
+
+    token: Token
+    worker_id: str
+    session: str
+    checkpoint: Checkpoint
+
+
+class CompleteTask(Command, frozen=True, kw_only=True):
+    """A holder's result. Over HTTP there is no token: the worker id stands for it."""
+
+    task_id: str
+    worker_id: str
+    token: Token | None = None
+    session: str = ""
+    metrics: bytes = b"{}"
+    metrics_digest: str = ""
+    artifact_name: str | None = None
+    artifact_digest: str = ""
+    candidates: list[Candidate] = []
+
+
+class FailAttempt(Command, frozen=True, kw_only=True):
+    """A holder could not finish."""
+
+    token: Token
+    worker_id: str
+    session: str
+    reason: str
+    log_tail: str = ""
+
+
+class ReleaseClaim(Command, frozen=True, kw_only=True):
+    """A holder gives the task back."""
+
+    token: Token
+    worker_id: str
+    session: str
+    reason: str
+
+
+class ReattachClaim(Command, frozen=True, kw_only=True):
+    """A holder that was away asks whether the task is still its own."""
+
+    token: Token
+    worker_id: str
+    session: str
+
+
+class ExpireClaim(Command, frozen=True, kw_only=True):
+    """Liveness saw a lease end, or its holder fall silent."""
+
+    token: Token
+    reason: str
+    last_seen: int = 0
+
+
+class CancelTask(Command, frozen=True, kw_only=True):
+    """A person withdraws a task."""
+
+    task_id: str
+    reason: str = ""
+
+
+class RetryTask(Command, frozen=True, kw_only=True):
+    """A person queues a failed or cancelled task again."""
+
+    task_id: str
+
+
+class RegisterWorker(Command, frozen=True, kw_only=True):
+    """An HTTP worker introduces itself; its record is replaced."""
+
+    worker_id: str
+    hostname: str
+    capabilities: bytes = b"{}"
+
+
+class Heartbeat(Command, frozen=True, kw_only=True):
+    """An HTTP worker's heartbeat; empty capabilities (None) keep the old ones."""
+
+    worker_id: str
+    status: str = "online"
+    capabilities: bytes | None = None
+
+
+class OpenSession(Command, frozen=True, kw_only=True):
+    """An agent says hello and lists the claims it still works on."""
+
+    worker_id: str
+    session: str
+    hostname: str
+    lane: str
+    protocol: int
+    capabilities: bytes = b"{}"
+    holding: list[Token] = []
+
+
+class MarkOffline(Command, frozen=True, kw_only=True):
+    """A worker left, or was not heard of for too long."""
+
+    worker_id: str
+    reason: str
+    last_seen: int = 0
+    session: str = ""
+
+
+class MarkOnline(Command, frozen=True, kw_only=True):
+    """A worker taken for offline was heard of again."""
+
+    worker_id: str
+    session: str = ""
+
+
+class DepositCommitments(Command, frozen=True, kw_only=True):
+    """A judge's commitments for the rounds to come, hex SHA-256 of each 32-byte secret."""
+
+    judge: str
+    first: int
+    commitments: list[str]
+
+
+class CloseRound(Command, frozen=True, kw_only=True):
+    """A round's deadline passed."""
+
+    round_id: str
+
+
+class StartJudging(Command, frozen=True, kw_only=True):
+    """A judge takes a closed round."""
+
+    round_id: str
+    judge: str
+
+
+class DecideRound(Command, frozen=True, kw_only=True):
+    """A judge's verdict. `against` is the champion candidate it measured against."""
+
+    round_id: str
+    judge: str
+    verdict: str
+    secret: str
+    reasons: Reasons
+    candidates: list[CandidateVerdict]
+    promoted: str = ""
+    against: str = ""
+    alpha: float = 0.0
+    cases: int = 0
+    champion_error: float | None = None
+    baseline_error: float | None = None
+    below_baseline: bool = True
+    environment: dict[str, str] = {}
+
+
+class StartWriter(Command, frozen=True, kw_only=True):
+    """This process becomes the one writer."""
+
+    process: str
+
+
+AnyCommand: TypeAlias = (
+    SeedTree
+    | ExpandNode
+    | EnqueueTask
+    | ClaimTask
+    | StoreCheckpoint
+    | CompleteTask
+    | FailAttempt
+    | ReleaseClaim
+    | ReattachClaim
+    | ExpireClaim
+    | CancelTask
+    | RetryTask
+    | RegisterWorker
+    | Heartbeat
+    | OpenSession
+    | MarkOffline
+    | MarkOnline
+    | DepositCommitments
+    | CloseRound
+    | StartJudging
+    | DecideRound
+    | StartWriter
+)

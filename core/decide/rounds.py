@@ -1,0 +1,272 @@
+"""Rounds: opened by claims, closed by completions or their deadline, decided by a judge."""
+
+import hashlib
+from collections.abc import Iterable
+
+from core import commands, errors, events
+from core.commands import Meta
+from core.events import Champion
+from core.projections.rounds import RIVALS, Decided, Round, Waiting, rivals_of
+from core.projections.state import State
+from core.projections.tasks import Done, Task
+
+ROUND_SECONDS_MIN = 120.0
+ROUND_BUDGETS = 4.0
+BUDGET_SECONDS_DEFAULT = 30.0
+COMMITMENTS_MAX = 128
+"""Commitments in one deposit; each may open a round in the same atomic append."""
+DEPOSITED_MAX = 4_096
+ALPHA = 0.05
+
+
+def deposit(state: State, command: commands.DepositCommitments) -> list[events.EventData]:
+    """Take commitments that go on where the last deposit ended; a repetition changes nothing."""
+    rounds = state.rounds
+    if command.first + len(command.commitments) <= rounds.next_deposit:
+        return []
+    if command.first != rounds.next_deposit:
+        raise errors.Conflict(
+            f"the next commitment has index {rounds.next_deposit}, not {command.first}"
+        )
+    if len(rounds.commitments) + len(command.commitments) > DEPOSITED_MAX:
+        raise errors.QuotaExceeded(f"{len(rounds.commitments)} commitments are still unused")
+    if len(command.commitments) > COMMITMENTS_MAX:
+        raise errors.Invalid(f"at most {COMMITMENTS_MAX} commitments in one deposit")
+    for commitment in command.commitments:
+        if len(commitment) != 64 or not all(c in "0123456789abcdef" for c in commitment):
+            raise errors.Invalid("a commitment is 64 lower-case hex digits of a SHA-256")
+    return [
+        events.CommitmentsDeposited(
+            judge=command.judge, first=command.first, commitments=command.commitments
+        )
+    ]
+
+
+def of_completion(state: State, completed: events.TaskCompleted) -> list[events.EventData]:
+    """What a completion means to the open round its task entered, before it is folded."""
+    task = state.tasks.table.rows[completed.task_id]
+    row = _open_round(state, task)
+    if row is None:
+        return []
+    return _brought(row, completed.task_id, completed.worker_id, tuple(completed.candidates))
+
+
+def of_ending(state: State, task_id: str, reason: str) -> list[events.EventData]:
+    """What the end of a task without result means to its open round, before it is folded."""
+    row = _open_round(state, state.tasks.table.rows[task_id])
+    if row is None:
+        return []
+    return [
+        events.RoleClosed(round_id=row.round_id, rival=entry.rival, task_id=task_id, reason=reason)
+        for entry in row.entries
+        if entry.task_id == task_id and entry.state == "awaited"
+    ]
+
+
+def _open_round(state: State, task: Task | Done) -> Round | None:
+    if not task.round_id:
+        return None
+    row = state.rounds.table.get(task.round_id)
+    return row if isinstance(row, Round) and row.status == "open" else None
+
+
+def _brought(
+    row: Round, task_id: str, worker_id: str, candidates: tuple[events.Candidate, ...]
+) -> list[events.EventData]:
+    awaited = [
+        entry.rival
+        for entry in row.entries
+        if entry.task_id == task_id and entry.state == "awaited"
+    ]
+    return _settles(row.round_id, awaited, task_id, worker_id, candidates)
+
+
+def _settles(
+    round_id: str,
+    rivals: Iterable[events.Rival],
+    task_id: str,
+    worker_id: str,
+    candidates: tuple[events.Candidate, ...],
+) -> list[events.EventData]:
+    by_rival = {candidate.rival: candidate for candidate in candidates}
+    happened: list[events.EventData] = []
+    for rival in rivals:
+        if rival in by_rival:
+            happened.append(
+                events.CandidateAdmitted(
+                    round_id=round_id,
+                    task_id=task_id,
+                    worker_id=worker_id,
+                    candidate=by_rival[rival],
+                )
+            )
+        else:
+            reason = "the task was completed without a candidate for this role"
+            happened.append(
+                events.RoleClosed(round_id=round_id, rival=rival, task_id=task_id, reason=reason)
+            )
+    return happened
+
+
+def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
+    """The next thing that follows for a node's rounds from the state alone, if any.
+
+    Called after each fold until nothing follows: a full round closes; a round opens when tasks
+    wait and a commitment is free; waiting tasks enter an open round whose roles are free.
+    """
+    node = state.rounds.node(node_id)
+    if node.open_round:
+        row = state.rounds.table.rows[node.open_round]
+        assert isinstance(row, Round), "an open round is whole"
+        entered = {entry.rival: entry for entry in row.entries}
+        if all(rival in entered and entered[rival].state != "awaited" for rival in RIVALS):
+            return [events.RoundClosed(round_id=row.round_id, reason="both rivals are in")]
+        for waiting in node.waiting:
+            if waiting.workload == row.workload and not any(
+                rival in entered for rival in rivals_of(waiting.role)
+            ):
+                return _enters(row, waiting)
+        return []
+    if not node.waiting or not len(state.rounds.commitments):
+        return []
+    return [_opened(state, node_id, node.waiting[0], meta)]
+
+
+def _enters(row: Round, waiting: Waiting) -> list[events.EventData]:
+    rivals = rivals_of(waiting.role)
+    entered: list[events.EventData] = [
+        events.RoleEntered(round_id=row.round_id, rival=rival, task_id=waiting.task_id)
+        for rival in rivals
+    ]
+    if waiting.candidates is None:
+        return entered
+    brought = _settles(row.round_id, rivals, waiting.task_id, waiting.worker_id, waiting.candidates)
+    return [*entered, *brought]
+
+
+def _opened(state: State, node_id: str, first: Waiting, meta: Meta) -> events.RoundOpened:
+    commitment = next(iter(state.rounds.commitments))
+    task = state.tasks.table.rows[first.task_id]
+    budget = task.budget_seconds if isinstance(task, Task) else None
+    seconds = max(ROUND_SECONDS_MIN, ROUND_BUDGETS * (budget or BUDGET_SECONDS_DEFAULT))
+    return events.RoundOpened(
+        round_id="round-" + hashlib.sha256(commitment.commitment.encode()).hexdigest()[:12],
+        node_id=node_id,
+        index=commitment.index,
+        commitment=commitment.commitment,
+        workload=first.workload,
+        closes_at=meta.now + int(seconds * 1e6),
+        base=state.graph.base(node_id, first.workload),
+    )
+
+
+def close(state: State, command: commands.CloseRound, meta: Meta) -> list[events.EventData]:
+    """Close a round whose deadline passed."""
+    row = _round(state, command.round_id)
+    if not isinstance(row, Round) or row.status != "open" or meta.now < row.closes_at:
+        return []
+    return [events.RoundClosed(round_id=row.round_id, reason="its deadline passed")]
+
+
+def _round(state: State, round_id: str) -> Round | Decided:
+    row = state.rounds.table.get(round_id)
+    if row is None:
+        raise errors.NotFound(f"there is no round {round_id}")
+    return row
+
+
+def start_judging(state: State, command: commands.StartJudging) -> list[events.EventData]:
+    """Hand a closed round to a judge, or to another one when its first judge was lost."""
+    row = _round(state, command.round_id)
+    if not isinstance(row, Round) or row.status not in ("closed", "judging"):
+        raise errors.Conflict(f"{row.round_id} is {row.status}; only closed rounds are judged")
+    champion = state.graph.base(row.node_id, row.workload)
+    node = state.rounds.node(row.node_id)
+    against = champion.candidate_id if champion else ""
+    look = node.looks + 1 if node.looked_at == against else 1
+    if row.status == "judging" and row.look and row.champion == champion:
+        look = row.look
+    return [
+        events.JudgingStarted(
+            round_id=row.round_id, judge=command.judge, look=look, champion=champion
+        )
+    ]
+
+
+def decide_round(state: State, command: commands.DecideRound) -> list[events.EventData]:
+    """Take a judge's verdict: its secret must open the commitment, its champion still reign."""
+    row = _round(state, command.round_id)
+    if isinstance(row, Decided):
+        raise errors.Conflict(f"{row.round_id} is decided already: {row.verdict}")
+    if row.status != "judging" or row.judge != command.judge:
+        raise errors.Conflict(f"{row.round_id} is not with judge {command.judge}; take it first")
+    try:
+        opened = hashlib.sha256(bytes.fromhex(command.secret)).hexdigest()
+    except ValueError as error:
+        raise errors.Invalid(f"the secret is not hex: {error}") from error
+    if opened != row.commitment:
+        raise errors.Invalid("the secret does not open the round's commitment")
+    reigning = state.graph.base(row.node_id, row.workload)
+    if (reigning.candidate_id if reigning else "") != command.against:
+        raise errors.Conflict("the champion changed while the round was judged; judge it again")
+    standing = {standing.candidate.candidate_id: standing for standing in row.standings}
+    judged = {verdict.candidate_id: verdict for verdict in command.candidates}
+    if set(judged) != set(standing):
+        raise errors.Invalid("a verdict names every candidate of its round, and no other")
+    if command.verdict not in ("promote", "keep", "void") or (
+        (command.verdict == "promote") != bool(command.promoted)
+    ):
+        raise errors.Invalid("a verdict is promote (naming whom), keep or void")
+    happened: list[events.EventData] = [_decided(row, command)]
+    if command.promoted:
+        if command.promoted not in standing:
+            raise errors.Invalid("only a candidate of the round can be promoted")
+        champion = _champion(row, command)
+        happened.append(
+            events.ChampionPromoted(
+                node_id=row.node_id, champion=champion, instead_of=command.against
+            )
+        )
+    return happened
+
+
+def _decided(row: Round, command: commands.DecideRound) -> events.RoundDecided:
+    return events.RoundDecided(
+        round_id=row.round_id,
+        verdict=command.verdict,  # type: ignore[arg-type]
+        secret=command.secret,
+        reasons=command.reasons,
+        candidates=command.candidates,
+        promoted=command.promoted,
+        look=row.look,
+        alpha=command.alpha,
+        cases=command.cases,
+        champion_error=command.champion_error,
+        baseline_error=command.baseline_error,
+        environment=command.environment,
+    )
+
+
+def _champion(row: Round, command: commands.DecideRound) -> Champion:
+    standing = next(s for s in row.standings if s.candidate.candidate_id == command.promoted)
+    verdict = next(v for v in command.candidates if v.candidate_id == command.promoted)
+    if verdict.error is None or command.baseline_error is None:
+        raise errors.Invalid("a promotion carries the measured errors of candidate and baseline")
+    return Champion(
+        node_id=row.node_id,
+        candidate_id=command.promoted,
+        round_id=row.round_id,
+        task_id=standing.task_id,
+        worker_id=standing.worker_id,
+        rival=standing.candidate.rival,
+        manifest=standing.candidate.manifest,
+        writer=standing.candidate.writer,
+        weights_sha256=standing.candidate.weights_sha256,
+        workload=row.workload,
+        error=verdict.error,
+        baseline_error=command.baseline_error,
+        evidence_rate=verdict.evidence_rate or 0.0,
+        below_baseline=command.below_baseline,
+        params=verdict.params,
+        bytes=verdict.bytes,
+    )

@@ -1,0 +1,328 @@
+"""The life of a task: queued, claimed under a fencing token, completed once."""
+
+import msgspec
+
+from core import commands, errors, events
+from core.decide import workers
+from core.events import Requires, Token
+from core.projections.rounds import rivals_of
+from core.projections.state import State
+from core.projections.tasks import ATTEMPTS_MAX, LOG_TAIL_CHARS_MAX, Claim, Done, Task
+from core.projections.workers import Worker
+
+OPEN_TASKS_MAX = 1_000_000
+HELD_MAX = 64
+
+
+def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventData]:
+    """Queue a task. An idempotency key seen before queues nothing. Raises NotFound."""
+    if command.idempotency_key and command.idempotency_key in state.tasks.keys:
+        return []
+    if command.node_id not in state.graph.nodes:
+        raise errors.NotFound("target node not found")
+    if state.tasks.counts["queued"] >= OPEN_TASKS_MAX:
+        raise errors.Overloaded(
+            f"{OPEN_TASKS_MAX} tasks are queued, the most the queue holds; "
+            f"wait for workers or cancel some"
+        )
+    workload, inherited = state.graph.workload(command.node_id)
+    return [
+        events.TaskQueued(
+            task_id=command.task_id,
+            node_id=command.node_id,
+            topic=command.topic,
+            priority=command.priority,
+            role=command.role,
+            method=command.method,
+            seed=command.seed,
+            budget_seconds=command.budget_seconds,
+            requires=command.requires,
+            workload=workload,
+            workload_inherited=inherited,
+            idempotency_key=command.idempotency_key,
+        )
+    ]
+
+
+def _memory_gb(lane: str) -> float:
+    """The memory a lane promises: `cuda-80` stands for 80 GB, `cpu-16` for 16."""
+    _, _, memory = lane.partition("-")
+    return float(memory) if memory.isdigit() else 0.0
+
+
+def lane_runs(lane: str, requires: Requires) -> bool:
+    """Whether a device of this lane can run a task with these requirements."""
+    device = lane.partition("-")[0]
+    if requires.device and requires.device != device:
+        return False
+    return requires.memory_gb <= _memory_gb(lane) if requires.memory_gb else True
+
+
+def _slots(worker: Worker) -> int:
+    try:
+        declared = msgspec.json.decode(worker.capabilities)
+    except msgspec.DecodeError:
+        return 1
+    slots = declared.get("slots") if isinstance(declared, dict) else None
+    return slots if isinstance(slots, int) else 1
+
+
+def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int = 0) -> str | None:
+    """The task a worker would be given now: one it may already hold, or the best in order.
+
+    An HTTP worker whose answer may have been lost gets its only claim again: it showed itself
+    after that claim and has not declared more than one slot.
+    """
+    worker = state.workers.table.get(worker_id)
+    if worker is None or worker.status != "online":
+        return None
+    if via == "http":
+        again = _unanswered(state, worker, signalled_at)
+        if again is not None:
+            return again
+    elif len(state.tasks.held.get(worker_id, ())) >= HELD_MAX:
+        return None
+
+    def fits(requires: Requires, merge: bool) -> bool:
+        if via == "http":
+            return not merge
+        return lane_runs(worker.lane, requires)
+
+    return state.tasks.queue.best(fits, state.tasks.ticket)
+
+
+def _unanswered(state: State, worker: Worker, signalled_at: int) -> str | None:
+    held = state.tasks.held.get(worker.worker_id, {})
+    if len(held) != 1:
+        return None
+    task = state.tasks.table.rows[next(iter(held))]
+    assert isinstance(task, Task), "a held task is open"
+    claim = task.claims[-1]
+    if claim.via != "http" or signalled_at <= claim.claimed_at or _slots(worker) > 1:
+        return None
+    return task.task_id
+
+
+def claim(state: State, command: commands.ClaimTask) -> list[events.EventData]:
+    """Give the best task to a worker; nothing happens when there is none."""
+    if command.via == "nats":
+        workers.require_session(state, command.worker_id, command.session)
+    task_id = claimable(state, command.worker_id, command.via, command.signalled_at)
+    if task_id is None:
+        return []
+    task = state.tasks.table.rows[task_id]
+    assert isinstance(task, Task), "a claimable task is open"
+    if task.status == "running":
+        return []
+    base = task.base if task.resume else state.graph.base(task.node_id, task.workload)
+    if "evolver" not in rivals_of(task.role):
+        base = None
+    return [
+        events.TaskClaimed(
+            task_id=task_id,
+            attempt=len(task.claims) + 1,
+            claim_id=command.claim_id,
+            worker_id=command.worker_id,
+            via=command.via,
+            lease_seconds=command.lease_seconds,
+            session=command.session,
+            base=base,
+            resume=list(task.resume) if command.via == "nats" else [],
+        )
+    ]
+
+
+def _open_task(state: State, task_id: str) -> Task | Done:
+    task = state.tasks.table.get(task_id)
+    if task is None:
+        raise errors.NotFound("task not found")
+    return task
+
+
+def _fence(
+    state: State, token: Token, worker_id: str, session: str
+) -> tuple[Task, list[events.EventData]]:
+    """The task a token still holds, and the revival of its claim where it had expired.
+
+    Raises NotFound, SupersededSession, or StaleAttempt when a later attempt was claimed, a
+    result is stored, or the holder itself gave the task up.
+    """
+    task = _open_task(state, token.task_id)
+    workers.require_session(state, worker_id, session)
+    if isinstance(task, Done):
+        raise errors.StaleAttempt(
+            f"{token.task_id} has its result already, from attempt {task.attempt}; stop this work"
+        )
+    claim = task.claim
+    if claim is None or claim.attempt != token.attempt or claim.claim_id != token.claim_id:
+        latest = claim.attempt if claim else 0
+        raise errors.StaleAttempt(
+            f"attempt {token.attempt} of {token.task_id} was overtaken: attempt {latest} is the "
+            f"latest; stop this work"
+        )
+    if claim.worker_id != worker_id:
+        raise errors.NotOwner("worker does not own this task")
+    if claim.state == "expired" and task.status == "queued":
+        return task, [_revival(claim, task, session)]
+    if claim.state != "open":
+        raise errors.StaleAttempt(
+            f"attempt {token.attempt} of {token.task_id} is {claim.state}; stop this work"
+        )
+    return task, []
+
+
+def _revival(claim: Claim, task: Task, session: str) -> events.ClaimRevived:
+    return events.ClaimRevived(
+        task_id=task.task_id, attempt=claim.attempt, claim_id=claim.claim_id, session=session
+    )
+
+
+def store_checkpoint(state: State, command: commands.StoreCheckpoint) -> list[events.EventData]:
+    """Keep a checkpoint that others can go on from."""
+    task, revived = _fence(state, command.token, command.worker_id, command.session)
+    token = command.token
+    return [
+        *revived,
+        events.CheckpointStored(
+            task_id=task.task_id,
+            attempt=token.attempt,
+            claim_id=token.claim_id,
+            checkpoint=command.checkpoint,
+        ),
+    ]
+
+
+def complete(state: State, command: commands.CompleteTask) -> list[events.EventData]:
+    """Take the first result of a task; the owner's repetition changes nothing.
+
+    Over HTTP the worker id stands for the token: whoever held the task last, or delivered it.
+    Raises NotFound, NotOwner, StaleAttempt, SupersededSession.
+    """
+    task = _open_task(state, command.task_id)
+    if isinstance(task, Done):
+        _require_repetition(task, command)
+        return []
+    if command.token is not None:
+        task, revived = _fence(state, command.token, command.worker_id, command.session)
+    else:
+        revived = _require_http_owner(task, command.worker_id)
+    claim = task.claims[-1]
+    completed = events.TaskCompleted(
+        task_id=task.task_id,
+        attempt=claim.attempt,
+        claim_id=claim.claim_id,
+        worker_id=command.worker_id,
+        metrics=msgspec.Raw(command.metrics),
+        metrics_digest=command.metrics_digest,
+        artifact_name=command.artifact_name,
+        artifact_uploaded=bool(command.artifact_digest),
+        artifact_digest=command.artifact_digest,
+        candidates=command.candidates,
+    )
+    return [*revived, completed]
+
+
+def _require_repetition(task: Done, command: commands.CompleteTask) -> None:
+    if command.worker_id != task.worker_id:
+        raise errors.NotOwner("worker does not own this task")
+    token = command.token
+    if token is not None and (token.attempt, token.claim_id) != (task.attempt, task.claim_id):
+        raise errors.StaleAttempt(
+            f"{task.task_id} has its result already, from attempt {task.attempt}; stop this work"
+        )
+
+
+def _require_http_owner(task: Task, worker_id: str) -> list[events.EventData]:
+    claim = task.claim
+    if claim is None or claim.worker_id != worker_id or claim.via != "http":
+        raise errors.NotOwner("worker does not own this task")
+    if task.status == "running" and claim.state == "open":
+        return []
+    if task.status == "queued" and claim.state == "expired":
+        return [_revival(claim, task, "")]
+    raise errors.NotOwner("worker does not own this task")
+
+
+def fail_attempt(state: State, command: commands.FailAttempt) -> list[events.EventData]:
+    """Record that a holder could not finish; the last allowed attempt fails the task."""
+    task, revived = _fence(state, command.token, command.worker_id, command.session)
+    tail = command.log_tail[-LOG_TAIL_CHARS_MAX:]
+    failed = events.AttemptFailed(
+        task_id=task.task_id,
+        attempt=command.token.attempt,
+        claim_id=command.token.claim_id,
+        reason=command.reason,
+        log_tail=tail,
+    )
+    return [*revived, failed, *_used_up(task, command.reason, tail)]
+
+
+def _used_up(task: Task, reason: str, log_tail: str = "") -> list[events.EventData]:
+    if task.strikes + 1 < ATTEMPTS_MAX:
+        return []
+    reasons = [
+        f"attempt {claim.attempt} ({claim.worker_id}): {claim.reason}"
+        for claim in task.claims[:-1]
+        if claim.reason
+    ]
+    last = task.claims[-1]
+    reasons.append(f"attempt {last.attempt} ({last.worker_id}): {reason}")
+    return [events.TaskFailed(task_id=task.task_id, reasons=reasons, log_tail=log_tail)]
+
+
+def release(state: State, command: commands.ReleaseClaim) -> list[events.EventData]:
+    """Give a task back."""
+    task, revived = _fence(state, command.token, command.worker_id, command.session)
+    released = events.ClaimReleased(
+        task_id=task.task_id,
+        attempt=command.token.attempt,
+        claim_id=command.token.claim_id,
+        reason=command.reason,
+    )
+    return [*revived, released]
+
+
+def reattach(state: State, command: commands.ReattachClaim) -> list[events.EventData]:
+    """Confirm that a task is still its holder's, reviving an expired, unrivalled claim."""
+    _, revived = _fence(state, command.token, command.worker_id, command.session)
+    return revived
+
+
+def expire(state: State, command: commands.ExpireClaim) -> list[events.EventData]:
+    """End a lease, unless the claim it was seen on has ended or moved on already."""
+    task = state.tasks.table.get(command.token.task_id)
+    if not isinstance(task, Task) or task.status != "running":
+        return []
+    claim = task.claims[-1]
+    if (claim.attempt, claim.claim_id) != (command.token.attempt, command.token.claim_id):
+        return []
+    expired = events.ClaimExpired(
+        task_id=task.task_id,
+        attempt=claim.attempt,
+        claim_id=claim.claim_id,
+        reason=command.reason,
+        last_seen=command.last_seen,
+    )
+    return [expired, *_used_up(task, command.reason)]
+
+
+def cancel(state: State, command: commands.CancelTask) -> list[events.EventData]:
+    """Withdraw a task that has no result; cancelling twice is once."""
+    task = _open_task(state, command.task_id)
+    if task.status == "cancelled":
+        return []
+    if task.status in ("completed", "failed"):
+        raise errors.Conflict(
+            f"{command.task_id} is {task.status} and cannot be cancelled; its record stays"
+        )
+    return [events.TaskCancelled(task_id=command.task_id, reason=command.reason)]
+
+
+def retry(state: State, command: commands.RetryTask) -> list[events.EventData]:
+    """Queue a failed or cancelled task again."""
+    task = _open_task(state, command.task_id)
+    if task.status not in ("failed", "cancelled"):
+        raise errors.Conflict(
+            f"{command.task_id} is {task.status}; only failed and cancelled tasks can be retried"
+        )
+    return [events.TaskRetried(task_id=command.task_id)]

@@ -1,0 +1,109 @@
+"""Registration, sessions, online and offline."""
+
+import msgspec
+
+from core import commands, errors, events
+from core.projections.state import State
+from core.projections.tasks import Task, token_of
+
+
+def register(state: State, command: commands.RegisterWorker) -> list[events.EventData]:
+    """Replace the worker's record."""
+    return [
+        events.WorkerRegistered(
+            worker_id=command.worker_id,
+            hostname=command.hostname,
+            capabilities=msgspec.Raw(command.capabilities),
+        )
+    ]
+
+
+def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventData]:
+    """Record what a heartbeat changes; one that changes nothing leaves no event."""
+    worker = state.workers.table.get(command.worker_id)
+    if worker is None:
+        return [
+            events.WorkerRegistered(
+                worker_id=command.worker_id,
+                hostname=command.worker_id,
+                status=command.status,
+                capabilities=msgspec.Raw(command.capabilities or b"{}"),
+            )
+        ]
+    capabilities = None
+    if command.capabilities is not None and command.capabilities != bytes(worker.capabilities):
+        capabilities = msgspec.Raw(command.capabilities)
+    if command.status == worker.status and capabilities is None:
+        return []
+    return [
+        events.WorkerChanged(
+            worker_id=command.worker_id, status=command.status, capabilities=capabilities
+        )
+    ]
+
+
+def open_session(state: State, command: commands.OpenSession) -> list[events.EventData]:
+    """Begin a session; the worker's claims that it does not list are released at once."""
+    happened: list[events.EventData] = [
+        events.SessionOpened(
+            worker_id=command.worker_id,
+            session=command.session,
+            hostname=command.hostname,
+            lane=command.lane,
+            protocol=command.protocol,
+            capabilities=msgspec.Raw(command.capabilities),
+        )
+    ]
+    listed = {token.task_id: token for token in command.holding}
+    for task_id in state.tasks.held.get(command.worker_id, ()):
+        task = state.tasks.table.rows[task_id]
+        assert isinstance(task, Task), "a held task is open"
+        token = token_of(task)
+        if listed.get(task_id) == token:
+            happened.append(
+                events.ClaimAdopted(
+                    task_id=task_id,
+                    attempt=token.attempt,
+                    claim_id=token.claim_id,
+                    session=command.session,
+                )
+            )
+        elif task.claims[-1].via == "nats":
+            happened.append(
+                events.ClaimReleased(
+                    task_id=task_id,
+                    attempt=token.attempt,
+                    claim_id=token.claim_id,
+                    reason="its worker began a new session without it",
+                )
+            )
+    return happened
+
+
+def require_session(state: State, worker_id: str, session: str) -> None:
+    """Raise SupersededSession unless this is the worker's newest session."""
+    worker = state.workers.table.get(worker_id)
+    if worker is None or worker.session != session:
+        raise errors.SupersededSession(
+            f"another session of worker {worker_id!r} took over; this one must stop its work"
+        )
+
+
+def mark_offline(state: State, command: commands.MarkOffline) -> list[events.EventData]:
+    """Take a worker for offline, unless it began another session meanwhile."""
+    worker = state.workers.table.get(command.worker_id)
+    if worker is None or worker.status != "online" or worker.session != command.session:
+        return []
+    return [
+        events.WorkerWentOffline(
+            worker_id=command.worker_id, reason=command.reason, last_seen=command.last_seen
+        )
+    ]
+
+
+def mark_online(state: State, command: commands.MarkOnline) -> list[events.EventData]:
+    """Take an offline worker for online again."""
+    worker = state.workers.table.get(command.worker_id)
+    if worker is None or worker.status == "online" or worker.session != command.session:
+        return []
+    return [events.WorkerCameOnline(worker_id=command.worker_id)]

@@ -1,0 +1,598 @@
+"""Events: what happened, in the words of the domain, and how it is written down.
+
+An event is stored as one JSON object, the envelope:
+`{"type", "v", "id", "at", "by", "cause", "corr", "data"}`. `type` is the name of one of the structs
+below and `v` its version; `at` is UTC; `by` is who asked; `cause` the command; `corr` the request
+the command belongs to. Times inside `data` are microseconds since 1970 (UTC).
+
+New fields get defaults. Types and meanings never change: a breaking change is a new version with
+an upcaster in `UPCASTERS`.
+"""
+
+import datetime
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import msgspec
+
+from core import subjects
+
+Role: TypeAlias = Literal["dual", "evolver", "reinventor", "merge"]
+Rival: TypeAlias = Literal["evolver", "reinventor", "merge"]
+Via: TypeAlias = Literal["http", "nats"]
+
+EVENT_BYTES_MAX = 64 * 1024
+DATA_BYTES_MAX = EVENT_BYTES_MAX - 1024
+"""What an event's data may take, leaving room for the envelope."""
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A value inside events and rows."""
+
+
+class Workload(Value, frozen=True, kw_only=True):
+    """What a node trains: a specialist and its parameters."""
+
+    specialist: str
+    parameters: dict[str, float] = {}
+
+
+class Requires(Value, frozen=True, kw_only=True):
+    """What a task needs of a device; empty means any."""
+
+    device: str = ""
+    memory_gb: float = 0.0
+
+
+class Token(Value, frozen=True, kw_only=True):
+    """The fencing token of a claim."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+
+
+class Checkpoint(Value, frozen=True, kw_only=True):
+    """A stored state of training that another worker can go on from."""
+
+    rival: Rival
+    step: int
+    total_steps: int
+    manifest: str
+    writer: str
+    bytes: int
+    final: bool = False
+
+
+class Candidate(Value, frozen=True, kw_only=True):
+    """A stored model asking to be champion. `claims` are its worker's own measurements."""
+
+    candidate_id: str
+    rival: Rival
+    manifest: str
+    writer: str
+    weights_sha256: str
+    bytes: int
+    claims: dict[str, float] = {}
+
+
+class Reasons(Value, frozen=True, kw_only=True):
+    """Why, in words, in both languages."""
+
+    ar: str
+    en: str
+
+
+class CandidateVerdict(Value, frozen=True, kw_only=True):
+    """What the judge measured of one candidate and what follows from it."""
+
+    candidate_id: str
+    verdict: str
+    reasons: Reasons
+    error: float | None = None
+    evidence_rate: float | None = None
+    ratio: float | None = None
+    ratio_upper: float | None = None
+    params: int = 0
+    bytes: int = 0
+
+
+class Champion(Value, frozen=True, kw_only=True):
+    """The model a node serves, with the measurements that made it so (on hidden cases)."""
+
+    node_id: str
+    candidate_id: str
+    round_id: str
+    task_id: str
+    worker_id: str
+    rival: Rival
+    manifest: str
+    writer: str
+    weights_sha256: str
+    workload: Workload
+    error: float
+    baseline_error: float
+    evidence_rate: float
+    below_baseline: bool
+    params: int
+    bytes: int
+
+
+class Base(Value, frozen=True, kw_only=True):
+    """Which champion something starts from or is measured against."""
+
+    candidate_id: str
+    manifest: str
+    writer: str
+    weights_sha256: str
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """Base of every event's data."""
+
+
+# ── nodes ── ev.node.<node_id>
+
+
+class NodeAdded(Data, frozen=True, kw_only=True):
+    """A specialization grew. `label` (its path segment) and `ai_name` default to its name."""
+
+    node_id: str
+    name: str
+    parent_id: str | None = None
+    description: str = ""
+    label: str = ""
+    ai_name: str = ""
+    workload: Workload | None = None
+
+
+class ChampionPromoted(Data, frozen=True, kw_only=True):
+    """A candidate became the node's champion; `instead_of` is the candidate it replaced."""
+
+    node_id: str
+    champion: Champion
+    instead_of: str = ""
+
+
+# ── tasks ── ev.task.<task_id>
+
+
+class TaskQueued(Data, frozen=True, kw_only=True):
+    """Somebody asked for training."""
+
+    task_id: str
+    node_id: str
+    topic: str
+    priority: int
+    workload: Workload
+    workload_inherited: bool = False
+    role: Role = "dual"
+    method: str = "auto"
+    seed: int = 0
+    budget_seconds: float | None = None
+    requires: Requires = Requires()
+    idempotency_key: str = ""
+
+
+class TaskClaimed(Data, frozen=True, kw_only=True):
+    """A worker holds the task; its evolver starts from `base`, its training from `resume`."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    worker_id: str
+    via: Via
+    lease_seconds: float
+    session: str = ""
+    base: Base | None = None
+    resume: list[Checkpoint] = []
+
+
+class ClaimAdopted(Data, frozen=True, kw_only=True):
+    """A restarted worker took its own claim over into a new session."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    session: str
+
+
+class ClaimExpired(Data, frozen=True, kw_only=True):
+    """The lease ended unrenewed, or its holder fell silent. Good again while unrivalled."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    reason: str
+    last_seen: int = 0
+
+
+class ClaimRevived(Data, frozen=True, kw_only=True):
+    """The holder of an expired, unrivalled claim came back."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    session: str = ""
+
+
+class ClaimReleased(Data, frozen=True, kw_only=True):
+    """The holder gave the task back."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    reason: str
+
+
+class CheckpointStored(Data, frozen=True, kw_only=True):
+    """Chunks and manifest of a checkpoint are stored and their digests verified."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    checkpoint: Checkpoint
+
+
+class AttemptFailed(Data, frozen=True, kw_only=True):
+    """The holder could not finish."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    reason: str
+    log_tail: str = ""
+
+
+class TaskCompleted(Data, frozen=True, kw_only=True):
+    """The first result of the task; it stands. Large metrics lie in the artifact store."""
+
+    task_id: str
+    attempt: int
+    claim_id: str
+    worker_id: str
+    metrics: msgspec.Raw = msgspec.Raw(b"{}")
+    metrics_digest: str = ""
+    artifact_name: str | None = None
+    artifact_uploaded: bool = False
+    artifact_digest: str = ""
+    candidates: list[Candidate] = []
+
+
+class TaskFailed(Data, frozen=True, kw_only=True):
+    """All attempts are used up."""
+
+    task_id: str
+    reasons: list[str]
+    log_tail: str = ""
+
+
+class TaskCancelled(Data, frozen=True, kw_only=True):
+    """A person withdrew the task."""
+
+    task_id: str
+    reason: str = ""
+
+
+class TaskRetried(Data, frozen=True, kw_only=True):
+    """A failed or cancelled task is queued again, with all its attempts."""
+
+    task_id: str
+
+
+# ── workers ── ev.worker.<worker_id>
+
+
+class WorkerRegistered(Data, frozen=True, kw_only=True):
+    """A worker introduced itself over HTTP, or was first seen by a heartbeat."""
+
+    worker_id: str
+    hostname: str
+    status: str = "online"
+    capabilities: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class WorkerChanged(Data, frozen=True, kw_only=True):
+    """A heartbeat changed a worker's status or capabilities."""
+
+    worker_id: str
+    status: str
+    capabilities: msgspec.Raw | None = None
+
+
+class SessionOpened(Data, frozen=True, kw_only=True):
+    """An agent said hello; an older session of the same id is superseded."""
+
+    worker_id: str
+    session: str
+    hostname: str
+    lane: str
+    protocol: int
+    capabilities: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class WorkerWentOffline(Data, frozen=True, kw_only=True):
+    """A worker left or was not heard of for too long."""
+
+    worker_id: str
+    reason: str
+    last_seen: int = 0
+
+
+class WorkerCameOnline(Data, frozen=True, kw_only=True):
+    """A worker taken for offline was heard of again."""
+
+    worker_id: str
+
+
+# ── rounds ── ev.round.<round_id>
+
+
+class RoundOpened(Data, frozen=True, kw_only=True):
+    """Candidates of a node may be gathered, against a commitment to the judge's secret."""
+
+    round_id: str
+    node_id: str
+    index: int
+    commitment: str
+    workload: Workload
+    closes_at: int
+    base: Base | None = None
+
+
+class RoleEntered(Data, frozen=True, kw_only=True):
+    """A task will bring this round's candidate for a role."""
+
+    round_id: str
+    rival: Rival
+    task_id: str
+
+
+class CandidateAdmitted(Data, frozen=True, kw_only=True):
+    """A completed task's model stands in the round."""
+
+    round_id: str
+    task_id: str
+    worker_id: str
+    candidate: Candidate
+
+
+class RoleClosed(Data, frozen=True, kw_only=True):
+    """No (more) candidate will come for this role."""
+
+    round_id: str
+    rival: Rival
+    task_id: str
+    reason: str
+
+
+class RoundClosed(Data, frozen=True, kw_only=True):
+    """Nothing is admitted any more; the judges' turn."""
+
+    round_id: str
+    reason: str
+
+
+class JudgingStarted(Data, frozen=True, kw_only=True):
+    """A judge took the round, against the champion reigning now. `look` counts the judgements
+    made against that champion, from 1."""
+
+    round_id: str
+    judge: str
+    look: int
+    champion: Base | None = None
+
+
+class RoundDecided(Data, frozen=True, kw_only=True):
+    """The verdict, with the revealed secret and all that the judge measured."""
+
+    round_id: str
+    verdict: Literal["promote", "keep", "void"]
+    secret: str
+    reasons: Reasons
+    candidates: list[CandidateVerdict]
+    promoted: str = ""
+    look: int = 0
+    alpha: float = 0.0
+    cases: int = 0
+    champion_error: float | None = None
+    baseline_error: float | None = None
+    environment: dict[str, str] = {}
+
+
+# ── the log itself ── ev.log.*
+
+
+class WriterStarted(Data, frozen=True, kw_only=True):
+    """A control process became the one writer; every lower epoch has stepped down."""
+
+    epoch: int
+    process: str
+
+
+class CommitmentsDeposited(Data, frozen=True, kw_only=True):
+    """A judge deposited commitments for future rounds: index `first` and the following."""
+
+    judge: str
+    first: int
+    commitments: list[str]
+
+
+EventData: TypeAlias = (
+    NodeAdded
+    | ChampionPromoted
+    | TaskQueued
+    | TaskClaimed
+    | ClaimAdopted
+    | ClaimExpired
+    | ClaimRevived
+    | ClaimReleased
+    | CheckpointStored
+    | AttemptFailed
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | TaskRetried
+    | WorkerRegistered
+    | WorkerChanged
+    | SessionOpened
+    | WorkerWentOffline
+    | WorkerCameOnline
+    | RoundOpened
+    | RoleEntered
+    | CandidateAdmitted
+    | RoleClosed
+    | RoundClosed
+    | JudgingStarted
+    | RoundDecided
+    | WriterStarted
+    | CommitmentsDeposited
+)
+
+TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
+VERSIONS: dict[str, int] = {}
+"""The current version of each type that is not at 1."""
+UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From (type, old version) to a function that lifts its data by one version."""
+
+
+class Event(NamedTuple):
+    """One decoded event. `at` is microseconds since 1970; `seq` is 0 until it is stored."""
+
+    seq: int
+    at: int
+    id: str
+    by: str
+    cause: str
+    corr: str
+    data: EventData
+
+
+class Undecodable(NamedTuple):
+    """A stored record this program cannot read: kept, counted and shown, never folded."""
+
+    seq: int
+    subject: str
+    reason: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, gc=False):
+    type: str
+    v: int
+    id: str
+    at: datetime.datetime
+    by: str
+    cause: str
+    corr: str
+    data: msgspec.Raw
+
+
+class _EnvelopeOut(msgspec.Struct, frozen=True, gc=False):
+    type: str
+    v: int
+    id: str
+    at: datetime.datetime
+    by: str
+    cause: str
+    corr: str
+    data: EventData
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_data = {name: msgspec.json.Decoder(cls).decode for name, cls in TYPES.items()}
+
+
+def encode(event: Event) -> bytes:
+    """The stored form of an event, UTF-8 JSON."""
+    name = type(event.data).__name__
+    at = _EPOCH + datetime.timedelta(microseconds=event.at)
+    return _encode(
+        _EnvelopeOut(
+            name, VERSIONS.get(name, 1), event.id, at, event.by, event.cause, event.corr, event.data
+        )
+    )
+
+
+def size(data: EventData) -> int:
+    """Bytes of the stored form of an event's data."""
+    return len(_encode(data))
+
+
+def decode(seq: int, subject: str, raw: bytes) -> Event | Undecodable:
+    """The event stored at `seq`, or why it cannot be read."""
+    try:
+        envelope = _decode_envelope(raw)
+        decoder = _decode_data.get(envelope.type)
+        if decoder is None:
+            return Undecodable(seq, subject, f"unknown type {envelope.type[:80]!r}")
+        version = VERSIONS.get(envelope.type, 1)
+        if envelope.v > version:
+            return Undecodable(
+                seq,
+                subject,
+                f"{envelope.type} has version {envelope.v}, this program knows {version}",
+            )
+        data = decoder(_upcast(envelope)) if envelope.v < version else decoder(envelope.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Undecodable(seq, subject, f"cannot be decoded: {error}")
+    if subject != subject_of(data):
+        return Undecodable(seq, subject, f"{envelope.type} does not belong on this subject")
+    at = (envelope.at - _EPOCH) // _MICROSECOND
+    return Event(seq, at, envelope.id, envelope.by, envelope.cause, envelope.corr, data)
+
+
+def _upcast(envelope: _Envelope) -> bytes:
+    data = msgspec.json.decode(envelope.data)
+    for version in range(envelope.v, VERSIONS[envelope.type]):
+        data = UPCASTERS[envelope.type, version](data)
+    return msgspec.json.encode(data)
+
+
+_KIND: dict[type, tuple[str, str]] = {}
+
+
+def subject_of(data: EventData) -> str:
+    """The aggregate an event belongs to, as its subject."""
+    known = _KIND.get(type(data))
+    if known is None:
+        known = _KIND.setdefault(type(data), _aggregate(type(data)))
+    kind, field = known
+    if not field:
+        return kind
+    return subjects.event(kind, getattr(data, field))
+
+
+def _aggregate(cls: type[EventData]) -> tuple[str, str]:
+    if cls is WriterStarted:
+        return subjects.LOG_WRITER, ""
+    if cls is CommitmentsDeposited:
+        return subjects.LOG_COMMITMENTS, ""
+    fields = cls.__struct_fields__
+    for kind, field in (
+        ("node", "node_id"),
+        ("worker", "worker_id"),
+        ("task", "task_id"),
+        ("round", "round_id"),
+    ):
+        # The aggregate's own id is the first field of its events.
+        if fields[0] == field:
+            return kind, field
+    raise AssertionError(f"{cls.__name__} names no aggregate")
+
+
+def time_of(moment: datetime.datetime) -> int:
+    """Microseconds since 1970 of an aware datetime."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def isoformat(at: int) -> str:
+    """A time of the log as people and clients read it: ISO 8601, UTC, microseconds."""
+    moment = _EPOCH + datetime.timedelta(microseconds=at)
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+replace = msgspec.structs.replace
+"""A copy of a value with some fields changed."""

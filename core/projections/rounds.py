@@ -1,0 +1,251 @@
+"""Rounds: whose candidates stand against which champion, and what was decided."""
+
+from typing import Literal
+
+from core import errors, events
+from core.events import Base, Candidate, CandidateVerdict, Reasons, Rival, Role, Workload
+from core.projections.tables import Table
+
+RIVALS: tuple[Rival, ...] = ("evolver", "reinventor")
+Status = Literal["open", "closed", "judging", "decided"]
+
+
+def rivals_of(role: Role) -> tuple[Rival, ...]:
+    """The candidates a task of this role brings."""
+    return RIVALS if role == "dual" else (role,)
+
+
+class Entry(events.Value, frozen=True, kw_only=True):
+    """One role of a round: the task that brings its candidate, and whether it has."""
+
+    rival: Rival
+    task_id: str
+    state: Literal["awaited", "admitted", "closed"] = "awaited"
+    reason: str = ""
+
+
+class Standing(events.Value, frozen=True, kw_only=True):
+    """A candidate in a round, with the task and worker it comes from."""
+
+    candidate: Candidate
+    task_id: str
+    worker_id: str
+
+
+class Decision(events.Value, frozen=True, kw_only=True):
+    """What the judge said."""
+
+    verdict: str
+    secret: str
+    reasons: Reasons
+    candidates: tuple[CandidateVerdict, ...]
+    promoted: str
+    alpha: float
+    cases: int
+    champion_error: float | None
+    baseline_error: float | None
+    environment: dict[str, str]
+    decided_at: int
+
+
+class Round(events.Value, frozen=True, kw_only=True, tag=True):
+    """A round with its whole history."""
+
+    round_id: str
+    node_id: str
+    index: int
+    commitment: str
+    workload: Workload
+    base: Base | None
+    opened_at: int
+    closes_at: int
+    status: Status = "open"
+    entries: tuple[Entry, ...] = ()
+    standings: tuple[Standing, ...] = ()
+    close_reason: str = ""
+    judge: str = ""
+    look: int = 0
+    champion: Base | None = None
+    decision: Decision | None = None
+
+
+class Decided(events.Value, frozen=True, kw_only=True, tag=True):
+    """A decided round in brief; the rest is in the log on its subject."""
+
+    round_id: str
+    node_id: str
+    verdict: str
+
+    @property
+    def status(self) -> Status:
+        """Decided, by definition."""
+        return "decided"
+
+
+class Waiting(events.Value, frozen=True, kw_only=True):
+    """A claimed task whose candidates wait for the node's next round."""
+
+    task_id: str
+    role: Role
+    worker_id: str
+    workload: Workload
+    candidates: tuple[Candidate, ...] | None = None
+
+
+class NodeRounds(events.Value, frozen=True, kw_only=True):
+    """A node's open round, the tasks waiting for the next, and the looks at its champion."""
+
+    node_id: str
+    open_round: str = ""
+    waiting: tuple[Waiting, ...] = ()
+    looks: int = 0
+    looked_at: str = ""
+
+
+class Commitment(events.Value, frozen=True, kw_only=True):
+    """A commitment no round has taken yet."""
+
+    index: int
+    commitment: str
+
+
+def evolve(row: Round | None, at: int, data: events.EventData) -> Round:
+    """Fold one event into a round's whole record."""
+    if isinstance(data, events.RoundOpened):
+        return Round(
+            round_id=data.round_id,
+            node_id=data.node_id,
+            index=data.index,
+            commitment=data.commitment,
+            workload=data.workload,
+            base=data.base,
+            opened_at=at,
+            closes_at=data.closes_at,
+        )
+    if row is None:
+        raise errors.UnfitEvent(f"{type(data).__name__} before RoundOpened")
+    match data:
+        case events.RoleEntered():
+            entry = Entry(rival=data.rival, task_id=data.task_id)
+            kept = tuple(e for e in row.entries if e.rival != data.rival)
+            return events.replace(row, entries=(*kept, entry))
+        case events.CandidateAdmitted():
+            standing = Standing(
+                candidate=data.candidate, task_id=data.task_id, worker_id=data.worker_id
+            )
+            entries = _settled(row, data.candidate.rival, "admitted", "")
+            return events.replace(row, entries=entries, standings=(*row.standings, standing))
+        case events.RoleClosed():
+            return events.replace(row, entries=_settled(row, data.rival, "closed", data.reason))
+        case events.RoundClosed():
+            return events.replace(row, status="closed", close_reason=data.reason)
+        case events.JudgingStarted():
+            return events.replace(
+                row, status="judging", judge=data.judge, look=data.look, champion=data.champion
+            )
+        case events.RoundDecided():
+            decision = Decision(
+                verdict=data.verdict,
+                secret=data.secret,
+                reasons=data.reasons,
+                candidates=tuple(data.candidates),
+                promoted=data.promoted,
+                alpha=data.alpha,
+                cases=data.cases,
+                champion_error=data.champion_error,
+                baseline_error=data.baseline_error,
+                environment=data.environment,
+                decided_at=at,
+            )
+            return events.replace(row, status="decided", decision=decision)
+        case _:
+            raise errors.UnfitEvent(f"{type(data).__name__} is no event of a round")
+
+
+def _settled(
+    row: Round, rival: Rival, state: Literal["admitted", "closed"], reason: str
+) -> tuple[Entry, ...]:
+    return tuple(
+        events.replace(entry, state=state, reason=reason) if entry.rival == rival else entry
+        for entry in row.entries
+    )
+
+
+class Rounds:
+    """All rounds, what each node waits for, and the commitments still free."""
+
+    def __init__(self) -> None:
+        self.table: Table[Round | Decided] = Table("rounds")
+        self.nodes: Table[NodeRounds] = Table("node_rounds")
+        self.commitments: Table[Commitment] = Table("commitments")
+        self.next_deposit = 0
+        self.of_node: dict[str, list[str]] = {}
+        self.undecided: dict[str, None] = {}
+
+    def node(self, node_id: str) -> NodeRounds:
+        """A node's rounds; empty ones where it had none."""
+        return self.nodes.get(node_id) or NodeRounds(node_id=node_id)
+
+    def apply(self, at: int, data: events.EventData) -> None:
+        """Fold an event of a round."""
+        round_id: str = data.round_id  # type: ignore[union-attr]
+        before = self.table.get(round_id)
+        if isinstance(before, Decided) or (before and isinstance(data, events.RoundOpened)):
+            raise errors.UnfitEvent(f"{type(data).__name__} on a round that is {before.status}")
+        after = evolve(before, at, data)
+        self._index(after, data)
+        if after.decision is not None:
+            brief = Decided(
+                round_id=round_id, node_id=after.node_id, verdict=after.decision.verdict
+            )
+            self.table.put(round_id, brief)
+        else:
+            self.table.put(round_id, after)
+
+    def _index(self, after: Round, data: events.EventData) -> None:
+        node = self.node(after.node_id)
+        match data:
+            case events.RoundOpened():
+                self.of_node.setdefault(after.node_id, []).append(after.round_id)
+                self.undecided[after.round_id] = None
+                self.commitments.drop(str(after.index))
+                self.nodes.put(after.node_id, events.replace(node, open_round=after.round_id))
+            case events.RoundClosed():
+                self.nodes.put(after.node_id, events.replace(node, open_round=""))
+            case events.JudgingStarted():
+                looked_at = after.champion.candidate_id if after.champion else ""
+                self.nodes.put(
+                    after.node_id, events.replace(node, looks=after.look, looked_at=looked_at)
+                )
+            case events.RoleEntered():
+                waiting = tuple(w for w in node.waiting if w.task_id != data.task_id)
+                if waiting != node.waiting:
+                    self.nodes.put(after.node_id, events.replace(node, waiting=waiting))
+            case events.RoundDecided():
+                self.undecided.pop(after.round_id)
+
+    def task_claimed(self, row: Waiting, node_id: str) -> None:
+        """A claimed task begins to wait for a round, unless it does already."""
+        node = self.node(node_id)
+        if all(waiting.task_id != row.task_id for waiting in node.waiting):
+            self.nodes.put(node_id, events.replace(node, waiting=(*node.waiting, row)))
+
+    def task_ended(
+        self, node_id: str, task_id: str, worker_id: str, candidates: tuple[Candidate, ...]
+    ) -> None:
+        """A waiting task ended: its candidates wait on, or it waits no more."""
+        node = self.node(node_id)
+        waiting = []
+        for row in node.waiting:
+            if row.task_id != task_id:
+                waiting.append(row)
+            elif candidates:
+                waiting.append(events.replace(row, candidates=candidates, worker_id=worker_id))
+        if tuple(waiting) != node.waiting:
+            self.nodes.put(node_id, events.replace(node, waiting=tuple(waiting)))
+
+    def deposited(self, data: events.CommitmentsDeposited) -> None:
+        """Fold CommitmentsDeposited."""
+        for index, commitment in enumerate(data.commitments, data.first):
+            self.commitments.put(str(index), Commitment(index=index, commitment=commitment))
+        self.next_deposit = data.first + len(data.commitments)

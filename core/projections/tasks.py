@@ -1,0 +1,309 @@
+"""Tasks: the open ones whole, the completed ones as a compact row that points into the log."""
+
+from array import array
+from typing import Literal
+
+import msgspec
+
+from core import errors, events
+from core.events import Base, Candidate, Checkpoint, Requires, Role, Token, Via, Workload
+from core.projections.queue import Queue, order_key
+from core.projections.tables import Table
+
+ATTEMPTS_MAX = 5
+IDEMPOTENCY_KEYS_MAX = 100_000
+LOG_TAIL_CHARS_MAX = 4_000
+
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+ClaimState = Literal["open", "expired", "released", "failed", "completed", "cancelled"]
+
+
+class Claim(events.Value, frozen=True, kw_only=True):
+    """One attempt: who holds or held the task, from when to when, and how it ended."""
+
+    attempt: int
+    claim_id: str
+    worker_id: str
+    via: Via
+    session: str
+    claimed_at: int
+    lease_seconds: float
+    state: ClaimState = "open"
+    ended_at: int = 0
+    reason: str = ""
+    resumed_from: int = 0
+
+
+class Result(events.Value, frozen=True, kw_only=True):
+    """What a completion brought."""
+
+    worker_id: str
+    completed_at: int
+    metrics: msgspec.Raw
+    metrics_digest: str
+    artifact_name: str | None
+    artifact_uploaded: bool
+    artifact_digest: str
+    candidates: tuple[Candidate, ...]
+
+
+class Task(events.Value, frozen=True, kw_only=True, tag=True):
+    """A task with its whole history. `ticket` is the sequence that last queued it."""
+
+    task_id: str
+    node_id: str
+    topic: str
+    priority: int
+    role: Role
+    method: str
+    seed: int
+    budget_seconds: float | None
+    requires: Requires
+    workload: Workload
+    workload_inherited: bool
+    created_at: int
+    updated_at: int
+    status: Status
+    ticket: int
+    first_seq: int
+    claims: tuple[Claim, ...] = ()
+    strikes: int = 0
+    resume: tuple[Checkpoint, ...] = ()
+    base: Base | None = None
+    round_id: str = ""
+    reasons: tuple[str, ...] = ()
+    log_tail: str = ""
+    result: Result | None = None
+
+    @property
+    def claim(self) -> Claim | None:
+        """The latest claim, ended or not."""
+        return self.claims[-1] if self.claims else None
+
+    @property
+    def holder(self) -> str | None:
+        """The worker that holds the task or delivered it."""
+        if self.status == "running":
+            return self.claims[-1].worker_id
+        return self.result.worker_id if self.result else None
+
+
+class Done(events.Value, frozen=True, kw_only=True, tag=True):
+    """A completed task in brief; the rest is in the log from `first_seq` on its subject."""
+
+    task_id: str
+    node_id: str
+    worker_id: str
+    attempt: int
+    claim_id: str
+    first_seq: int
+    round_id: str = ""
+
+    @property
+    def status(self) -> Status:
+        """Completed, by definition."""
+        return "completed"
+
+
+class IdempotencyKey(events.Value, frozen=True, kw_only=True):
+    """The task that an Idempotency-Key of an enqueue stands for."""
+
+    task_id: str
+
+
+def evolve(task: Task | None, seq: int, at: int, data: events.EventData) -> Task:
+    """Fold one event into a task's whole record."""
+    if isinstance(data, events.TaskQueued):
+        return _queued(seq, at, data)
+    if task is None:
+        raise errors.UnfitEvent(f"{type(data).__name__} before TaskQueued")
+    match data:
+        case events.TaskClaimed():
+            claim = Claim(
+                attempt=data.attempt,
+                claim_id=data.claim_id,
+                worker_id=data.worker_id,
+                via=data.via,
+                session=data.session,
+                claimed_at=at,
+                lease_seconds=data.lease_seconds,
+                resumed_from=sum(point.step for point in data.resume),
+            )
+            return events.replace(
+                task,
+                status="running",
+                updated_at=at,
+                claims=(*task.claims, claim),
+                base=data.base,
+            )
+        case events.TaskCompleted():
+            return _completed(task, at, data)
+        case events.CheckpointStored():
+            kept = tuple(p for p in task.resume if p.rival != data.checkpoint.rival)
+            return events.replace(task, updated_at=at, resume=(*kept, data.checkpoint))
+        case events.ClaimAdopted():
+            return _with_claim(task, at, session=data.session)
+        case events.ClaimRevived():
+            revived = _with_claim(
+                task, at, state="open", ended_at=0, reason="", session=data.session
+            )
+            return events.replace(revived, status="running")
+        case events.ClaimExpired():
+            return _requeued(task, seq, at, "expired", data.reason, strike=True)
+        case events.ClaimReleased():
+            return _requeued(task, seq, at, "released", data.reason, strike=False)
+        case events.AttemptFailed():
+            failed = _requeued(task, seq, at, "failed", data.reason, strike=True)
+            return events.replace(failed, log_tail=data.log_tail)
+        case events.TaskFailed():
+            tail = data.log_tail or task.log_tail
+            return events.replace(
+                task, status="failed", updated_at=at, reasons=tuple(data.reasons), log_tail=tail
+            )
+        case events.TaskCancelled():
+            ended = task
+            if task.status == "running":
+                ended = _with_claim(task, at, state="cancelled", ended_at=at, reason=data.reason)
+            return events.replace(ended, status="cancelled", updated_at=at, reasons=(data.reason,))
+        case events.TaskRetried():
+            return events.replace(
+                task, status="queued", updated_at=at, ticket=seq, strikes=0, reasons=()
+            )
+        case _:
+            raise errors.UnfitEvent(f"{type(data).__name__} is no event of a task")
+
+
+def _queued(seq: int, at: int, data: events.TaskQueued) -> Task:
+    return Task(
+        task_id=data.task_id,
+        node_id=data.node_id,
+        topic=data.topic,
+        priority=data.priority,
+        role=data.role,
+        method=data.method,
+        seed=data.seed,
+        budget_seconds=data.budget_seconds,
+        requires=data.requires,
+        workload=data.workload,
+        workload_inherited=data.workload_inherited,
+        created_at=at,
+        updated_at=at,
+        status="queued",
+        ticket=seq,
+        first_seq=seq,
+    )
+
+
+def _with_claim(task: Task, at: int, **changes: object) -> Task:
+    claim = events.replace(task.claims[-1], **changes)
+    return events.replace(task, updated_at=at, claims=(*task.claims[:-1], claim))
+
+
+def _requeued(
+    task: Task, seq: int, at: int, state: ClaimState, reason: str, *, strike: bool
+) -> Task:
+    ended = _with_claim(task, at, state=state, ended_at=at, reason=reason)
+    return events.replace(ended, status="queued", ticket=seq, strikes=task.strikes + strike)
+
+
+def _completed(task: Task, at: int, data: events.TaskCompleted) -> Task:
+    ended = _with_claim(task, at, state="completed", ended_at=at)
+    result = Result(
+        worker_id=data.worker_id,
+        completed_at=at,
+        metrics=data.metrics.copy(),
+        metrics_digest=data.metrics_digest,
+        artifact_name=data.artifact_name,
+        artifact_uploaded=data.artifact_uploaded,
+        artifact_digest=data.artifact_digest,
+        candidates=tuple(data.candidates),
+    )
+    return events.replace(ended, status="completed", result=result)
+
+
+class Tasks:
+    """All tasks, the queue of the queued ones, and who holds the running ones."""
+
+    def __init__(self) -> None:
+        self.table: Table[Task | Done] = Table("tasks")
+        self.keys: Table[IdempotencyKey] = Table("idempotency_keys")
+        self.queue = Queue()
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("queued", "running", "completed", "failed", "cancelled"), 0
+        )
+        self.held: dict[str, dict[str, None]] = {}
+        """Running tasks by the worker that holds them, in order of claiming."""
+        self.ids: list[str] = []
+        self.first_seqs: array[int] = array("q")
+
+    def apply(self, seq: int, at: int, data: events.EventData) -> None:
+        """Fold an event of a task."""
+        task_id: str = data.task_id  # type: ignore[union-attr]
+        before = self.table.get(task_id)
+        if isinstance(before, Done) or (before and isinstance(data, events.TaskQueued)):
+            raise errors.UnfitEvent(f"{type(data).__name__} on a task that is {before.status}")
+        after = evolve(before, seq, at, data)
+        self._index(before, after)
+        if after.status == "completed":
+            self.table.put(task_id, _brief(after))
+        else:
+            self.table.put(task_id, after)
+        if isinstance(data, events.TaskQueued):
+            self.ids.append(task_id)
+            self.first_seqs.append(seq)
+            if data.idempotency_key:
+                self._remember(data.idempotency_key, task_id)
+
+    def entered_round(self, data: events.RoleEntered) -> None:
+        """Fold RoleEntered: the task's candidate stands in this round."""
+        task = self.table.rows[data.task_id]
+        self.table.put(data.task_id, events.replace(task, round_id=data.round_id))
+
+    def _index(self, before: Task | None, after: Task) -> None:
+        if before is not None:
+            self.counts[before.status] -= 1
+            if before.status == "running":
+                held = self.held[before.claims[-1].worker_id]
+                held.pop(before.task_id)
+                if not held:
+                    del self.held[before.claims[-1].worker_id]
+            elif before.status == "queued":
+                self.queue.removed()
+        self.counts[after.status] += 1
+        if after.status == "running":
+            self.held.setdefault(after.claims[-1].worker_id, {})[after.task_id] = None
+        elif after.status == "queued":
+            key = order_key(after.created_at, after.priority)
+            merge = after.role == "merge"
+            self.queue.add(after.task_id, after.requires, merge, key, after.ticket)
+        elif before is not None and before.status == "queued":
+            self.queue.compact(self.ticket)
+
+    def ticket(self, task_id: str) -> int:
+        """The ticket under which a task is queued now, or -1."""
+        task = self.table.rows[task_id]
+        return task.ticket if isinstance(task, Task) and task.status == "queued" else -1
+
+    def _remember(self, key: str, task_id: str) -> None:
+        self.keys.put(key, IdempotencyKey(task_id=task_id))
+        if len(self.keys) > IDEMPOTENCY_KEYS_MAX:
+            self.keys.drop(next(iter(self.keys.rows)))
+
+
+def _brief(task: Task) -> Done:
+    claim = task.claims[-1]
+    return Done(
+        task_id=task.task_id,
+        node_id=task.node_id,
+        worker_id=claim.worker_id,
+        attempt=claim.attempt,
+        claim_id=claim.claim_id,
+        first_seq=task.first_seq,
+        round_id=task.round_id,
+    )
+
+
+def token_of(task: Task) -> Token:
+    """The fencing token of a task's latest claim."""
+    claim = task.claims[-1]
+    return Token(task_id=task.task_id, attempt=claim.attempt, claim_id=claim.claim_id)

@@ -1,0 +1,339 @@
+"""The one door and the one writer: command, decide, fold, append, answer.
+
+While an append is in flight, further commands are decided on the state as it will be; the next
+append takes them all in one atomic batch. Nobody is answered before what the answer rests on is
+durable.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from core import decide, errors, events
+from core.commands import AnyCommand, Meta, StartWriter
+from core.log import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Log, Message
+from core.projections.state import State
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PENDING_MAX = 20_000
+FOLLOWING_MAX = 10_000
+SETTLE_SECONDS_MAX = 2.0
+START_TRIES_MAX = 5
+
+
+@dataclass(slots=True)
+class _Work:
+    """One command between its decision and its answer."""
+
+    command: AnyCommand
+    meta: Meta
+    view: Callable[[State], Any]
+    answer: asyncio.Future[Any]
+    messages: list[Message] = field(default_factory=list)
+    events: list[events.Event] = field(default_factory=list)
+    result: Any = None
+
+
+def now() -> int:
+    """The wall clock, microseconds since 1970."""
+    return time.time_ns() // 1_000
+
+
+def new_meta(by: str, corr: str = "") -> Meta:
+    """The circumstances of a command given now."""
+    identity = uuid.uuid4().hex
+    return Meta(now(), identity, by, corr or identity)
+
+
+def nothing(state: State) -> None:
+    """The view of a command whose only answer is that it is durable."""
+
+
+class Runtime:
+    """Owner of the state; the only one who appends. Run `run()` beside the users of `execute`."""
+
+    def __init__(self, store: Log, process: str) -> None:
+        self._store = store
+        self._process = process
+        self.state = State()
+        self.durable_seq = 0
+        self.stepped_down = False
+        self._clock = 0
+        self._pending: deque[_Work] = deque()
+        self._wake = asyncio.Event()
+        self._in_flight: list[_Work] = []
+        self._readers: deque[tuple[int, asyncio.Future[bool]]] = deque()
+        self._observers: list[Callable[[events.Event], None]] = []
+        self._rebuilding = False
+        self._writing = asyncio.Lock()
+        self._epoch = 0
+
+    # ── asking ──
+
+    def observe(self, observer: Callable[[events.Event], None]) -> None:
+        """Call `observer` with every event once it is durable, in order."""
+        self._observers.append(observer)
+
+    async def execute(self, command: AnyCommand, meta: Meta, view: Callable[[State], T]) -> T:
+        """Decide a command; once its events are durable, answer with `view` of the state right
+        after it.
+
+        Raises errors.Refused as decided, errors.Overloaded when too much is pending,
+        errors.SteppedDown once another writer took over.
+        """
+        if self.stepped_down:
+            raise errors.SteppedDown("another control process writes this log now")
+        if len(self._pending) >= PENDING_MAX:
+            raise errors.Overloaded(f"{PENDING_MAX} commands are waiting for the log; try again")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        work = _Work(command, meta, view, future)
+        self._pending.append(work)
+        if not self._rebuilding:
+            self._decide(work)
+        self._wake.set()
+        return await future
+
+    async def read(self, view: Callable[[State], T]) -> T:
+        """A view of the state, answered once everything it shows is durable."""
+        while True:
+            if self._rebuilding:
+                await self._durable(self.durable_seq + 1)
+            result, seq = view(self.state), self.state.seq
+            if seq <= self.durable_seq:
+                return result
+            if await self._durable(seq):
+                return result
+
+    async def _durable(self, seq: int) -> bool:
+        """Wait until `seq` is durable; False when the state was rebuilt and must be read anew."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._readers.append((seq, future))
+        return await future
+
+    # ── deciding ──
+
+    def _decide(self, work: _Work) -> None:
+        """Decide one command on the state as it will be, and fold what it causes."""
+        try:
+            happened = decide.decide(self.state, work.command, work.meta)
+            for data in happened:
+                self._require_storable(data)
+        except errors.AghsanError as error:
+            self._refuse(work, error)
+            return
+        for data in happened:
+            self._fold(work, data)
+        while following := decide.follow(self.state, happened, work.meta):
+            assert len(happened) < FOLLOWING_MAX, "what follows must come to an end"
+            for data in following:
+                self._fold(work, data)
+            happened = [*happened, *following]
+        work.result = work.view(self.state)
+
+    def _require_storable(self, data: events.EventData) -> None:
+        if self.state.read_only and events.subject_of(data) in self.state.read_only:
+            raise errors.ReadOnlyAggregate(
+                f"{events.subject_of(data)} holds a record this program cannot read; "
+                f"it is read-only here until the program is upgraded"
+            )
+        if events.size(data) > events.DATA_BYTES_MAX:
+            raise errors.Invalid(
+                f"{events.size(data)} bytes do not fit into one event, which holds "
+                f"{events.DATA_BYTES_MAX}; shorten the request"
+            )
+
+    def _fold(self, work: _Work, data: events.EventData) -> None:
+        meta = work.meta
+        # Times in the log never run backwards, whatever the wall clock does.
+        self._clock = max(self._clock, meta.now)
+        event = events.Event(
+            self.state.seq + 1,
+            self._clock,
+            f"{meta.id}.{len(work.events)}",
+            meta.by,
+            meta.id,
+            meta.corr,
+            data,
+        )
+        work.messages.append(Message(events.subject_of(data), events.encode(event)))
+        work.events.append(event)
+        self.state.evolve(event)
+
+    def _refuse(self, work: _Work, error: Exception) -> None:
+        # A refusal may rest on facts not durable yet: it waits its turn like any answer.
+        work.messages, work.events, work.result = [], [], error
+
+    # ── appending ──
+
+    async def start(self) -> None:
+        """Rebuild the state from the log and become its writer.
+
+        Raises errors.SteppedDown when another process keeps winning the next epoch.
+        """
+        for _ in range(START_TRIES_MAX):
+            await self._rebuild()
+            work = _Work(
+                StartWriter(process=self._process),
+                new_meta(self._process),
+                nothing,
+                asyncio.get_running_loop().create_future(),
+            )
+            self._decide(work)
+            if await self._settle(work.messages):
+                self._epoch, self.durable_seq = self.state.epoch, self.state.seq
+                return
+        raise errors.SteppedDown("another control process keeps becoming the writer first")
+
+    async def run(self) -> None:
+        """Append what is pending, for ever. Ends only when another writer took over."""
+        while not self.stepped_down:
+            if not self._pending:
+                self._wake.clear()
+                await self._wake.wait()
+            async with self._writing:
+                await self._append_next()
+
+    def _take_batch(self) -> list[_Work]:
+        batch: list[_Work] = []
+        messages = size = 0
+        while self._pending:
+            work = self._pending[0]
+            messages += len(work.messages)
+            size += sum(len(message.data) for message in work.messages)
+            if batch and (messages > BATCH_MESSAGES_MAX or size > BATCH_BYTES_MAX):
+                break
+            batch.append(self._pending.popleft())
+        return batch
+
+    async def _append_next(self) -> None:
+        """Append one batch and answer it, or recover when the log holds something else."""
+        self._in_flight = self._take_batch()
+        messages = [message for work in self._in_flight for message in work.messages]
+        if messages and not await self._settle(messages):
+            await self._recover()
+            return
+        self.durable_seq += len(messages)
+        self._publish()
+
+    async def _settle(self, messages: list[Message]) -> bool:
+        """Append until the answer is definite: True stored, False the log holds something else.
+
+        After a lost answer the identical bytes go out again under the identical expectation; a
+        conflict then is settled by comparing what stands at the first sequence.
+        """
+        expected = self.durable_seq
+        pause = 0.05
+        doubtful = False
+        while True:
+            try:
+                await self._store.append(messages, expected)
+                return True
+            except errors.SequenceConflict:
+                stored = await self._get_settled(expected + 1)
+                return doubtful and stored == messages[0].data
+            except (errors.LogUnavailable, errors.LogFull) as error:
+                log.warning("append is not answered, trying again", extra={"action": str(error)})
+                doubtful = True
+                await asyncio.sleep(pause)
+                pause = min(SETTLE_SECONDS_MAX, pause * 2)
+
+    async def _get_settled(self, seq: int) -> bytes | None:
+        while True:
+            try:
+                record = await self._store.get(seq)
+                return record.data if record else None
+            except errors.LogUnavailable:
+                await asyncio.sleep(SETTLE_SECONDS_MAX)
+
+    def _publish(self) -> None:
+        """Answer the batch that just became durable, and whoever waited to read it."""
+        batch, self._in_flight = self._in_flight, []
+        for work in batch:
+            if not work.answer.done():
+                if isinstance(work.result, Exception):
+                    work.answer.set_exception(work.result)
+                else:
+                    work.answer.set_result(work.result)
+        for work in batch:
+            for event in work.events:
+                for observer in self._observers:
+                    observer(event)
+        while self._readers and self._readers[0][0] <= self.durable_seq:
+            _, future = self._readers.popleft()
+            if not future.done():
+                future.set_result(True)
+
+    # ── when the log holds what this writer did not write ──
+
+    async def _recover(self) -> None:
+        """Read what others wrote; step down for a newer epoch, else decide the waiting again."""
+        undecided = [*self._in_flight, *self._pending]
+        self._in_flight = []
+        self._pending = deque(undecided)
+        self._rebuilding = True
+        try:
+            await self._rebuild()
+            if self.state.epoch > self._epoch:
+                self._step_down()
+                return
+        finally:
+            self._rebuilding = False
+        for work in self._pending:
+            work.messages, work.events = [], []
+            self._decide(work)
+        while self._readers:
+            _, future = self._readers.popleft()
+            if not future.done():
+                future.set_result(False)
+
+    def _step_down(self) -> None:
+        self.stepped_down = True
+        error = errors.SteppedDown("another control process writes this log now")
+        for work in self._pending:
+            if not work.answer.done():
+                work.answer.set_exception(error)
+        self._pending.clear()
+        while self._readers:
+            _, future = self._readers.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    async def _rebuild(self) -> None:
+        """Fold the whole log into a fresh state."""
+        state = State()
+        while True:
+            try:
+                await fold(self._store, state)
+                break
+            except errors.LogUnavailable as error:
+                log.warning("the log cannot be read, trying again", extra={"action": str(error)})
+                state = State()
+                await asyncio.sleep(SETTLE_SECONDS_MAX)
+        self.state = state
+        self.durable_seq = state.seq
+
+    async def catch_up(self) -> None:
+        """Notice records somebody else appended while this writer was idle."""
+        if self._writing.locked():
+            return
+        async with self._writing:
+            if await self._store.last_seq() > self.state.seq:
+                await self._recover()
+
+
+async def fold(store: Log, state: State, stop: int | None = None) -> None:
+    """Fold the records after `state.seq` up to `stop` (default: the end) into `state`."""
+    async for records in store.read(state.seq + 1, stop):
+        for record in records:
+            event = events.decode(record.seq, record.subject, record.data)
+            if isinstance(event, events.Undecodable):
+                state.skip(event)
+            else:
+                state.evolve(event)

@@ -1,0 +1,28 @@
+"""Subjects of the streams, and ids as subject tokens."""
+
+import base64
+import hashlib
+import re
+
+EVENTS_ALL = "ev.>"
+LOG_WRITER = "ev.log.writer"
+LOG_COMMITMENTS = "ev.log.commitments"
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def token(identity: str) -> str:
+    """An id as one subject token.
+
+    Ids of 1 to 64 letters, digits, `_` and `-` that do not begin with `x-` stand as they are;
+    any other string becomes `x-` and 26 base32 characters of its SHA-256.
+    """
+    if _PLAIN.fullmatch(identity) and not identity.startswith("x-"):
+        return identity
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
+    return "x-" + base64.b32encode(digest).decode().lower()[:26]
+
+
+def event(kind: str, identity: str) -> str:
+    """The subject of an aggregate in EVENTS: `ev.<kind>.<token>`."""
+    return f"ev.{kind}.{token(identity)}"
