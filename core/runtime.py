@@ -37,7 +37,7 @@ class _Work:
     view: Callable[[State], Any]
     answer: asyncio.Future[Any]
     messages: list[Message] = field(default_factory=list)
-    events: list[events.Event] = field(default_factory=list)
+    happened: list[events.Event] = field(default_factory=list)
     result: Any = None
 
 
@@ -156,19 +156,19 @@ class Runtime:
         event = events.Event(
             self.state.seq + 1,
             self._clock,
-            f"{meta.id}.{len(work.events)}",
+            f"{meta.id}.{len(work.happened)}",
             meta.by,
             meta.id,
             meta.corr,
             data,
         )
         work.messages.append(Message(events.subject_of(data), events.encode(event)))
-        work.events.append(event)
+        work.happened.append(event)
         self.state.evolve(event)
 
     def _refuse(self, work: _Work, error: Exception) -> None:
         # A refusal may rest on facts not durable yet: it waits its turn like any answer.
-        work.messages, work.events, work.result = [], [], error
+        work.messages, work.happened, work.result = [], [], error
 
     # ── appending ──
 
@@ -262,7 +262,7 @@ class Runtime:
                 else:
                     work.answer.set_result(work.result)
         for work in batch:
-            for event in work.events:
+            for event in work.happened:
                 for observer in self._observers:
                     observer(event)
         while self._readers and self._readers[0][0] <= self.durable_seq:
@@ -286,7 +286,7 @@ class Runtime:
         finally:
             self._rebuilding = False
         for work in self._pending:
-            work.messages, work.events = [], []
+            work.messages, work.happened = [], []
             self._decide(work)
         while self._readers:
             _, future = self._readers.popleft()

@@ -25,6 +25,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: Table[Node] = Table("nodes")
         self.champions: Table[Champion] = Table("champions")
+        self.promotions: dict[str, int] = {}
 
     def added(self, data: events.NodeAdded) -> None:
         """Fold NodeAdded."""
@@ -48,6 +49,7 @@ class Graph:
     def promoted(self, data: events.ChampionPromoted) -> None:
         """Fold ChampionPromoted."""
         self.champions.put(data.node_id, data.champion)
+        self.promotions[data.node_id] = self.promotions.get(data.node_id, 0) + 1
 
     def workload(self, node_id: str) -> tuple[Workload, bool]:
         """What a node trains, and whether that is inherited from its nearest ancestor."""

@@ -25,17 +25,21 @@ class Queue:
 
     def __init__(self) -> None:
         self._heaps: dict[tuple[Requires, bool], list[tuple[int, int, str]]] = {}
-        self.length = 0
+        self._lengths: dict[tuple[Requires, bool], int] = {}
 
     def add(self, task_id: str, requires: Requires, merge: bool, key: int, ticket: int) -> None:
         """Queue a task under a ticket no other entry has."""
         heap = self._heaps.setdefault((requires, merge), [])
         heapq.heappush(heap, (key, ticket, task_id))
-        self.length += 1
+        self._lengths[requires, merge] = self._lengths.get((requires, merge), 0) + 1
 
-    def removed(self) -> None:
-        """Say that one queued task left the queue; its entry is now stale."""
-        self.length -= 1
+    def removed(self, requires: Requires, merge: bool) -> None:
+        """Say that one queued task of this kind left the queue; its entry is now stale."""
+        self._lengths[requires, merge] -= 1
+
+    def count(self, fits: Callable[[Requires, bool], bool]) -> int:
+        """How many queued tasks fit."""
+        return sum(length for kind, length in self._lengths.items() if fits(*kind))
 
     def best(
         self, fits: Callable[[Requires, bool], bool], ticket_of: Callable[[str], int]
@@ -62,7 +66,8 @@ class Queue:
     def compact(self, ticket_of: Callable[[str], int]) -> None:
         """Drop stale entries when they are most of what is held."""
         held = sum(len(heap) for heap in self._heaps.values())
-        if held - self.length < max(_GARBAGE_MIN, self.length):
+        live = sum(self._lengths.values())
+        if held - live < max(_GARBAGE_MIN, live):
             return
         for heap in self._heaps.values():
             heap[:] = [entry for entry in heap if ticket_of(entry[2]) == entry[1]]

@@ -182,6 +182,12 @@ class Rounds:
         self.of_node: dict[str, list[str]] = {}
         self.undecided: dict[str, None] = {}
 
+    @property
+    def awaiting_judgement(self) -> int:
+        """How many closed rounds no judge has decided."""
+        rows = (self.table.rows[round_id] for round_id in self.undecided)
+        return sum(1 for row in rows if row.status in ("closed", "judging"))
+
     def node(self, node_id: str) -> NodeRounds:
         """A node's rounds; empty ones where it had none."""
         return self.nodes.get(node_id) or NodeRounds(node_id=node_id)

@@ -233,6 +233,8 @@ class Tasks:
         )
         self.held: dict[str, dict[str, None]] = {}
         """Running tasks by the worker that holds them, in order of claiming."""
+        self.open_of_node: dict[str, int] = {}
+        """How many queued and running tasks each node has."""
         self.ids: list[str] = []
         self.first_seqs: array[int] = array("q")
 
@@ -260,6 +262,11 @@ class Tasks:
         self.table.put(data.task_id, events.replace(task, round_id=data.round_id))
 
     def _index(self, before: Task | None, after: Task) -> None:
+        was_open = before is not None and before.status in ("queued", "running")
+        is_open = after.status in ("queued", "running")
+        if was_open != is_open:
+            count = self.open_of_node.get(after.node_id, 0)
+            self.open_of_node[after.node_id] = count + (1 if is_open else -1)
         if before is not None:
             self.counts[before.status] -= 1
             if before.status == "running":
@@ -268,7 +275,7 @@ class Tasks:
                 if not held:
                     del self.held[before.claims[-1].worker_id]
             elif before.status == "queued":
-                self.queue.removed()
+                self.queue.removed(before.requires, before.role == "merge")
         self.counts[after.status] += 1
         if after.status == "running":
             self.held.setdefault(after.claims[-1].worker_id, {})[after.task_id] = None

@@ -1,0 +1,294 @@
+"""An agent's link to the server: joins over HTTP, then speaks to the desk over NATS."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import msgspec
+import nkeys
+
+from agent.machine import Machine
+from core import chunks, errors, wire
+from core.bus import Bus, Incoming
+from core.chunks import Manifest
+from core.events import Token
+
+log = logging.getLogger(__name__)
+
+PULL_SECONDS = 5.0
+REQUEST_SECONDS = 10.0
+CHUNKS_IN_FLIGHT = 8
+JOIN_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+class _Nats(msgspec.Struct, frozen=True):
+    path: str
+    direct: str | None = None
+
+
+class _Agent(msgspec.Struct, frozen=True):
+    worker_id: str
+    token: str
+    jwt: str
+    nats: _Nats
+    lanes: list[str]
+    heartbeat_seconds: float
+
+
+class _Joined(msgspec.Struct, frozen=True):
+    agent: _Agent
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """An offer, its sequence in WORK, and the subject that acknowledges it."""
+
+    task_id: str
+    seq: int
+    ack: str
+
+
+class Link:
+    """One agent's connection. Every request raises the error it was refused with."""
+
+    def __init__(self, bus: Bus, agent: _Agent) -> None:
+        self._bus = bus
+        self.worker_id = agent.worker_id
+        self.token = agent.token
+        self.lane = agent.lanes[0]
+        self.session = ""
+
+    @classmethod
+    async def join(
+        cls,
+        api: str,
+        worker_id: str,
+        machine: Machine,
+        *,
+        direct: bool,
+        on_notice: Callable[[wire.Notice], None],
+        on_reconnect: Callable[[], None],
+        on_closed: Callable[[], None],
+    ) -> "Link":
+        """Ask the gateway for credentials to a key made here, and connect with them.
+
+        Raises errors.Unavailable when the server cannot be reached, errors.Refused when it will
+        not have this agent.
+        """
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        public_key = nkeys.from_seed(seed).public_key.decode()
+        agent = await _join(api, worker_id, public_key, machine)
+        url = agent.nats.direct if direct and agent.nats.direct else _relay(api, agent.nats.path)
+        bus = await Bus.connect(
+            url,
+            credentials=(agent.jwt, bytes(seed).decode()),
+            name=agent.token,
+            inbox_prefix=f"_INBOX_{agent.token}",
+            on_reconnect=on_reconnect,
+            on_closed=on_closed,
+        )
+        link = cls(bus, agent)
+
+        async def noticed(message: Incoming) -> None:
+            try:
+                on_notice(msgspec.json.decode(message.data, type=wire.Notice))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                log.warning("a notice that means nothing", extra={"action": str(error)})
+
+        await bus.subscribe(f"_INBOX_{agent.token}.notice", noticed)
+        return link
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands now."""
+        return self._bus.is_connected
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._bus.close()
+
+    async def _ask(self, verb: str, request: wire.Wire, kind: type[T]) -> T:
+        raw = await self._bus.request(
+            f"fleet.{self.token}.{verb}", msgspec.json.encode(request), REQUEST_SECONDS
+        )
+        return wire.decode(raw, kind)
+
+    async def hello(self, machine: Machine, holding: list[Token]) -> wire.Welcome:
+        """Begin a session."""
+        welcome = await self._ask(
+            "hello",
+            wire.Hello(
+                worker_id=self.worker_id,
+                protocol=wire.PROTOCOL,
+                hostname=machine.hostname,
+                lane=self.lane,
+                capabilities=msgspec.to_builtins(machine),
+                holding=holding,
+            ),
+            wire.Welcome,
+        )
+        self.session = welcome.session
+        return welcome
+
+    async def pull(self) -> Pulled | None:
+        """Wait for an offer, at most PULL_SECONDS."""
+        body = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * 1e9)}).encode()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.WORK.{self.lane}"
+        try:
+            message = await self._bus.ask(subject, body, PULL_SECONDS + 1.0)
+        except errors.Unavailable:
+            if not self._bus.is_connected:
+                raise
+            return None
+        if message.headers:
+            return None
+        try:
+            offer = msgspec.json.decode(message.data, type=wire.Offer)
+            # $JS.ACK.WORK.<lane>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
+            seq = int(message.reply.split(".")[5])
+        except (msgspec.MsgspecError, UnicodeDecodeError, IndexError, ValueError) as error:
+            log.warning("an offer that means nothing, ended", extra={"action": str(error)})
+            await self._bus.publish(message.reply, b"+TERM")
+            return None
+        return Pulled(offer.task_id, seq, message.reply)
+
+    async def acknowledge(self, pulled: Pulled) -> None:
+        """Say that the offer did its work; a lost ack only means another wake-up."""
+        await self._bus.publish(pulled.ack, b"+ACK")
+
+    async def claim(self, offer: int = 0) -> wire.Assignment | None:
+        """Claim the best task for this agent now."""
+        request = wire.ClaimRequest(session=self.session, offer=offer)
+        return (await self._ask("claim", request, wire.ClaimAnswer)).assignment
+
+    async def beat(self, beat: wire.Beat) -> None:
+        """Send a heartbeat."""
+        await self._bus.publish(f"hb.{self.token}", msgspec.json.encode(beat))
+
+    async def reattach(self, token: Token) -> None:
+        """Ask whether a claim is still this agent's; revive it if nobody else took it."""
+        await self._ask("reattach", self._token_request(token), wire.Done)
+
+    async def release(self, token: Token, reason: str) -> None:
+        """Give a task back."""
+        await self._ask("release", self._token_request(token, reason), wire.Done)
+
+    def _token_request(self, token: Token, reason: str = "") -> wire.TokenRequest:
+        return wire.TokenRequest(session=self.session, token=token, reason=reason)
+
+    async def fail(self, token: Token, reason: str, log_tail: str) -> None:
+        """Say that an attempt could not be finished."""
+        request = wire.FailRequest(
+            session=self.session, token=token, reason=reason, log_tail=log_tail
+        )
+        await self._ask("fail", request, wire.Done)
+
+    async def checkpoint(self, request: wire.CheckpointRequest) -> None:
+        """Announce an uploaded checkpoint."""
+        await self._ask("checkpoint", request, wire.Done)
+
+    async def complete(self, request: wire.CompleteRequest) -> None:
+        """Deliver a result."""
+        await self._ask("complete", request, wire.Done)
+
+    async def bye(self) -> None:
+        """Leave."""
+        await self._ask("bye", wire.Bye(session=self.session), wire.Done)
+
+    async def upload(self, token: Token, manifest: Manifest, pieces: dict[str, bytes]) -> None:
+        """Write the chunks of a manifest that are not stored yet, a few at a time."""
+        sizes = {digest: len(piece) for digest, piece in pieces.items()}
+        request = wire.MissingRequest(session=self.session, token=token, chunks=sizes)
+        missing = (await self._ask("missing", request, wire.MissingAnswer)).missing
+        slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+
+        async def put(digest: str) -> None:
+            async with slots:
+                await self._put(digest, pieces[digest])
+
+        async with asyncio.TaskGroup() as group:
+            for digest in missing:
+                group.create_task(put(digest))
+
+    async def _put(self, digest: str, piece: bytes) -> None:
+        raw = await self._bus.request(f"chunk.{self.token}.{digest}", piece, REQUEST_SECONDS)
+        chunks.require_stored(raw)
+
+    async def read(self, writer: str, digest: str) -> bytes:
+        """Read a chunk or manifest this agent's tasks start from; its digest is checked."""
+        request = wire.ChunkRequest(session=self.session, writer=writer, digest=digest)
+        raw = await self._bus.request(
+            f"fleet.{self.token}.chunk", msgspec.json.encode(request), REQUEST_SECONDS
+        )
+        piece = wire.chunk_of(raw)
+        chunks.require_digest(piece, digest)
+        return piece
+
+    async def download(self, manifest_digest: str) -> dict[str, bytes]:
+        """The files of a manifest, by name."""
+        manifest = chunks.decode_manifest(await self.read("desk", manifest_digest))
+        files: dict[str, bytes] = {}
+        for file in manifest.files:
+            pieces = await self._read_all(manifest.writer, file.chunks)
+            files[file.name] = b"".join(pieces)
+        return files
+
+    async def _read_all(self, writer: str, digests: Iterable[str]) -> list[bytes]:
+        slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+
+        async def get(digest: str) -> bytes:
+            async with slots:
+                return await self.read(writer, digest)
+
+        return await asyncio.gather(*(get(digest) for digest in digests))
+
+
+def _relay(api: str, path: str) -> str:
+    """The WebSocket URL of the relay beside an HTTP URL."""
+    parts = urlsplit(api)
+    scheme = "wss" if parts.scheme == "https" else "ws"
+    return urlunsplit((scheme, parts.netloc.rpartition("@")[2], path, "", ""))
+
+
+async def _join(api: str, worker_id: str, public_key: str, machine: Machine) -> _Agent:
+    url = api.rstrip("/") + "/api/v1/network/agents/join"
+    body = {
+        "worker_id": worker_id,
+        "public_key": public_key,
+        "protocol": wire.PROTOCOL,
+        "hostname": machine.hostname,
+        "capabilities": {**msgspec.to_builtins(machine), "lane": machine.lane},
+    }
+    timeout = aiohttp.ClientTimeout(total=JOIN_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(url, json=body) as response,
+        ):
+            raw = await response.read()
+            status = response.status
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise errors.Unavailable(
+            f"no server answers at {api}: {error}; is `aghsan up` running there?"
+        ) from error
+    if status >= 500:
+        raise errors.Unavailable(f"the server at {api} answered {status}; trying again later")
+    if status != 200:
+        raise errors.Refused(f"the server at {api} refused to join: {_detail(raw)}")
+    try:
+        return msgspec.json.decode(raw, type=_Joined).agent
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.Refused(f"{api} is no Aghsan server: {error}") from error
+
+
+def _detail(raw: bytes) -> str:
+    try:
+        return str(json.loads(raw)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return raw[:200].decode("utf-8", "replace")

@@ -1,0 +1,640 @@
+"""The agent's loop: claim, train, stream checkpoints, complete, and never lose what it holds."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.artifacts import Packed, pack, unpack
+from agent.executors import jobs
+from agent.executors.process import Executor
+from agent.link import Link, Pulled
+from agent.machine import Machine
+from core import errors, subjects, wire
+from core.events import Checkpoint, Rival, Token
+from core.projections.rounds import rivals_of
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS_MAX = 5.0
+FINISHING_MAX = 2
+STOP_SECONDS_MAX = 8.0
+LOSSES_KEPT = 50
+BASES_KEPT = 8
+CHECKPOINT_SECONDS = (2.0, 60.0)
+RESULT_FILE = "result.json"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent runs."""
+
+    api: str
+    worker_id: str
+    directory: Path
+    train_seconds: float = 30.0
+    poll_seconds: float = 2.0
+    direct: bool = False
+
+
+@dataclass
+class Holding:
+    """A task this agent holds, and where it stands."""
+
+    assignment: wire.Assignment
+    rival: Rival | str = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    losses: list[tuple[str, int, float]] = field(default_factory=list)
+    results: dict[Rival, jobs.Result] = field(default_factory=dict)
+    candidates: dict[Rival, Path] = field(default_factory=dict)
+    uploads: set[asyncio.Task[None]] = field(default_factory=set)
+    lost: str = ""
+
+    @property
+    def token(self) -> Token:
+        """The fencing token of the claim."""
+        return self.assignment.token
+
+    def beat(self) -> wire.TaskBeat:
+        """Where the task stands, for the heartbeat."""
+        return wire.TaskBeat(
+            task_id=self.token.task_id,
+            attempt=self.token.attempt,
+            rival=self.rival,
+            step=self.step,
+            total_steps=self.total_steps,
+            loss=self.loss,
+        )
+
+
+class Superseded(Exception):
+    """Another session of this worker id took over; this agent must end."""
+
+
+class Worker:
+    """One agent: one training at a time, deliveries in the background, always reachable."""
+
+    def __init__(self, settings: Settings, machine: Machine, executor: Executor) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._executor = executor
+        self._link: Link | None = None
+        self._welcome: wire.Welcome | None = None
+        self._holdings: dict[str, Holding] = {}
+        self._training: Holding | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._ended: BaseException | None = None
+        self._connected = asyncio.Event()
+        self.on_attached: Callable[[], None] = lambda: None
+        self.completed = 0
+
+    # ── life ──
+
+    async def run(self) -> None:
+        """Attach, work until asked to stop, then checkpoint, release and leave.
+
+        Raises Superseded when another agent of this id took over, errors.Refused when the server
+        will not have this agent.
+        """
+        await self._executor.start()
+        background = [asyncio.create_task(self._beat_loop())]
+        try:
+            await self._attach()
+            self.on_attached()
+            await self._work()
+        finally:
+            for task in background:
+                task.cancel()
+            await self._leave()
+        if self._ended is not None:
+            raise self._ended
+
+    def stop(self) -> None:
+        """Ask the agent to stop; `run` returns when it has."""
+        self._stopping.set()
+        if self._training is not None:
+            self._spawn_stop(save=True)
+
+    def _spawn_stop(self, *, save: bool) -> None:
+        task = asyncio.ensure_future(self._executor.stop(save=save))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    def _end(self, error: BaseException) -> None:
+        if self._ended is None:
+            self._ended = error
+        for holding in self._holdings.values():
+            holding.lost = holding.lost or str(error)
+        self._stopping.set()
+        if self._training is not None:
+            self._spawn_stop(save=False)
+
+    # ── the link ──
+
+    async def _attach(self) -> None:
+        """Join and say hello, trying again for as long as the server is away."""
+        pause = 0.1
+        while not self._stopping.is_set():
+            try:
+                if self._link is not None:
+                    await self._link.close()
+                self._link = await Link.join(
+                    self._settings.api,
+                    self._settings.worker_id,
+                    self._machine,
+                    direct=self._settings.direct,
+                    on_notice=self._on_notice,
+                    on_reconnect=self._on_reconnect,
+                    on_closed=self._on_closed,
+                )
+                await self._hello()
+                self._connected.set()
+                return
+            except errors.Unavailable as error:
+                log.warning("cannot attach yet: %s", error, extra={"action": "attach"})
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+    async def _hello(self) -> None:
+        assert self._link is not None, "hello needs a link"
+        holding = [item.token for item in self._holdings.values() if not item.lost]
+        self._welcome = await self._link.hello(self._machine, holding)
+        still = {token.task_id for token in self._welcome.holding}
+        for task_id, item in self._holdings.items():
+            if task_id not in still:
+                self._lose(item, "the server gave it to another worker")
+
+    def _on_reconnect(self) -> None:
+        self._spawn(self._reattach())
+
+    def _on_closed(self) -> None:
+        if self._stopping.is_set():
+            return
+        self._connected.clear()
+        self._spawn(self._attach())
+
+    async def _reattach(self) -> None:
+        """After a cut: ask for every task whether it is still ours."""
+        for holding in list(self._holdings.values()):
+            try:
+                await self._until_answered(lambda link, h=holding: link.reattach(h.token), holding)
+            except errors.Refused as error:
+                self._lose(holding, str(error))
+
+    def _on_notice(self, notice: wire.Notice) -> None:
+        if notice.kind == "superseded":
+            self._end(Superseded(notice.detail))
+            return
+        holding = self._holdings.get(notice.task_id)
+        if holding is not None and notice.kind == "stop":
+            self._lose(holding, notice.detail)
+
+    def _lose(self, holding: Holding, reason: str) -> None:
+        """Stop working on a task that is no longer ours."""
+        if holding.lost:
+            return
+        holding.lost = reason or "it is not ours any more"
+        log.info("%s is lost: %s", holding.token.task_id, holding.lost, extra={"action": "lose"})
+        if self._training is holding:
+            self._spawn_stop(save=False)
+
+    def _spawn(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._finishing.add(task)
+        task.add_done_callback(self._spawned_ended)
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._end(task.exception() or RuntimeError("unknown"))
+
+    async def _until_answered(
+        self, ask: Callable[[Link], Awaitable[Any]], holding: Holding | None = None
+    ) -> Any:
+        """Repeat a request until it is answered; a refusal is an answer too.
+
+        Raises errors.Refused as answered, Superseded when this session is over, and
+        errors.Unavailable only when the agent stops before any answer came.
+        """
+        pause = 0.1
+        while True:
+            try:
+                assert self._link is not None, "asked before attached"
+                return await ask(self._link)
+            except errors.SupersededSession as error:
+                self._end(Superseded(str(error)))
+                raise
+            except errors.Unavailable as error:
+                if self._stopping.is_set() or (holding is not None and holding.lost):
+                    raise
+                log.info("not answered, again: %s", error, extra={"action": "retry"})
+                await asyncio.sleep(pause)
+                pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+    async def _beat_loop(self) -> None:
+        while True:
+            seconds = self._welcome.heartbeat_seconds if self._welcome else 1.0
+            await asyncio.sleep(seconds)
+            await self._beat()
+
+    async def _beat(self) -> None:
+        if self._link is None or not self._link.session or not self._link.is_connected:
+            return
+        beat = wire.Beat(
+            worker_id=self._settings.worker_id,
+            session=self._link.session,
+            executor_pid=self._executor.pid or 0,
+            tasks=[holding.beat() for holding in self._holdings.values() if not holding.lost],
+        )
+        with contextlib.suppress(errors.Unavailable):
+            await self._link.beat(beat)
+
+    # ── work ──
+
+    async def _work(self) -> None:
+        while not self._stopping.is_set():
+            while len(self._finishing) >= FINISHING_MAX:
+                await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
+            assignment = await self._next()
+            if assignment is None:
+                continue
+            holding = Holding(assignment)
+            self._holdings[holding.token.task_id] = holding
+            self._training = holding
+            try:
+                await self._train(holding)
+            finally:
+                self._training = None
+
+    async def _next(self) -> wire.Assignment | None:
+        """The next task: claimed at once if there is one, else after an offer."""
+        try:
+            assignment: wire.Assignment | None = await self._until_answered(
+                lambda link: link.claim()
+            )
+            if assignment is not None or self._stopping.is_set():
+                return assignment
+            pulled = await self._pull()
+            if pulled is None:
+                return None
+            assignment = await self._until_answered(lambda link: link.claim(pulled.seq))
+            assert self._link is not None, "pulled without a link"
+            await self._link.acknowledge(pulled)
+            return assignment
+        except errors.Unavailable as error:
+            log.info("no work can be asked for: %s", error, extra={"action": "claim"})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
+            return None
+        except errors.SupersededSession:
+            return None
+
+    async def _pull(self) -> Pulled | None:
+        assert self._link is not None, "pulled without a link"
+        pull = asyncio.ensure_future(self._link.pull())
+        stop = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({pull, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not pull.done():
+            pull.cancel()
+            return None
+        return pull.result()
+
+    async def _train(self, holding: Holding) -> None:
+        """Train each rival of a task, then deliver in the background."""
+        try:
+            for rival in rivals_of(holding.assignment.role):
+                await self._train_rival(holding, rival)
+                if holding.lost or self._stopping.is_set():
+                    break
+        except errors.TrainingError as error:
+            await self._give_up(holding, str(error))
+            return
+        except (errors.Refused, errors.ArtifactError) as error:
+            if holding.lost:
+                self._forget(holding)
+            else:
+                await self._give_up(holding, str(error))
+            return
+        except errors.Unavailable as error:
+            self._lose(holding, f"the server is away while the agent stops: {error}")
+        if holding.lost:
+            self._forget(holding)
+        elif len(holding.results) == len(rivals_of(holding.assignment.role)):
+            self._spawn(self._deliver(holding))
+        else:
+            await self._release(holding)
+
+    async def _train_rival(self, holding: Holding, rival: Rival) -> None:
+        assignment = holding.assignment
+        directory = self._directory(holding, rival)
+        resume = await self._resume(holding, rival, directory)
+        if rival in holding.results:
+            return
+        base = ""
+        if rival == "evolver" and assignment.base is not None:
+            base = str(await self._base(holding, assignment.base.manifest))
+        rivals = rivals_of(assignment.role)
+        budget = (assignment.budget_seconds or self._settings.train_seconds) / len(rivals)
+        job = jobs.Job(
+            task_id=assignment.token.task_id,
+            node_id=assignment.node_id,
+            specialist=assignment.workload.specialist,
+            parameters=assignment.workload.parameters,
+            role=rival,
+            seed=assignment.seed,
+            budget_seconds=budget,
+            deadline_seconds=2 * budget + 1 if resume else None,
+            base=base,
+            directory=str(directory),
+            checkpoint_seconds=checkpoint_seconds(budget * len(rivals)),
+            resume=resume,
+        )
+        holding.rival = rival
+        outcome = await self._run_job(job, holding, rival)
+        if isinstance(outcome, jobs.Result):
+            holding.results[rival] = outcome
+            holding.candidates[rival] = Path(outcome.candidate_directory)
+            if rival != rivals[-1]:
+                self._upload(holding, self._store_candidate(holding, rival))
+        elif outcome.directory and not holding.lost:
+            self._upload(
+                holding,
+                self._store_checkpoint(
+                    holding, rival, Path(outcome.directory), outcome.step, holding.total_steps
+                ),
+            )
+
+    async def _run_job(
+        self, job: jobs.Job, holding: Holding, rival: Rival
+    ) -> jobs.Result | jobs.Stopped:
+        if self._executor.pid is None:
+            await self._executor.start()
+        return await self._executor.run(job, lambda report: self._on_report(holding, rival, report))
+
+    def _on_report(self, holding: Holding, rival: Rival, report: jobs.Report) -> None:
+        match report:
+            case jobs.Started():
+                holding.step, holding.total_steps = report.step, report.total_steps
+            case jobs.Progress():
+                holding.step, holding.total_steps = report.step, report.total_steps
+                holding.loss = report.loss
+                holding.losses.append((rival, report.step, report.loss))
+                if len(holding.losses) > 2 * LOSSES_KEPT:
+                    holding.losses = holding.losses[::2]
+            case jobs.Saved():
+                if not report.final and not holding.uploads:
+                    directory = Path(report.directory)
+                    self._upload(
+                        holding,
+                        self._store_checkpoint(
+                            holding, rival, directory, report.step, report.total_steps
+                        ),
+                    )
+            case _:
+                pass
+
+    # ── artifacts ──
+
+    def _upload(self, holding: Holding, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(self._guarded(holding, coroutine))
+        holding.uploads.add(task)
+        task.add_done_callback(holding.uploads.discard)
+
+    async def _guarded(self, holding: Holding, coroutine: Awaitable[None]) -> None:
+        """An upload that fails costs a checkpoint, never the training."""
+        try:
+            await coroutine
+        except (errors.StaleAttempt, errors.NotOwner, errors.NotFound) as error:
+            self._lose(holding, str(error))
+        except (errors.AghsanError, OSError, ExceptionGroup) as error:
+            log.warning("a checkpoint was not stored: %s", error, extra={"action": "upload"})
+
+    async def _send(self, holding: Holding, packed: Packed) -> None:
+        await self._until_answered(
+            lambda link: link.upload(holding.token, packed.manifest, packed.pieces), holding
+        )
+
+    async def _store_checkpoint(
+        self, holding: Holding, rival: Rival, directory: Path, step: int, total_steps: int
+    ) -> None:
+        assert self._link is not None, "a checkpoint is stored by an attached agent"
+        packed = await asyncio.to_thread(pack, directory, "checkpoint", self._link.token)
+        await self._announce(holding, rival, packed, step, total_steps, final=False)
+
+    async def _store_candidate(self, holding: Holding, rival: Rival) -> None:
+        """Keep a finished rival's candidate and result, in case the task moves before its end."""
+        packed = await self._pack_candidate(holding, rival, with_result=True)
+        result = holding.results[rival]
+        await self._announce(
+            holding, rival, packed, result.steps, result.total_steps, final=True
+        )
+
+    async def _pack_candidate(
+        self, holding: Holding, rival: Rival, *, with_result: bool = False
+    ) -> Packed:
+        assert self._link is not None, "a candidate is stored by an attached agent"
+        extra = {}
+        if with_result:
+            extra[RESULT_FILE] = msgspec.json.encode(holding.results[rival])
+        directory = holding.candidates[rival]
+        return await asyncio.to_thread(pack, directory, "candidate", self._link.token, extra)
+
+    async def _announce(
+        self,
+        holding: Holding,
+        rival: Rival,
+        packed: Packed,
+        step: int,
+        total_steps: int,
+        *,
+        final: bool,
+    ) -> None:
+        await self._send(holding, packed)
+        assert self._link is not None, "announced by an attached agent"
+        request = wire.CheckpointRequest(
+            session=self._link.session,
+            token=holding.token,
+            rival=rival,
+            step=step,
+            total_steps=total_steps,
+            manifest=packed.manifest,
+            final=final,
+        )
+        await self._until_answered(lambda link: link.checkpoint(request), holding)
+
+    async def _resume(self, holding: Holding, rival: Rival, directory: Path) -> bool:
+        """Fetch what an earlier attempt left of this rival; whether there is something."""
+        point = next((p for p in holding.assignment.resume if p.rival == rival), None)
+        if point is None:
+            shutil.rmtree(directory, ignore_errors=True)
+            return False
+        files: dict[str, bytes] = await self._until_answered(
+            lambda link: link.download(point.manifest), holding
+        )
+        if point.final:
+            return self._take_finished(holding, rival, directory, point, files)
+        await asyncio.to_thread(unpack, files, directory / f"step-{point.step:08d}")
+        return True
+
+    def _take_finished(
+        self,
+        holding: Holding,
+        rival: Rival,
+        directory: Path,
+        point: Checkpoint,
+        files: dict[str, bytes],
+    ) -> bool:
+        result = msgspec.json.decode(files.pop(RESULT_FILE), type=jobs.Result)
+        candidate = directory / "candidate"
+        unpack(files, candidate)
+        holding.results[rival] = result
+        holding.candidates[rival] = candidate
+        holding.step, holding.total_steps = point.step, point.total_steps
+        return True
+
+    async def _base(self, holding: Holding, manifest: str) -> Path:
+        """The champion's files, downloaded once; the newest few are kept."""
+        cache = self._settings.directory / "bases"
+        directory = cache / manifest
+        if not directory.is_dir():
+            files: dict[str, bytes] = await self._until_answered(
+                lambda link: link.download(manifest), holding
+            )
+            await asyncio.to_thread(unpack, files, directory)
+            kept = sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in kept[BASES_KEPT:]:
+                shutil.rmtree(old, ignore_errors=True)
+        return directory
+
+    def _directory(self, holding: Holding, rival: Rival) -> Path:
+        task = subjects.token(holding.token.task_id)
+        return self._settings.directory / "tasks" / task / rival
+
+    # ── endings ──
+
+    async def _deliver(self, holding: Holding) -> None:
+        """Upload the candidates and complete, repeating until answered."""
+        try:
+            await self._settle_uploads(holding)
+            brought = []
+            for rival, result in holding.results.items():
+                packed = await self._pack_candidate(holding, rival)
+                await self._send(holding, packed)
+                brought.append(
+                    wire.BroughtCandidate(
+                        rival=rival,
+                        manifest=packed.manifest,
+                        weights_sha256=result.weights_sha256,
+                        claims={
+                            "loss": result.loss,
+                            "baseline_loss": result.baseline_loss,
+                            "evidence_rate": result.evidence_rate,
+                        },
+                    )
+                )
+            assert self._link is not None, "delivered by an attached agent"
+            request = wire.CompleteRequest(
+                session=self._link.session,
+                token=holding.token,
+                metrics=metrics_of(holding),
+                candidates=brought,
+            )
+            await self._until_answered(lambda link: link.complete(request), holding)
+            self.completed += 1
+        except errors.SupersededSession:
+            pass
+        except errors.Refused as error:
+            self._lose(holding, f"its result was refused: {error}")
+        finally:
+            self._forget(holding)
+
+    async def _settle_uploads(self, holding: Holding) -> None:
+        if holding.uploads:
+            await asyncio.wait(set(holding.uploads))
+
+    async def _release(self, holding: Holding) -> None:
+        """Give a task back, its last checkpoint stored first."""
+        await self._settle_uploads(holding)
+        try:
+            await self._until_answered(
+                lambda link: link.release(holding.token, "its worker was asked to stop"), holding
+            )
+        except (errors.Refused, errors.Unavailable) as error:
+            log.info("not released: %s", error, extra={"action": "release"})
+        finally:
+            self._forget(holding)
+
+    async def _give_up(self, holding: Holding, reason: str) -> None:
+        """Tell the server that this attempt failed, and why."""
+        log.warning("%s failed: %s", holding.token.task_id, reason, extra={"action": "fail"})
+        first, _, tail = reason.partition("\n")
+        try:
+            await self._until_answered(
+                lambda link: link.fail(holding.token, first, tail), holding
+            )
+        except (errors.Refused, errors.Unavailable) as error:
+            log.info("the failure was not taken: %s", error, extra={"action": "fail"})
+        finally:
+            self._forget(holding)
+
+    def _forget(self, holding: Holding) -> None:
+        self._holdings.pop(holding.token.task_id, None)
+        task = subjects.token(holding.token.task_id)
+        shutil.rmtree(self._settings.directory / "tasks" / task, ignore_errors=True)
+
+    async def _leave(self) -> None:
+        """Deliver what is finished, say goodbye, and end the executor."""
+        if self._finishing:
+            await asyncio.wait(set(self._finishing), timeout=STOP_SECONDS_MAX)
+        if self._link is not None:
+            with contextlib.suppress(errors.AghsanError):
+                await asyncio.wait_for(self._link.bye(), 1.0)
+            await self._link.close()
+        await self._executor.close()
+
+
+def checkpoint_seconds(budget_seconds: float) -> float:
+    """Seconds between checkpoints: a sixth of the budget, between 2 and 60."""
+    shortest, longest = CHECKPOINT_SECONDS
+    return min(longest, max(shortest, budget_seconds / 6))
+
+
+def metrics_of(holding: Holding) -> dict[str, Any]:
+    """What a result says: the better rival's figures, and each rival's own."""
+    best = min(holding.results, key=lambda rival: holding.results[rival].loss)
+    assignment = holding.assignment
+    every = max(1, len(holding.losses) // LOSSES_KEPT)
+    shown = ("loss", "baseline_loss", "evidence_rate", "steps", "params", "bytes")
+    result = msgspec.to_builtins(holding.results[best])
+    return {
+        **{name: result[name] for name in shown},
+        "rival": best,
+        "weights_sha256": result["weights_sha256"],
+        "seed": assignment.seed,
+        "workload": {
+            "specialist": assignment.workload.specialist,
+            "parameters": assignment.workload.parameters,
+            "inherited": assignment.workload_inherited,
+        },
+        "base_sha256": assignment.base.weights_sha256 if assignment.base else "",
+        "rivals": {
+            rival: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
+            for rival, each in holding.results.items()
+        },
+        "losses": [list(point) for point in holding.losses[::every]],
+        "finished_at": time.time(),
+    }
+
+
+_PRIVATE = ("candidate_directory", "node_id")

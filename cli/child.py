@@ -1,0 +1,72 @@
+"""Both ends of the talk between `aghsan up` and its children.
+
+A child tells its owner by lines on stdout that begin with a record separator and hold one JSON
+object; every other line is for people. The owner ends a child by writing `stop` to its stdin, or by
+going away, which closes it.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from core import platforms
+
+MARK = "\x1e"
+
+
+def tell(kind: str, **values: object) -> None:
+    """Tell the owner something; with no owner listening it is only a line."""
+    sys.stdout.write(MARK + json.dumps({"kind": kind, "pid": os.getpid(), **values}) + "\n")
+    sys.stdout.flush()
+
+
+def heard(line: str) -> dict[str, object] | None:
+    """What a child told, or None for a line meant for people."""
+    if not line.startswith(MARK):
+        return None
+    told = json.loads(line[len(MARK) :])
+    assert isinstance(told, dict), "children tell objects"
+    return told
+
+
+def say(line: str) -> None:
+    """One line for people, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def configure_logging(verbose: bool = False) -> None:
+    """One sentence a line on stderr."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def on_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None], *, child: bool) -> None:
+    """Call `stop` on the loop when asked to end: by signal, or as a child by its owner."""
+
+    def ask(*_: object) -> None:
+        loop.call_soon_threadsafe(stop)
+
+    if child:
+        platforms.die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_watch_owner, args=(ask,), daemon=True).start()
+    else:
+        signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+
+
+def _watch_owner(ask: Callable[[], None]) -> None:
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            break
+    ask()

@@ -1,0 +1,141 @@
+"""`aghsan gateway`: the control process: HTTP, desk, scheduler, liveness and feeder in one loop."""
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+
+import click
+
+from cli import child
+from core import errors
+
+
+@click.command()
+@click.option("--nats", "nats_url", required=True, help="Address of the nats-server.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Data directory with keys/ and creds/.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--min-queue", default=0, show_default=True, help="Queued tasks to keep; 0: do not feed."
+)
+@click.option("--worker-timeout-sec", default=90.0, show_default=True)
+@click.option("--http-lease-sec", default=1800.0, show_default=True)
+@click.option("--lease-sec", default=60.0, show_default=True, help="Lease of an agent's claim.")
+@click.option("--child", "as_child", is_flag=True, hidden=True)
+@click.option("--verbose", is_flag=True, help="Say more on stderr.")
+def gateway(
+    nats_url: str,
+    data: Path,
+    host: str,
+    port: int,
+    min_queue: int,
+    worker_timeout_sec: float,
+    http_lease_sec: float,
+    lease_sec: float,
+    as_child: bool,
+    verbose: bool,
+) -> None:
+    """Run the control plane against a nats-server that runs already."""
+    from orchestrator.liveness import Limits
+
+    child.configure_logging(verbose)
+    limits = Limits(
+        lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec
+    )
+    try:
+        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, as_child))
+    except errors.TopologyMismatch as error:
+        if as_child:
+            child.tell("fatal", detail=str(error))
+        raise
+
+
+async def _run(
+    nats_url: str,
+    data: Path,
+    host: str,
+    port: int,
+    min_queue: int,
+    limits: "Limits",  # type: ignore[name-defined]  # noqa: F821
+    as_child: bool,
+) -> None:
+    from gateway import app, control, desk, narrator, work
+    from orchestrator import feeder, liveness, scheduler, targets
+
+    stop = asyncio.Event()
+    child.on_stop(asyncio.get_running_loop(), stop.set, child=as_child)
+    forgive: list[liveness.Liveness] = []
+
+    def server_back() -> None:
+        for one in forgive:
+            one.forgive()
+
+    async with contextlib.AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(control.open_control(nats_url, data, server_back))
+        door = parts.door
+        offers = scheduler.Scheduler(door, work.WorkStream(parts.connections.fleet))
+        alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
+        forgive.append(alive)
+        front = desk.Desk(
+            door,
+            parts.presence,
+            parts.store,
+            fleet=parts.connections.fleet,
+            control=parts.connections.control,
+            notices=parts.connections.agents,
+            offers=offers,
+            ensure_lane=parts.ensure_lane,
+            terms=desk.Terms(lease_seconds=limits.lease),
+        )
+        judgements = work.Judgements(door, parts.connections.control)
+        door.observe(_narrate(door, narrator.narrate))
+        await front.open()
+        await control.watch_connections(parts, front.connection_gone, front.connection_here)
+        loops = [
+            door.run(),
+            offers.run(),
+            alive.run(),
+            judgements.run(),
+            control.catch_up_loop(door),
+        ]
+        if min_queue:
+            feed = feeder.Feeder(
+                targets.RuntimeTarget(door),
+                min_queue=min_queue,
+                burst=max(10, min_queue),
+                sleep_seconds=1.0,
+                priority=feeder.PRIORITY_BESIDE_PEOPLE,
+            )
+            loops.append(feed.run())
+        running = [asyncio.ensure_future(loop) for loop in loops]
+        await app.plant(door)
+        address = await stack.enter_async_context(
+            app.serve(parts, limits.http_lease, host, port, nats_url)
+        )
+        if as_child:
+            child.tell("ready", http=address)
+        else:
+            child.say(f"ready {address}")
+        stopped = asyncio.ensure_future(stop.wait())
+        done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            task.cancel()
+        for task in done - {stopped}:
+            await task
+            raise errors.SteppedDown("another control process writes this log now; this one ends")
+    logging.getLogger(__name__).info("stopped")
+
+
+def _narrate(door, narrate):  # type: ignore[no-untyped-def]
+    def observe(event) -> None:  # type: ignore[no-untyped-def]
+        line = narrate(event, door.state)
+        if line:
+            child.say(line)
+
+    return observe

@@ -1,0 +1,71 @@
+"""Presence: who was heard of when. Folded from heartbeats, never part of the state hash."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from core.wire import TaskBeat
+
+LOSSES_MAX = 400
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is known of a worker from its own signs of life. Times are microseconds, 0 = never."""
+
+    last_seen: int = 0
+    via: str = "http"
+    session: str = ""
+    disconnected_at: int = 0
+    signalled_at: int = 0
+    """When an HTTP worker last registered or sent a heartbeat."""
+    asked_at: int = 0
+    """When an HTTP worker last asked for other work than it held."""
+    executor_pid: int = 0
+    tasks: dict[str, TaskBeat] = field(default_factory=dict)
+
+
+class Presence:
+    """Signs of life of every worker the state knows."""
+
+    def __init__(self, started_at: int) -> None:
+        self.started_at = started_at
+        self.workers: dict[str, Seen] = {}
+        self.losses: dict[str, deque[tuple[str, int, float]]] = {}
+        """(rival, step, loss) of running tasks, the newest LOSSES_MAX each."""
+
+    def of(self, worker_id: str) -> Seen:
+        """The worker's record; an empty one is made for a new worker."""
+        seen = self.workers.get(worker_id)
+        if seen is None:
+            seen = self.workers[worker_id] = Seen()
+        return seen
+
+    def last_seen(self, worker_id: str) -> int:
+        """When the worker was last heard of, 0 if never since this process started."""
+        seen = self.workers.get(worker_id)
+        return seen.last_seen if seen else 0
+
+    def beat(self, worker_id: str, at: int, session: str, pid: int, tasks: list[TaskBeat]) -> None:
+        """Fold an agent's heartbeat."""
+        seen = self.of(worker_id)
+        seen.last_seen, seen.via, seen.session, seen.executor_pid = at, "nats", session, pid
+        seen.disconnected_at = 0
+        seen.tasks = {task.task_id: task for task in tasks}
+        for task in tasks:
+            if task.loss is not None:
+                self._loss(task)
+
+    def _loss(self, task: TaskBeat) -> None:
+        losses = self.losses.setdefault(task.task_id, deque(maxlen=LOSSES_MAX))
+        assert task.loss is not None, "only a measured loss is kept"
+        if not losses or losses[-1][:2] != (task.rival, task.step):
+            losses.append((task.rival, task.step, task.loss))
+
+    def task_ended(self, task_id: str) -> None:
+        """Forget the running record of a task."""
+        self.losses.pop(task_id, None)
+
+    def progress(self, worker_id: str, task_id: str) -> TaskBeat | None:
+        """Where a task stands by its holder's last heartbeat."""
+        seen = self.workers.get(worker_id)
+        return seen.tasks.get(task_id) if seen else None

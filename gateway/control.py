@@ -1,0 +1,119 @@
+"""The parts of the control process that face the network, put together."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import runtime, topology
+from core.accounts import Authority
+from core.bus import Bus
+from core.chunks import ChunkStore, JetStreamChunks
+from core.log import Log
+from core.log_jetstream import JetStreamLog
+from core.presence import Presence
+
+
+@dataclass
+class Connections:
+    """One connection for each account that control needs."""
+
+    control: Bus
+    fleet: Bus
+    agents: Bus
+    system: Bus
+
+
+@dataclass
+class Control:
+    """The state, its door, and what stands around it."""
+
+    authority: Authority
+    topology: topology.Topology
+    connections: Connections
+    log: Log
+    store: ChunkStore
+    door: runtime.Runtime
+    presence: Presence
+
+    async def ensure_lane(self, lane: str) -> None:
+        """Make sure that agents of this lane have something to pull from."""
+        await topology.ensure_lane(self.connections.fleet.api, self.topology, lane)
+
+
+@contextlib.asynccontextmanager
+async def open_control(
+    url: str, data: Path, on_server_back: Callable[[], None]
+) -> AsyncIterator[Control]:
+    """Connect, bring the streams to what streams.yaml says, rebuild, become the writer."""
+    authority = Authority.load_or_create(data / "keys")
+    declared = topology.load()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect(role: str, on_reconnect: Callable[[], None] | None = None) -> Bus:
+            bus = await Bus.connect(
+                url,
+                credentials=data / "creds" / f"{role}.creds",
+                name=f"aghsan-{role}",
+                inbox_prefix=f"_INBOX_{role}",
+                on_reconnect=on_reconnect,
+            )
+            stack.push_async_callback(bus.close)
+            return bus
+
+        connections = Connections(
+            control=await connect("control", on_server_back),
+            fleet=await connect("desk"),
+            agents=await connect("notifier"),
+            system=await connect("system"),
+        )
+        await topology.apply(connections.control.api, "CONTROL", declared)
+        await topology.apply(connections.fleet.api, "FLEET", declared)
+        log = JetStreamLog(connections.control)
+        door = runtime.Runtime(log, "control")
+        await door.start()
+        yield Control(
+            authority=authority,
+            topology=declared,
+            connections=connections,
+            log=log,
+            store=JetStreamChunks(connections.fleet),
+            door=door,
+            presence=Presence(runtime.now()),
+        )
+
+
+async def watch_connections(
+    control: Control, on_gone: Callable[[str], None], on_here: Callable[[str], None]
+) -> None:
+    """Call back with the name of each agent connection that the server saw come or go."""
+    import msgspec
+
+    from core.bus import Incoming
+
+    class Client(msgspec.Struct):
+        name: str = ""
+
+    class Advisory(msgspec.Struct):
+        client: Client = msgspec.field(default_factory=Client)
+
+    decode = msgspec.json.Decoder(Advisory).decode
+
+    async def gone(message: Incoming) -> None:
+        on_gone(decode(message.data).client.name)
+
+    async def here(message: Incoming) -> None:
+        on_here(decode(message.data).client.name)
+
+    account = control.authority.public_key("AGENTS")
+    system = control.connections.system
+    await system.subscribe(f"$SYS.ACCOUNT.{account}.DISCONNECT", gone)
+    await system.subscribe(f"$SYS.ACCOUNT.{account}.CONNECT", here)
+
+
+async def catch_up_loop(door: runtime.Runtime, seconds: float = 2.0) -> None:
+    """Notice, every so often, records that somebody else put into the log."""
+    while True:
+        await asyncio.sleep(seconds)
+        await door.catch_up()

@@ -1,0 +1,563 @@
+"""The agents' side: what agents and judges ask over NATS, answered through the one door."""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from core import chunks, commands, errors, events, runtime, subjects, wire
+from core.bus import Bus, Incoming
+from core.chunks import ChunkStore, Manifest
+from core.presence import Presence
+from core.projections.rounds import Round
+from core.projections.state import State
+from core.projections.tasks import Task
+from core.projections.workers import Worker
+
+log = logging.getLogger(__name__)
+
+DESK = "desk"
+ARTIFACT_BYTES_MAX = 1024 * 1024 * 1024
+METRICS_BYTES_INLINE = 32 * 1024
+VERIFIED_MAX = 100_000
+MANIFESTS_MAX = 4_096
+REASON_CHARS_MAX = 2_000
+REQUESTS_CONCURRENT = 256
+
+T = TypeVar("T")
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the desk tells every agent."""
+
+    heartbeat_seconds: float = 1.0
+    lease_seconds: float = 60.0
+
+
+class Offers:
+    """What the desk tells the scheduler; see orchestrator.scheduler.Scheduler."""
+
+    def pulled(self, lane: str, count: int, expires_at: int) -> None:
+        """An agent of this lane began to wait."""
+
+    def answered(self, lane: str, offer: int) -> None:
+        """An offer woke its agent, which now claims."""
+
+
+class Desk:
+    """Answers agents (`fleet.<worker>.<verb>`) and judges (`cmd.judge`)."""
+
+    def __init__(
+        self,
+        door: runtime.Runtime,
+        presence: Presence,
+        store: ChunkStore,
+        *,
+        fleet: Bus,
+        control: Bus,
+        notices: Bus,
+        offers: Offers,
+        ensure_lane: Callable[[str], Awaitable[None]],
+        terms: Terms,
+    ) -> None:
+        self._door = door
+        self._presence = presence
+        self._store = store
+        self._fleet = fleet
+        self._control = control
+        self._notices = notices
+        self._offers = offers
+        self._ensure_lane = ensure_lane
+        self._terms = terms
+        self._verified: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._told: dict[tuple[str, str], int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
+            "hello": self._hello,
+            "claim": self._claim,
+            "missing": self._missing,
+            "checkpoint": self._checkpoint,
+            "complete": self._complete,
+            "fail": self._fail,
+            "release": self._release,
+            "reattach": self._reattach,
+            "bye": self._bye,
+        }
+        door.observe(self._on_event)
+
+    async def open(self) -> None:
+        """Begin to listen."""
+        await self._fleet.subscribe("fleet.*.*", self._on_request, concurrency=REQUESTS_CONCURRENT)
+        await self._fleet.subscribe("hb.*", self._on_beat)
+        await self._fleet.subscribe("$JS.API.CONSUMER.MSG.NEXT.WORK.*", self._on_pull)
+        await self._control.subscribe("cmd.judge", self._on_judge, concurrency=8)
+
+    # ── framing ──
+
+    async def _on_request(self, message: Incoming) -> None:
+        _, worker, verb = message.subject.split(".")
+        if verb == "chunk":
+            await message.respond(await self._chunk(worker, message.data))
+            return
+        handler = self._verbs.get(verb)
+        if handler is None:
+            known = ", ".join([*self._verbs, "chunk"])
+            unknown = errors.NotFound(f"the desk knows no {verb!r}, only: {known}")
+            await message.respond(wire.refusal(unknown))
+            return
+        try:
+            answer = await handler(worker, message.data)
+        except errors.AghsanError as error:
+            answer = wire.refusal(error)
+        await message.respond(answer)
+
+    def _require_worker(self, token: str, worker_id: str) -> None:
+        if subjects.token(worker_id) != token:
+            raise errors.Invalid(f"worker {worker_id!r} may not speak on the subject of {token!r}")
+
+    def _worker(self, token: str, session: str) -> str:
+        """The worker id behind a subject token. Raises SupersededSession for an old session."""
+        worker = self._by_token(token)
+        if worker is None or worker.session != session:
+            raise errors.SupersededSession(
+                "this session is over: another one of the same worker id took its place, or the "
+                "server does not know it; say hello again"
+            )
+        return worker.worker_id
+
+    def _by_token(self, token: str) -> Worker | None:
+        worker = self._door.state.workers.table.get(token)
+        if worker is not None:
+            return worker
+        for candidate in self._door.state.workers.table:
+            if subjects.token(candidate.worker_id) == token:
+                return candidate
+        return None
+
+    # ── sessions ──
+
+    async def _hello(self, token: str, raw: bytes) -> bytes:
+        hello = _parse(raw, wire.Hello)
+        self._require_worker(token, hello.worker_id)
+        if hello.protocol != wire.PROTOCOL:
+            raise errors.Conflict(
+                f"this server speaks protocol {wire.PROTOCOL}, the agent {hello.protocol}; "
+                f"install the same version on both"
+            )
+        await self._ensure_lane(hello.lane)
+        session = uuid.uuid4().hex
+        command = commands.OpenSession(
+            worker_id=hello.worker_id,
+            session=session,
+            hostname=hello.hostname[:256],
+            lane=hello.lane,
+            protocol=hello.protocol,
+            capabilities=msgspec.json.encode(hello.capabilities),
+            holding=hello.holding,
+        )
+        held = await self._door.execute(
+            command,
+            runtime.new_meta(f"agent:{token}"),
+            lambda state: set(state.tasks.held.get(hello.worker_id, ())),
+        )
+        self._presence.beat(hello.worker_id, runtime.now(), session, 0, [])
+        return wire.ok(
+            wire.Welcome(
+                session=session,
+                lane=hello.lane,
+                heartbeat_seconds=self._terms.heartbeat_seconds,
+                lease_seconds=self._terms.lease_seconds,
+                holding=[claim for claim in hello.holding if claim.task_id in held],
+            )
+        )
+
+    async def _bye(self, token: str, raw: bytes) -> bytes:
+        bye = _parse(raw, wire.Bye)
+        worker_id = self._worker(token, bye.session)
+        command = commands.MarkOffline(
+            worker_id=worker_id,
+            reason="it said goodbye",
+            last_seen=runtime.now(),
+            session=bye.session,
+        )
+        await self._door.execute(command, runtime.new_meta(f"agent:{token}"), runtime.nothing)
+        self._presence.of(worker_id).session = ""
+        return wire.ok(wire.Done())
+
+    async def _on_beat(self, message: Incoming) -> None:
+        try:
+            beat = msgspec.json.decode(message.data, type=wire.Beat)
+            self._require_worker(message.subject.split(".")[1], beat.worker_id)
+        except (msgspec.MsgspecError, UnicodeDecodeError, errors.Invalid) as error:
+            log.warning("a heartbeat that means nothing", extra={"action": str(error)})
+            return
+        if beat.via != "nats":
+            return
+        worker = self._door.state.workers.table.get(beat.worker_id)
+        if worker is None or worker.session != beat.session:
+            await self._tell(beat.worker_id, "superseded", detail="another session took over")
+            return
+        self._presence.beat(
+            beat.worker_id, runtime.now(), beat.session, beat.executor_pid, beat.tasks
+        )
+        for task in beat.tasks:
+            if not self._still_held(beat.worker_id, task):
+                await self._tell(beat.worker_id, "stop", task.task_id, "the task is not yours")
+
+    def _still_held(self, worker_id: str, beat: wire.TaskBeat) -> bool:
+        task = self._door.state.tasks.table.get(beat.task_id)
+        if not isinstance(task, Task) or task.claim is None:
+            return False
+        mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
+        return mine and task.claim.state in ("open", "expired")
+
+    async def _tell(self, worker_id: str, kind: str, task_id: str = "", detail: str = "") -> None:
+        """Push a notice; it is repeated on the heartbeats to come as long as it applies."""
+        notice = wire.Notice(kind=kind, task_id=task_id, detail=detail)
+        subject = f"_INBOX_{subjects.token(worker_id)}.notice"
+        await self._notices.publish(subject, msgspec.json.encode(notice))
+
+    def _on_event(self, event: events.Event) -> None:
+        match event.data:
+            case events.TaskCancelled():
+                self._spawn(self._tell_holder(event.data.task_id, "cancelled by a person"))
+            case events.TaskCompleted() | events.TaskFailed():
+                self._presence.task_ended(event.data.task_id)
+            case _:
+                pass
+
+    async def _tell_holder(self, task_id: str, detail: str) -> None:
+        task = self._door.state.tasks.table.get(task_id)
+        if isinstance(task, Task) and task.claim is not None and task.claim.via == "nats":
+            await self._tell(task.claim.worker_id, "stop", task_id, detail)
+
+    def _spawn(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ── work ──
+
+    async def _on_pull(self, message: Incoming) -> None:
+        lane = message.subject.rsplit(".", 1)[1]
+        try:
+            request = msgspec.json.decode(message.data, type=_Pull)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            request = _Pull()
+        expires = request.expires // 1_000 if request.expires else 30_000_000
+        self._offers.pulled(lane, max(1, min(request.batch, 64)), runtime.now() + expires)
+
+    async def _claim(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.ClaimRequest)
+        worker_id = self._worker(token, request.session)
+        worker = self._door.state.workers.table.rows[worker_id]
+        if request.offer:
+            self._offers.answered(worker.lane, request.offer)
+        claim_id = uuid.uuid4().hex
+        command = commands.ClaimTask(
+            worker_id=worker_id,
+            via="nats",
+            claim_id=claim_id,
+            lease_seconds=self._terms.lease_seconds,
+            session=request.session,
+        )
+        answer = await self._door.execute(
+            command,
+            runtime.new_meta(f"agent:{token}"),
+            lambda state: self._assignment(state, worker_id, claim_id),
+        )
+        return wire.ok(answer)
+
+    def _assignment(self, state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:
+        held = state.tasks.held.get(worker_id)
+        task = state.tasks.table.rows[next(reversed(held))] if held else None
+        if not isinstance(task, Task) or task.claims[-1].claim_id != claim_id:
+            return wire.ClaimAnswer()
+        claim = task.claims[-1]
+        return wire.ClaimAnswer(
+            assignment=wire.Assignment(
+                token=events.Token(
+                    task_id=task.task_id, attempt=claim.attempt, claim_id=claim.claim_id
+                ),
+                node_id=task.node_id,
+                topic=task.topic,
+                role=task.role,
+                method=task.method,
+                seed=task.seed,
+                workload=task.workload,
+                workload_inherited=task.workload_inherited,
+                lease_seconds=claim.lease_seconds,
+                budget_seconds=task.budget_seconds,
+                requires=task.requires,
+                base=task.base,
+                resume=list(task.resume),
+            )
+        )
+
+    async def _fail(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.FailRequest)
+        command = commands.FailAttempt(
+            token=request.token,
+            worker_id=self._worker(token, request.session),
+            session=request.session,
+            reason=request.reason[:REASON_CHARS_MAX],
+            log_tail=request.log_tail,
+        )
+        return await self._do(token, command)
+
+    async def _release(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.TokenRequest)
+        command = commands.ReleaseClaim(
+            token=request.token,
+            worker_id=self._worker(token, request.session),
+            session=request.session,
+            reason=request.reason[:REASON_CHARS_MAX] or "given back",
+        )
+        return await self._do(token, command)
+
+    async def _reattach(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.TokenRequest)
+        command = commands.ReattachClaim(
+            token=request.token,
+            worker_id=self._worker(token, request.session),
+            session=request.session,
+        )
+        return await self._do(token, command)
+
+    async def _do(self, token: str, command: commands.AnyCommand) -> bytes:
+        await self._door.execute(command, runtime.new_meta(f"agent:{token}"), runtime.nothing)
+        return wire.ok(wire.Done())
+
+    # ── artifacts ──
+
+    def _require_holder(self, worker_id: str, token: events.Token) -> None:
+        """Refuse early what the fence would refuse anyway, before bytes are read."""
+        task = self._door.state.tasks.table.get(token.task_id)
+        if task is None:
+            raise errors.NotFound("task not found")
+        claim = task.claim if isinstance(task, Task) else None
+        if claim is not None and (claim.worker_id, claim.attempt, claim.claim_id) != (
+            worker_id,
+            token.attempt,
+            token.claim_id,
+        ):
+            raise errors.StaleAttempt(
+                f"attempt {token.attempt} of {token.task_id} was overtaken; stop this work"
+            )
+
+    async def _missing(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.MissingRequest)
+        self._require_holder(self._worker(token, request.session), request.token)
+        if sum(request.chunks.values()) > ARTIFACT_BYTES_MAX:
+            raise errors.QuotaExceeded(
+                f"{sum(request.chunks.values())} bytes at once; an artifact may have "
+                f"{ARTIFACT_BYTES_MAX}"
+            )
+        missing = [
+            digest
+            for digest in request.chunks
+            if (token, digest) not in self._verified
+            and await self._store.has(token, digest) is None
+        ]
+        return wire.ok(wire.MissingAnswer(missing=missing))
+
+    async def _verify(self, token: str, manifest: Manifest) -> str:
+        """Check every chunk of a manifest and store the manifest itself; its digest."""
+        if manifest.writer != token:
+            raise errors.Invalid(f"a manifest of {token!r} cannot name the writer as another")
+        total = 0
+        for file in manifest.files:
+            size = 0
+            for digest in file.chunks:
+                known = self._verified.get((token, digest))
+                if known is None:
+                    # get() refuses bytes that are not what their name says.
+                    known = len(await self._store.get(token, digest))
+                    self._verified[token, digest] = known
+                    if len(self._verified) > VERIFIED_MAX:
+                        self._verified.popitem(last=False)
+                size += known
+            if size != file.bytes:
+                raise errors.ArtifactError(
+                    f"{file.name} is said to have {file.bytes} bytes, its chunks have {size}"
+                )
+            total += size
+        if total > ARTIFACT_BYTES_MAX:
+            raise errors.QuotaExceeded(f"an artifact of {total} bytes; {ARTIFACT_BYTES_MAX} at most")
+        digest = await self._store.put(DESK, manifest.encode())
+        self._keep(digest, manifest)
+        return digest
+
+    def _keep(self, digest: str, manifest: Manifest) -> None:
+        self._manifests[digest] = manifest
+        if len(self._manifests) > MANIFESTS_MAX:
+            self._manifests.popitem(last=False)
+
+    async def _checkpoint(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.CheckpointRequest)
+        worker_id = self._worker(token, request.session)
+        self._require_holder(worker_id, request.token)
+        digest = await self._verify(token, request.manifest)
+        checkpoint = events.Checkpoint(
+            rival=request.rival,
+            step=request.step,
+            total_steps=request.total_steps,
+            manifest=digest,
+            writer=token,
+            bytes=request.manifest.bytes,
+            final=request.final,
+        )
+        command = commands.StoreCheckpoint(
+            token=request.token,
+            worker_id=worker_id,
+            session=request.session,
+            checkpoint=checkpoint,
+        )
+        return await self._do(token, command)
+
+    async def _complete(self, token: str, raw: bytes) -> bytes:
+        request = _parse(raw, wire.CompleteRequest)
+        worker_id = self._worker(token, request.session)
+        self._require_holder(worker_id, request.token)
+        task_id = request.token.task_id
+        candidates = []
+        for brought in request.candidates:
+            digest = await self._verify(token, brought.manifest)
+            name = f"{task_id}:{brought.rival}:{digest}"
+            candidates.append(
+                events.Candidate(
+                    candidate_id="cand-" + hashlib.sha256(name.encode()).hexdigest()[:12],
+                    rival=brought.rival,
+                    manifest=digest,
+                    writer=token,
+                    weights_sha256=brought.weights_sha256,
+                    bytes=brought.manifest.bytes,
+                    claims=brought.claims,
+                )
+            )
+        metrics, metrics_digest = await store_metrics(self._store, request.metrics)
+        command = commands.CompleteTask(
+            task_id=task_id,
+            worker_id=worker_id,
+            token=request.token,
+            session=request.session,
+            metrics=metrics,
+            metrics_digest=metrics_digest,
+            candidates=candidates,
+        )
+        return await self._do(token, command)
+
+    async def _chunk(self, token: str, raw: bytes) -> bytes:
+        """Read a chunk: an agent may read what its own tasks start from, and nothing else."""
+        try:
+            request = _parse(raw, wire.ChunkRequest)
+            worker_id = self._worker(token, request.session)
+            if not await self._may_read(worker_id, request.digest):
+                raise errors.NotOwner("this chunk belongs to no task of this worker")
+            return wire.chunk_frame(await self._store.get(request.writer, request.digest))
+        except errors.AghsanError as error:
+            return wire.chunk_refusal(error)
+
+    async def _may_read(self, worker_id: str, digest: str) -> bool:
+        for task_id in self._door.state.tasks.held.get(worker_id, ()):
+            task = self._door.state.tasks.table.rows[task_id]
+            assert isinstance(task, Task), "a held task is open"
+            manifests = [point.manifest for point in task.resume]
+            if task.base is not None:
+                manifests.append(task.base.manifest)
+            if digest in manifests:
+                return True
+            for manifest_digest in manifests:
+                manifest = await self._manifest(manifest_digest)
+                if any(digest in file.chunks for file in manifest.files):
+                    return True
+        return False
+
+    async def _manifest(self, digest: str) -> Manifest:
+        manifest = self._manifests.get(digest)
+        if manifest is None:
+            manifest = chunks.decode_manifest(await self._store.get(DESK, digest))
+            self._keep(digest, manifest)
+        return manifest
+
+    # ── judges ──
+
+    async def _on_judge(self, message: Incoming) -> None:
+        try:
+            answer = wire.ok(await self._judge(_parse(message.data, wire.JudgeRequest)))
+        except errors.AghsanError as error:
+            answer = wire.refusal(error)
+        await message.respond(answer)
+
+    async def _judge(self, request: wire.JudgeRequest) -> wire.Wire:
+        meta = runtime.new_meta(f"judge:{request.judge}")
+        match request:
+            case wire.Standing():
+                return await self._door.read(_commitments)
+            case wire.Deposit():
+                deposit = commands.DepositCommitments(
+                    judge=request.judge, first=request.first, commitments=request.commitments
+                )
+                return await self._door.execute(deposit, meta, _commitments)
+            case wire.TakeRound():
+                take = commands.StartJudging(round_id=request.round_id, judge=request.judge)
+                return await self._door.execute(
+                    take, meta, lambda state: _brief(state, take.round_id)
+                )
+            case wire.Verdict():
+                values = {name: getattr(request, name) for name in request.__struct_fields__}
+                return await self._door.execute(
+                    commands.DecideRound(**values), meta, lambda _: wire.Done()
+                )
+
+
+class _Pull(msgspec.Struct, frozen=True):
+    batch: int = 1
+    expires: int = 0
+
+
+def _parse(raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.Invalid(f"a request that cannot be read: {error}") from error
+
+
+async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]:
+    """Metrics as an event carries them: inline, or `{}` and the digest of their chunk."""
+    encoded = msgspec.json.encode(metrics)
+    if len(encoded) <= METRICS_BYTES_INLINE:
+        return encoded, ""
+    return b"{}", await store.put(DESK, encoded)
+
+
+def _commitments(state: State) -> wire.CommitmentsAnswer:
+    return wire.CommitmentsAnswer(
+        next_index=state.rounds.next_deposit, unused=len(state.rounds.commitments)
+    )
+
+
+def _brief(state: State, round_id: str) -> wire.RoundBrief:
+    row = state.rounds.table.rows[round_id]
+    assert isinstance(row, Round), "a round being judged is whole"
+    return wire.RoundBrief(
+        round_id=row.round_id,
+        node_id=row.node_id,
+        index=row.index,
+        commitment=row.commitment,
+        workload=row.workload,
+        look=row.look,
+        champion=row.champion,
+        candidates=[
+            wire.Brought(
+                candidate=standing.candidate, task_id=standing.task_id, worker_id=standing.worker_id
+            )
+            for standing in row.standings
+        ],
+    )

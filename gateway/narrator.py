@@ -1,0 +1,79 @@
+"""One quiet line for each event that matters to a person watching."""
+
+from core import events
+from core.projections.state import State
+from core.projections.tasks import Task
+
+
+def _time(event: events.Event) -> str:
+    return events.isoformat(event.at)[11:19]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def narrate(event: events.Event, state: State) -> str:
+    """What to say of an event; "" when it is not worth a line."""
+    text = _text(event.data, state)
+    return f"{_time(event)}  {text}" if text else ""
+
+
+def _text(data: events.EventData, state: State) -> str:
+    match data:
+        case events.TaskClaimed():
+            again = f" (attempt {data.attempt})" if data.attempt > 1 else ""
+            resumed = sum(point.step for point in data.resume)
+            from_step = f", from step {resumed}" if resumed else ""
+            node = _node_of(data.task_id, state)
+            queued = state.tasks.counts["queued"]
+            return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
+        case events.TaskCompleted():
+            if not data.candidates:
+                return f"{data.worker_id} completed {data.task_id}"
+            claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
+            node = _node_of(data.task_id, state)
+            loss, baseline = claims.get("loss"), claims.get("baseline_loss")
+            shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
+            return f"{data.worker_id} completed {node} · {shown}"
+        case events.RoundDecided():
+            row = state.rounds.table.get(data.round_id)
+            node_id = row.node_id if row else "?"
+            return f"judge: {node_id} → {data.verdict} · {data.reasons.en}"
+        case events.ChampionPromoted():
+            champion = data.champion
+            side = "above" if champion.below_baseline else "below"
+            return (
+                f"new champion of {data.node_id}: {champion.rival}, error "
+                f"{_figure(champion.error)} ({side} the baseline {_figure(champion.baseline_error)})"
+            )
+        case events.ClaimExpired():
+            return f"{data.task_id}: attempt {data.attempt} lost ({data.reason}); queued again"
+        case events.ClaimReleased():
+            return f"{data.task_id}: given back ({data.reason})"
+        case events.AttemptFailed():
+            return f"{data.task_id}: attempt {data.attempt} failed ({data.reason})"
+        case events.TaskFailed():
+            return f"{data.task_id} failed for good: {'; '.join(data.reasons)}"
+        case events.TaskCancelled():
+            return f"{data.task_id} was cancelled"
+        case events.SessionOpened():
+            return f"{data.worker_id} joined from {data.hostname} ({data.lane})"
+        case events.WorkerRegistered():
+            return f"{data.worker_id} registered over HTTP"
+        case events.WorkerWentOffline():
+            return f"{data.worker_id} is offline: {data.reason}"
+        case events.WorkerCameOnline():
+            return f"{data.worker_id} is back"
+        case events.NodeAdded():
+            return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
+        case _:
+            return ""
+
+
+def _node_of(task_id: str, state: State) -> str:
+    task = state.tasks.table.get(task_id)
+    if task is None:
+        return task_id
+    topic = f" “{task.topic[:40]}”" if isinstance(task, Task) and task.topic else ""
+    return f"{task.node_id}{topic}"

@@ -1,0 +1,208 @@
+"""Who is alive: turns what was (not) heard into commands. A worker in doubt keeps its task until
+another can take it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from core import commands, errors, runtime
+from core.presence import Presence, Seen
+from core.projections.rounds import Round
+from core.projections.state import State
+from core.projections.tasks import Claim, Task, token_of
+from core.projections.workers import Worker
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+MASS_LOSS_SECONDS = 5.0
+MASS_LOSS_SHARE = 0.2
+MASS_LOSS_MIN = 3
+
+Command = commands.ExpireClaim | commands.MarkOffline | commands.MarkOnline | commands.CloseRound
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long silence is borne, in seconds."""
+
+    lease: float = 60.0
+    reconnect: float = 2.0
+    silence: float = 10.0
+    heartbeat: float = 1.0
+    worker_timeout: float = 90.0
+    http_lease: float = 1800.0
+
+    @property
+    def silence_borne(self) -> float:
+        """Seconds of silence after which an agent is suspect."""
+        return max(self.silence, 4 * self.heartbeat)
+
+
+@dataclass(slots=True)
+class Grace:
+    """Until when (microseconds) nobody is suspected, because we may be the ones who were away."""
+
+    until: int = 0
+
+    def extend(self, now: int, seconds: float) -> None:
+        """Suspect nobody for so long from now."""
+        self.until = max(self.until, now + int(seconds * 1e6))
+
+
+def suspicion(seen: Seen | None, started_at: int, now: int, limits: Limits) -> str:
+    """Why an agent is suspect now, or "" when it is not."""
+    last_seen = max(seen.last_seen if seen else 0, started_at)
+    if seen and seen.disconnected_at and now - seen.disconnected_at >= limits.reconnect * 1e6:
+        return "its connection broke and did not come back"
+    if now - last_seen >= limits.silence_borne * 1e6:
+        return f"no heartbeat for {(now - last_seen) / 1e6:.0f} s"
+    return ""
+
+
+def mass_loss(presence: Presence, now: int) -> bool:
+    """Whether so many agents went at once that the fault is more likely ours than theirs."""
+    agents = [seen for seen in presence.workers.values() if seen.via == "nats" and seen.last_seen]
+    gone = sum(
+        1
+        for seen in agents
+        if seen.disconnected_at and now - seen.disconnected_at < MASS_LOSS_SECONDS * 1e6
+    )
+    if gone < 2:
+        return False
+    return gone == len(agents) or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * len(agents))
+
+
+def plan(
+    state: State,
+    presence: Presence,
+    now: int,
+    limits: Limits,
+    *,
+    grace_until: int,
+    someone_waits: Callable[[Task], bool],
+) -> list[Command]:
+    """The commands that follow from silence and deadlines at this moment."""
+    planned: list[Command] = []
+    in_grace = now < grace_until
+    for worker_id in list(state.tasks.held):
+        for task_id in list(state.tasks.held[worker_id]):
+            task = state.tasks.table.rows[task_id]
+            assert isinstance(task, Task), "a held task is open"
+            claim = task.claims[-1]
+            seen = presence.workers.get(worker_id)
+            if claim.via == "http":
+                reason = _http_lease_over(claim, seen, presence.started_at, now, limits)
+            else:
+                suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
+                waits = bool(suspect) and someone_waits(task)
+                lease_over = _lease_over(claim, seen, presence.started_at, now)
+                reason = suspect if suspect and (waits or lease_over) else ""
+            if reason:
+                last_seen = seen.last_seen if seen else 0
+                planned.append(
+                    commands.ExpireClaim(token=token_of(task), reason=reason, last_seen=last_seen)
+                )
+    for worker in state.workers.table:
+        command = _attendance(worker, presence, now, limits, in_grace)
+        if command is not None:
+            planned.append(command)
+    for round_id in state.rounds.undecided:
+        row = state.rounds.table.rows[round_id]
+        if isinstance(row, Round) and row.status == "open" and now >= row.closes_at:
+            planned.append(commands.CloseRound(round_id=round_id))
+    return planned
+
+
+def _lease_over(claim: Claim, seen: Seen | None, started_at: int, now: int) -> bool:
+    since = max(claim.claimed_at, seen.last_seen if seen else 0, started_at)
+    return now - since >= claim.lease_seconds * 1e6
+
+
+def _http_lease_over(
+    claim: Claim, seen: Seen | None, started_at: int, now: int, limits: Limits
+) -> str:
+    since = max(claim.claimed_at, started_at)
+    # Once the worker has asked for other work, heartbeats no longer speak for this claim.
+    if seen and seen.asked_at <= claim.claimed_at:
+        since = max(since, seen.signalled_at)
+    if now - since >= claim.lease_seconds * 1e6:
+        return f"its lease of {claim.lease_seconds:g} s ended without a sign of life"
+    return ""
+
+
+def _attendance(
+    worker: Worker, presence: Presence, now: int, limits: Limits, in_grace: bool
+) -> Command | None:
+    seen = presence.workers.get(worker.worker_id)
+    if worker.via == "nats":
+        alive = seen is not None and seen.session == worker.session and bool(seen.last_seen)
+        suspect = suspicion(seen, presence.started_at, now, limits)
+        if worker.status == "online" and suspect and not in_grace:
+            return _offline(worker, seen, suspect)
+        if worker.status == "offline" and alive and not suspect:
+            return commands.MarkOnline(worker_id=worker.worker_id, session=worker.session)
+        return None
+    last_seen = max(seen.last_seen if seen else 0, presence.started_at)
+    if worker.status == "online" and now - last_seen >= limits.worker_timeout * 1e6:
+        return _offline(worker, seen, f"not heard of for {limits.worker_timeout:g} s")
+    return None
+
+
+def _offline(worker: Worker, seen: Seen | None, reason: str) -> commands.MarkOffline:
+    return commands.MarkOffline(
+        worker_id=worker.worker_id,
+        reason=reason,
+        last_seen=seen.last_seen if seen else 0,
+        session=worker.session,
+    )
+
+
+class Liveness:
+    """The loop around `plan`."""
+
+    def __init__(
+        self,
+        door: runtime.Runtime,
+        presence: Presence,
+        limits: Limits,
+        someone_waits: Callable[[Task], bool],
+    ) -> None:
+        self._door = door
+        self._presence = presence
+        self._limits = limits
+        self._someone_waits = someone_waits
+        self.grace = Grace()
+        self._last_tick = runtime.now()
+        self.grace.extend(self._last_tick, limits.lease)
+
+    def forgive(self) -> None:
+        """Suspect nobody for one lease: a server or relay of ours was away."""
+        self.grace.extend(runtime.now(), self._limits.lease)
+
+    async def run(self) -> None:
+        """Look around four times a second, for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await self.tick(runtime.now())
+
+    async def tick(self, now: int) -> None:
+        """Act on what is (not) heard by `now`."""
+        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(self._presence, now):
+            self.grace.extend(now, self._limits.lease)
+        self._last_tick = now
+        planned = plan(
+            self._door.state,
+            self._presence,
+            now,
+            self._limits,
+            grace_until=self.grace.until,
+            someone_waits=self._someone_waits,
+        )
+        for command in planned:
+            try:
+                await self._door.execute(command, runtime.new_meta("liveness"), runtime.nothing)
+            except errors.Refused as error:
+                log.info("liveness was refused", extra={"action": str(error)})

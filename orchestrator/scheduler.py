@@ -1,0 +1,183 @@
+"""Just-in-time offers: a waiting pull is woken when there is something for its lane, never before.
+
+An offer only wakes; which task the woken agent gets is decided when it claims.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core import errors, events, runtime
+from core.decide import tasks as task_rules
+from core.events import Requires
+from core.projections.state import State
+from core.projections.tasks import Task
+
+log = logging.getLogger(__name__)
+
+RECONCILE_SECONDS = 2.0
+OFFERS_IN_FLIGHT_MAX = 64
+
+
+class WorkQueue(Protocol):
+    """WORK, as the scheduler needs it."""
+
+    async def publish(self, lane: str, task_id: str) -> int:
+        """Offer a task to a lane; the offer's sequence."""
+        ...
+
+    async def delete(self, seq: int) -> None:
+        """Withdraw an offer; one that is gone already is no error."""
+        ...
+
+    async def purge(self) -> None:
+        """Withdraw all offers."""
+        ...
+
+    async def standing(self, lane: str) -> tuple[int, int]:
+        """(pulls waiting, offers not yet acknowledged) of a lane."""
+        ...
+
+    async def offers(self, lane: str) -> set[int]:
+        """Sequences of all offers of a lane that WORK still holds."""
+        ...
+
+
+@dataclass(slots=True)
+class Lane:
+    """What is known of one lane: when each waiting pull expires, which offers are out."""
+
+    pulls: deque[int] = field(default_factory=deque)
+    offers: dict[int, str] = field(default_factory=dict)
+    publishing: int = 0
+
+    def expire(self, now: int) -> None:
+        """Forget pulls whose time is over."""
+        while self.pulls and self.pulls[0] <= now:
+            self.pulls.popleft()
+
+
+def wanted(queued: int, waiting: int, outstanding: int) -> int:
+    """How many further offers a lane should get: one per waiting pull, while tasks last."""
+    return max(0, min(waiting, queued - outstanding))
+
+
+def fits_lane(lane: str) -> Callable[[Requires, bool], bool]:
+    """Whether a kind of task can run on devices of this lane."""
+    return lambda requires, merge: task_rules.lane_runs(lane, requires)
+
+
+class Scheduler:
+    """Offers queued tasks to lanes whose agents wait."""
+
+    def __init__(self, door: runtime.Runtime, queue: WorkQueue) -> None:
+        self._door = door
+        self._queue = queue
+        self._wake = asyncio.Event()
+        self.lanes: dict[str, Lane] = {}
+        door.observe(self._on_event)
+
+    def lane(self, name: str) -> Lane:
+        """The record of a lane; made when first asked for."""
+        return self.lanes.setdefault(name, Lane())
+
+    def pulled(self, lane: str, count: int, expires_at: int) -> None:
+        """An agent of this lane began to wait (seen on the pull-request subject)."""
+        self.lane(lane).pulls.extend([expires_at] * count)
+        self._wake.set()
+
+    def answered(self, lane: str, offer: int) -> None:
+        """An offer woke its agent, which now claims."""
+        self.lane(lane).offers.pop(offer, None)
+        self._wake.set()
+
+    def someone_waits(self, task: Task) -> bool:
+        """Whether an agent that could run this task waits for work."""
+        now = runtime.now()
+        for name, lane in self.lanes.items():
+            lane.expire(now)
+            if lane.pulls and task_rules.lane_runs(name, task.requires):
+                return True
+        return False
+
+    def _on_event(self, event: events.Event) -> None:
+        match event.data:
+            case (
+                events.TaskQueued()
+                | events.TaskRetried()
+                | events.ClaimExpired()
+                | events.ClaimReleased()
+                | events.AttemptFailed()
+            ):
+                self._wake.set()
+            case _:
+                pass
+
+    async def run(self) -> None:
+        """Offer, for ever; reconcile with the server every two seconds."""
+        await self._queue.purge()
+        reconciled = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(RECONCILE_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._feed()
+                if loop.time() - reconciled > RECONCILE_SECONDS:
+                    await self._reconcile()
+                    reconciled = loop.time()
+            except errors.Unavailable as error:
+                log.warning("WORK does not answer", extra={"action": str(error)})
+
+    async def _feed(self) -> None:
+        state = self._door.state
+        now = runtime.now()
+        for name, lane in self.lanes.items():
+            lane.expire(now)
+            fits = fits_lane(name)
+            queued = state.tasks.queue.count(fits)
+            count = wanted(queued, len(lane.pulls), len(lane.offers) + lane.publishing)
+            for _ in range(min(count, OFFERS_IN_FLIGHT_MAX)):
+                task_id = state.tasks.queue.best(fits, state.tasks.ticket)
+                if task_id is None:
+                    break
+                lane.pulls.popleft()
+                await self._offer(name, lane, task_id, state)
+
+    async def _offer(self, name: str, lane: Lane, task_id: str, state: State) -> None:
+        # No offer before the event it rests on is durable.
+        await self._door.read(lambda _: None)
+        lane.publishing += 1
+        try:
+            seq = await self._queue.publish(name, task_id)
+        finally:
+            lane.publishing -= 1
+        lane.offers[seq] = task_id
+
+    async def _reconcile(self) -> None:
+        """Make what is remembered agree with what the server holds."""
+        state = self._door.state
+        for name, lane in self.lanes.items():
+            waiting, _ = await self._queue.standing(name)
+            held = await self._queue.offers(name)
+            lane.offers = {seq: task for seq, task in lane.offers.items() if seq in held}
+            for seq in held:
+                lane.offers.setdefault(seq, "")
+            now = runtime.now()
+            lane.expire(now)
+            while len(lane.pulls) > waiting:
+                lane.pulls.popleft()
+            expires_at = now + int(RECONCILE_SECONDS * 1e6)
+            lane.pulls.extend([expires_at] * (waiting - len(lane.pulls)))
+            surplus = len(lane.offers) - state.tasks.queue.count(fits_lane(name))
+            for seq in list(lane.offers)[: max(0, surplus)]:
+                await self._queue.delete(seq)
+                lane.offers.pop(seq, None)
+        self._wake.set()

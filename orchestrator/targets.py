@@ -1,0 +1,30 @@
+"""The feeder's targets: the runtime beside it, or a server over HTTP."""
+
+import secrets
+import uuid
+
+from core import commands, runtime
+from orchestrator.feeder import Fleet, Order, survey
+
+
+class RuntimeTarget:
+    """Feeds the runtime in the same process."""
+
+    def __init__(self, door: runtime.Runtime) -> None:
+        self._door = door
+
+    async def survey(self) -> Fleet:
+        """What there is now."""
+        return await self._door.read(survey)
+
+    async def enqueue(self, order: Order, priority: int, key: str) -> None:
+        """Enqueue one order, once per key."""
+        command = commands.EnqueueTask(
+            task_id=f"task-{uuid.uuid4().hex[:12]}",
+            node_id=order.node_id,
+            topic=order.topic,
+            priority=priority,
+            seed=secrets.randbits(63),
+            idempotency_key=key,
+        )
+        await self._door.execute(command, runtime.new_meta("feeder"), runtime.nothing)

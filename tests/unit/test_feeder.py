@@ -1,0 +1,65 @@
+"""What the feeder chooses, and when it holds back."""
+
+from orchestrator import feeder
+from orchestrator.feeder import Fleet, Standing
+
+
+def _node(node_id: str, **more: object) -> Standing:
+    values: dict[str, object] = {
+        "node_id": node_id,
+        "name": node_id,
+        "own_workload": True,
+        "open_tasks": 0,
+        "rounds": 0,
+        "promotions": 0,
+        "champion": False,
+        "below_baseline": False,
+    }
+    return Standing(**{**values, **more})  # type: ignore[arg-type]
+
+
+def _fleet(*nodes: Standing, queued: int = 0, workers: int = 1, unjudged: int = 0) -> Fleet:
+    return Fleet(queued=queued, workers_online=workers, unjudged=unjudged, nodes=list(nodes))
+
+
+def test_the_queue_is_filled_up_to_its_minimum_and_not_beyond() -> None:
+    fleet = _fleet(_node("a"), _node("b"), queued=3)
+    assert len(feeder.plan(fleet, min_queue=5, burst=10, turn=0)) == 2
+    assert feeder.plan(_fleet(_node("a"), queued=5), min_queue=5, burst=10, turn=0) == []
+
+
+def test_no_more_than_a_burst_is_enqueued_at_a_time() -> None:
+    assert len(feeder.plan(_fleet(_node("a")), min_queue=50, burst=4, turn=0)) == 4
+
+
+def test_nothing_is_fed_when_nobody_works() -> None:
+    assert feeder.plan(_fleet(_node("a"), workers=0), min_queue=5, burst=5, turn=0) == []
+
+
+def test_nothing_is_fed_while_the_judges_are_behind() -> None:
+    assert feeder.plan(_fleet(_node("a"), unjudged=16), min_queue=5, burst=5, turn=0) == []
+
+
+def test_a_node_without_a_champion_comes_before_one_that_is_good_already() -> None:
+    fleet = _fleet(_node("good", champion=True, rounds=4, promotions=2), _node("new"))
+    assert feeder.plan(fleet, min_queue=1, burst=1, turn=0)[0].node_id == "new"
+
+
+def test_a_node_worse_than_its_baseline_comes_before_one_that_is_better() -> None:
+    better = _node("better", champion=True, rounds=1, promotions=1)
+    worse = _node("worse", champion=True, below_baseline=True, rounds=1, promotions=1)
+    fleet = _fleet(better, worse)
+    assert feeder.plan(fleet, min_queue=1, burst=1, turn=0)[0].node_id == "worse"
+
+
+def test_every_fourth_choice_explores_the_node_tried_least() -> None:
+    hopeless = _node("hopeless", own_workload=False, champion=True, rounds=0)
+    fleet = _fleet(_node("best", rounds=9, promotions=9), hopeless)
+    chosen = [order.node_id for order in feeder.plan(fleet, min_queue=4, burst=4, turn=0)]
+    assert chosen[3] == "hopeless"
+
+
+def test_a_long_plan_reaches_every_node() -> None:
+    nodes = [_node(f"n{number}", own_workload=number < 3) for number in range(10)]
+    orders = feeder.plan(_fleet(*nodes), min_queue=40, burst=40, turn=0)
+    assert {order.node_id for order in orders} == {node.node_id for node in nodes}

@@ -1,0 +1,133 @@
+"""Who is suspected, who keeps a task, and when nobody is."""
+
+from core import commands
+from core.presence import Presence
+from core.wire import TaskBeat
+from orchestrator import liveness
+from orchestrator.liveness import Limits
+from tests.build import SECOND, World
+
+LIMITS = Limits()
+
+
+def _running() -> tuple[World, Presence]:
+    world = World().seeded()
+    session = world.agent("a1")
+    world.task()
+    assert world.claim("a1") is not None
+    presence = Presence(world.now)
+    presence.beat("a1", world.now, session, 0, [])
+    return world, presence
+
+
+def _plan(
+    world: World, presence: Presence, *, waits: bool, grace_until: int = 0
+) -> list[liveness.Command]:
+    return liveness.plan(
+        world.state,
+        presence,
+        world.now,
+        LIMITS,
+        grace_until=grace_until,
+        someone_waits=lambda task: waits,
+    )
+
+
+def _expired(planned: list[liveness.Command]) -> list[commands.ExpireClaim]:
+    return [command for command in planned if isinstance(command, commands.ExpireClaim)]
+
+
+def test_a_beating_agent_keeps_its_task() -> None:
+    world, presence = _running()
+    world.later(100)
+    presence.beat("a1", world.now, "session-a1", 0, [TaskBeat(task_id="t1", attempt=1)])
+    assert _plan(world, presence, waits=True) == []
+
+
+def test_a_silent_agent_loses_its_task_after_ten_seconds_when_another_waits() -> None:
+    world, presence = _running()
+    world.later(9)
+    assert _expired(_plan(world, presence, waits=True)) == []
+    world.later(2)
+    assert [c.token.task_id for c in _expired(_plan(world, presence, waits=True))] == ["t1"]
+
+
+def test_with_nobody_waiting_the_lease_runs() -> None:
+    world, presence = _running()
+    world.later(59)
+    assert _expired(_plan(world, presence, waits=False)) == []
+    world.later(2)
+    assert len(_expired(_plan(world, presence, waits=False))) == 1
+
+
+def test_a_broken_connection_counts_after_two_seconds() -> None:
+    world, presence = _running()
+    presence.of("a1").disconnected_at = world.now
+    world.later(1.9)
+    assert _expired(_plan(world, presence, waits=True)) == []
+    world.later(0.2)
+    assert len(_expired(_plan(world, presence, waits=True))) == 1
+
+
+def test_nobody_is_suspected_in_a_time_of_grace() -> None:
+    world, presence = _running()
+    world.later(120)
+    assert _plan(world, presence, waits=True, grace_until=world.now + SECOND) == []
+
+
+def test_a_heartbeat_after_the_silence_brings_a_worker_back_online() -> None:
+    world, presence = _running()
+    world.do(commands.MarkOffline(worker_id="a1", reason="silence", session="session-a1"))
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    planned = _plan(world, presence, waits=False)
+    assert [type(command) for command in planned] == [commands.MarkOnline]
+
+
+def test_losing_all_agents_at_once_is_our_fault_not_theirs() -> None:
+    presence = Presence(0)
+    for number in range(2):
+        presence.beat(f"a{number}", SECOND, "s", 0, [])
+        presence.of(f"a{number}").disconnected_at = 2 * SECOND
+    assert liveness.mass_loss(presence, 3 * SECOND)
+    presence.beat("a1", 3 * SECOND, "s", 0, [])
+    assert not liveness.mass_loss(presence, 3 * SECOND)
+
+
+def test_an_http_worker_keeps_a_silent_training_for_its_whole_lease() -> None:
+    world = World().seeded()
+    world.http_worker()
+    world.task()
+    world.do(commands.ClaimTask(worker_id="w1", via="http", claim_id="c", lease_seconds=1800))
+    presence = Presence(world.now)
+    presence.of("w1").last_seen = world.now
+    world.later(1799)
+    planned = _plan(world, presence, waits=True)
+    assert [type(command) for command in planned] == [commands.MarkOffline]
+    world.later(2)
+    assert len(_expired(_plan(world, presence, waits=True))) == 1
+
+
+def test_a_heartbeat_renews_an_http_lease_until_the_worker_asks_for_other_work() -> None:
+    world = World().seeded()
+    world.http_worker()
+    world.task()
+    world.do(commands.ClaimTask(worker_id="w1", via="http", claim_id="c", lease_seconds=1800))
+    presence = Presence(world.now)
+    seen = presence.of("w1")
+    world.later(1000)
+    seen.signalled_at = seen.last_seen = world.now
+    world.later(1000)
+    assert _expired(_plan(world, presence, waits=True)) == []
+    seen.asked_at = world.now
+    seen.signalled_at = seen.last_seen = world.now
+    assert len(_expired(_plan(world, presence, waits=True))) == 1
+
+
+def test_a_round_closes_at_its_deadline() -> None:
+    world, presence = _running()
+    world.do(commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64]))
+    presence.beat("a1", world.now + 200 * SECOND, "session-a1", 0, [])
+    world.later(119)
+    assert _plan(world, presence, waits=False) == []
+    world.later(2)
+    assert [type(c) for c in _plan(world, presence, waits=False)] == [commands.CloseRound]
