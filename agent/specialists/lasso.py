@@ -1,0 +1,215 @@
+"""opt-convex: the LASSO with one public matrix, in a dozen iterations."""
+
+import functools
+import math
+
+import torch
+
+from agent.specialists import seeds, sizes
+from agent.specialists.base import Batch, Cases, Config, Role, Split
+
+ROWS, COLUMNS = 64, 128
+DENSITY = 0.1
+NOISE = 0.02
+PENALTY_SHARE = 0.1
+CORRECTION_SCALE = 0.02
+
+
+class Lasso:
+    """Minimize P(x) = |A x - b|^2 / 2 + penalty |x|_1 (Tibshirani 1996).
+
+    A [64, 128] is public, with unit columns; b = A x0 + 0.02 noise, where x0 [128] is standard
+    normal in a tenth of its places and 0 elsewhere; penalty = 0.1 max|A' b|. Inputs are
+    b [count, 64] and penalty [count]; a module answers x [count, 128].
+
+    The error needs no solution to compare with: it is the duality gap, in float64, divided by
+    P(0) = |b|^2 / 2. It bounds (P(x) - P(best x)) / P(0) from above and is 0 only at the optimum.
+    """
+
+    name = "opt-convex"
+    unit = "duality gap / objective at x = 0"
+    trivial_error = 0.81
+    tolerance = 0.01
+    baseline_of_record = "fista 12"
+    batch_size = 64
+    learning_rate = 2e-2
+
+    def train_batch(self, seed: int, step: int) -> Batch:
+        """Fresh problems, float32; no solutions."""
+        draw = seeds.generator(self.name, "train", seed, step)
+        b, penalty = _problems(draw, self.batch_size)
+        return {"b": b.float(), "penalty": penalty.float()}
+
+    def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
+        """Fresh problems, float64."""
+        b, penalty = _problems(seeds.generator(self.name, split, seed), count)
+        return {"b": b, "penalty": penalty}
+
+    def build(self, config: Config) -> torch.nn.Module:
+        """A fresh unrolled solver, "lista" or "learned-steps"; it starts out as FISTA."""
+        match config.family:
+            case "lista":
+                return Lista(**sizes.read(config, {"layers": (1, 48)}))
+            case "learned-steps":
+                return LearnedSteps(**sizes.read(config, {"layers": (1, 48)}))
+        raise sizes.unknown_family(config, self.name, ("lista", "learned-steps"))
+
+    def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The mean error itself, in float32: it can be differentiated almost everywhere."""
+        x = module(batch["b"], batch["penalty"])
+        return relative_gap(x, batch["b"], batch["penalty"]).mean()
+
+    def errors(self, module: torch.nn.Module, cases: Cases) -> torch.Tensor:
+        """Relative duality gap of each case, float64 [count]."""
+        x = module(cases["b"].float(), cases["penalty"].float()).double()
+        return relative_gap(x, cases["b"], cases["penalty"])
+
+    def baseline_errors(self, cases: Cases) -> dict[str, torch.Tensor]:
+        """x = 0 ("trivial", exactly 0.81) and FISTA after 12, 24 and 48 iterations."""
+        b, penalty = cases["b"], cases["penalty"]
+        names = ("trivial", "fista 12", "fista 24", "fista 48")
+        said = (b.new_zeros(len(b), COLUMNS), *fista(b, penalty, 12, 24, 48))
+        return {name: relative_gap(x, b, penalty) for name, x in zip(names, said, strict=True)}
+
+    def families(self, role: Role) -> list[Config]:
+        """Learned matrices for the evolver, learned scalars for the reinventor."""
+        if role == "evolver":
+            return [Config(family="lista", sizes={"layers": 12})]
+        return [
+            Config(family="learned-steps", sizes={"layers": 12}),
+            Config(family="learned-steps", sizes={"layers": 8}),
+        ]
+
+    def probe(self) -> tuple[torch.Tensor, ...]:
+        """One problem: b float32 [1, 64], penalty float32 [1]."""
+        cases = self.cases(0, 1)
+        return cases["b"].float(), cases["penalty"].float()
+
+
+@functools.cache
+def matrix(dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> torch.Tensor:
+    """The public A [64, 128]: normal entries of a public seed, columns scaled to length 1."""
+    with torch.inference_mode(False):  # kept for training too, whoever asks first
+        draw = seeds.generator(Lasso.name, "matrix")
+        entries = torch.randn(ROWS, COLUMNS, generator=draw, dtype=torch.float64)
+        return (entries / entries.norm(dim=0)).to(dtype=dtype, device=device)
+
+
+@functools.cache
+def _step() -> float:
+    """1 / the largest eigenvalue of A'A: the longest safe gradient step."""
+    return 1 / float(torch.linalg.matrix_norm(matrix(), 2).square())
+
+
+def _problems(draw: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """b [count, 64] and penalty [count], float64."""
+    values = torch.randn(count, COLUMNS, generator=draw, dtype=torch.float64)
+    places = torch.rand(count, COLUMNS, generator=draw, dtype=torch.float64) < DENSITY
+    noise = torch.randn(count, ROWS, generator=draw, dtype=torch.float64)
+    b = (values * places) @ matrix().T + NOISE * noise
+    return b, PENALTY_SHARE * (b @ matrix()).abs().amax(1)
+
+
+def relative_gap(x: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """(P(x) - D(u)) / P(0), at least 0, for x [n, 128], b [n, 64], penalty [n].
+
+    D(u) = |b|^2 / 2 - |b - u|^2 / 2 is the dual objective; u is the residual b - A x scaled to be
+    the best point on its line with max|A'u| <= penalty (Kim et al. 2007; Mairal 2010).
+    """
+    a = matrix(b.dtype, b.device)
+    tiny = torch.finfo(b.dtype).tiny
+    residual = b - x @ a.T
+    primal = residual.square().sum(1) / 2 + penalty * x.abs().sum(1)
+    limit = penalty / (residual @ a).abs().amax(1).clamp_min(tiny)
+    best = (b * residual).sum(1) / residual.square().sum(1).clamp_min(tiny)
+    u = torch.minimum(torch.maximum(best, -limit), limit).unsqueeze(1) * residual
+    dual = (b * u).sum(1) - u.square().sum(1) / 2
+    return ((primal - dual) / (b.square().sum(1) / 2)).clamp_min(0)
+
+
+def fista(b: torch.Tensor, penalty: torch.Tensor, *counts: int) -> list[torch.Tensor]:
+    """x [n, 128] after each of the counts of iterations, rising, of one run of FISTA.
+
+    With constant step (Beck & Teboulle 2009).
+    """
+    a = matrix(b.dtype, b.device)
+    threshold = _step() * penalty.unsqueeze(1)
+    x = before = b.new_zeros(len(b), COLUMNS)
+    found = []
+    for done, momentum in enumerate(_momenta(max(counts)), start=1):
+        ahead = x + momentum * (x - before)
+        before, x = x, shrink(ahead + _step() * ((b - ahead @ a.T) @ a), threshold)
+        if done in counts:
+            found.append(x)
+    return found
+
+
+def _momenta(iterations: int) -> list[float]:
+    """(t_(k-1) - 1) / t_k with t_0 = t_1 = 1 and t_(k+1) = (1 + sqrt(1 + 4 t_k^2)) / 2."""
+    before, t, momenta = 1.0, 1.0, []
+    for _ in range(iterations):
+        momenta.append((before - 1) / t)
+        before, t = t, (1 + math.sqrt(1 + 4 * t * t)) / 2
+    return momenta
+
+
+def shrink(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Soft thresholding: towards 0 by `threshold`, and no further."""
+    return torch.sign(x) * torch.relu(torch.abs(x) - threshold)
+
+
+class LearnedSteps(torch.nn.Module):
+    """FISTA with a learned step, threshold and momentum in every layer: 3 numbers each.
+
+    After ALISTA (Liu et al. 2019). A'A is formed beforehand, so that a layer is one product.
+    """
+
+    gram: torch.Tensor
+    a: torch.Tensor
+
+    def __init__(self, *, layers: int) -> None:
+        super().__init__()
+        self.register_buffer("a", matrix(torch.float32).clone(), persistent=False)
+        self.register_buffer("gram", (matrix().T @ matrix()).float(), persistent=False)
+        self.step = torch.nn.Parameter(torch.full((layers,), _step()))
+        self.threshold = torch.nn.Parameter(torch.full((layers,), _step()))
+        self.momentum = torch.nn.Parameter(torch.tensor(_momenta(layers)))
+
+    def forward(self, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+        """b [n, 64], penalty [n] -> x [n, 128]."""
+        goal = b @ self.a
+        x = before = torch.zeros_like(goal)
+        thresholds = self.threshold * penalty.unsqueeze(1)
+        for layer, step in enumerate(self.step):
+            ahead = x + self.momentum[layer] * (x - before)
+            moved = ahead + step * (goal - ahead @ self.gram)
+            before, x = x, shrink(moved, thresholds[:, layer : layer + 1])
+        return x
+
+
+class Lista(torch.nn.Module):
+    """LISTA (Gregor & LeCun 2010) with momentum: a matrix and 3 numbers in every layer.
+
+    The matrix that brings the residual back is A + 0.02 correction; the small factor lets one
+    learning rate serve the scalars and the matrices.
+    """
+
+    a: torch.Tensor
+
+    def __init__(self, *, layers: int) -> None:
+        super().__init__()
+        self.register_buffer("a", matrix(torch.float32).clone(), persistent=False)
+        self.correction = torch.nn.Parameter(torch.zeros(layers, ROWS, COLUMNS))
+        self.step = torch.nn.Parameter(torch.full((layers,), _step()))
+        self.threshold = torch.nn.Parameter(torch.full((layers,), _step()))
+        self.momentum = torch.nn.Parameter(torch.tensor(_momenta(layers)))
+
+    def forward(self, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+        """b [n, 64], penalty [n] -> x [n, 128]."""
+        x = before = b.new_zeros(len(b), COLUMNS)
+        thresholds = self.threshold * penalty.unsqueeze(1)
+        for layer, back in enumerate(self.a + CORRECTION_SCALE * self.correction):
+            ahead = x + self.momentum[layer] * (x - before)
+            moved = ahead + self.step[layer] * ((b - ahead @ self.a.T) @ back)
+            before, x = x, shrink(moved, thresholds[:, layer : layer + 1])
+        return x

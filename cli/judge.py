@@ -1,0 +1,92 @@
+"""`aghsan judge`: one judge, beside the control plane or on a machine of its own."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import click
+
+from cli import child
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.option("--nats", "nats_url", required=True, help="Address of the nats-server.")
+@click.option(
+    "--creds",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Credentials of a judge in CONTROL.",
+)
+@click.option(
+    "--fleet-creds",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Credentials of a judge in FLEET, where the candidates' chunks are.",
+)
+@click.option(
+    "--key",
+    required=True,
+    type=_FILE,
+    help="The judges' key file; made if missing. All judges of one control plane share it.",
+)
+@click.option("--judge-id", default="judge", show_default=True)
+@click.option("--child", "as_child", is_flag=True, hidden=True)
+@click.option("--verbose", is_flag=True, help="Say more on stderr.")
+def judge(
+    nats_url: str,
+    creds: Path,
+    fleet_creds: Path,
+    key: Path,
+    judge_id: str,
+    as_child: bool,
+    verbose: bool,
+) -> None:
+    """Judge candidates on hidden cases and send the verdicts."""
+    child.configure_logging(verbose)
+    asyncio.run(_run(nats_url, creds, fleet_creds, key, judge_id, as_child))
+
+
+async def _run(
+    nats_url: str, creds: Path, fleet_creds: Path, key: Path, judge_id: str, as_child: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    child.on_stop(loop, stopping.set, child=as_child)
+
+    from core.bus import Bus
+    from core.chunks import JetStreamChunks
+    from orchestrator import judge as bench
+
+    secret_key = bench.load_key(key)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect(credentials: Path, account: str) -> Bus:
+            bus = await Bus.connect(
+                nats_url,
+                credentials=credentials,
+                name=f"aghsan-{judge_id}-{account}",
+                inbox_prefix="_INBOX_judge",
+            )
+            stack.push_async_callback(bus.close)
+            return bus
+
+        control = await connect(creds, "control")
+        store = JetStreamChunks(await connect(fleet_creds, "fleet"))
+        one = bench.Judge(control, store, secret_key, judge_id)
+
+        async def stop() -> None:
+            await stopping.wait()
+            one.stop()
+
+        watching = asyncio.ensure_future(stop())
+        stack.callback(watching.cancel)
+
+        def ready() -> None:
+            if as_child:
+                child.tell("ready", judge_id=judge_id)
+            else:
+                child.say(f"judging for {nats_url} as {judge_id}; Ctrl-C ends between rounds")
+
+        await one.run(ready)

@@ -1,0 +1,79 @@
+"""`aghsan expand` and `aghsan node ls|show`."""
+
+import click
+
+from cli import options
+from cli.client import Client, segment
+
+
+@click.command()
+@click.argument("parent_id", metavar="PARENT")
+@click.argument("name")
+@click.option("--description", default="", help="What it is about.")
+@options.as_json
+@options.api
+def expand(parent_id: str, name: str, description: str, as_json: bool, api: str) -> None:
+    """Grow a specialization called NAME below the node PARENT."""
+    body: dict[str, object] = {"parent_id": parent_id, "name": name, "description": description}
+    answer = Client(api).post("/graph/expand", body)
+    if as_json:
+        click.echo(answer.one("node"))
+        return
+    from cli import terminal, views
+
+    grown = answer.read("node", views.Node)
+    click.echo(f"{grown.node_id} grew: {terminal.value(grown.path)}")
+
+
+@click.group(cls=options.Group)
+def node() -> None:
+    """Show specializations."""
+
+
+@node.command("ls")
+@options.as_json
+@options.api
+def list_nodes(as_json: bool, api: str) -> None:
+    """Show the tree."""
+    answer = Client(api).get("/graph")
+    if as_json:
+        click.echo(answer.one("graph"))
+        return
+    from cli import tables, terminal, views
+
+    terminal.show(tables.tree(answer.read("graph", views.Graph).nodes))
+
+
+@node.command()
+@click.argument("node_id")
+@options.as_json
+@options.api
+def show(node_id: str, as_json: bool, api: str) -> None:
+    """Show one specialization: what it trains, what it serves, how that came about."""
+    answer = Client(api).get(f"/nodes/{segment(node_id)}")
+    if as_json:
+        click.echo(answer.one("node"))
+        return
+    from cli import tables, terminal, views
+
+    one = answer.read("node", views.Node)
+    terminal.show(
+        terminal.facts(
+            [
+                ("node", one.node_id),
+                ("parent", one.parent_id),
+                ("children", " ".join(one.children)),
+                ("trains", tables.workload(one.workload)),
+                ("evolver", one.ai_current_evolver),
+                ("reinventor", one.ai_zero_reinventor),
+                ("champion", one.champion.candidate_id if one.champion else "none yet"),
+                ("error", tables.against_baseline(one.champion)),
+                ("path", one.path),
+                ("about", one.description),
+            ]
+        )
+    )
+    if one.lineage:
+        terminal.show("", tables.lineage(one.lineage))
+    if one.rounds:
+        terminal.show("", tables.rounds(one.rounds))

@@ -1,0 +1,49 @@
+"""What commands share on the command line."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_API = "http://127.0.0.1:8000"
+
+
+class Group(click.Group):
+    """A group that says which command was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            import difflib
+
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+            ctx.fail(f"No such command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def api(command: F) -> F:
+    """`--api`: which server is asked."""
+    return click.option(
+        "--api",
+        envvar="AGHSAN_API",
+        default=DEFAULT_API,
+        show_default=True,
+        show_envvar=True,
+        help="The server's address.",
+    )(command)
+
+
+def as_json(command: F) -> F:
+    """`--json`: one JSON object a line, for programs.
+
+    One thing (a task, a node) is that object as the server wrote it; a list is `{"tasks": [...],
+    "next": ...}`, the server's answer without its `status`.
+    """
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
+        command
+    )

@@ -1,0 +1,146 @@
+"""Lists of workers, tasks, rounds and nodes as tables."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.tree import Tree
+
+from cli import terminal, views
+
+
+def workers(rows: Sequence[views.Worker]) -> Table:
+    """One worker a row."""
+    columns = ["worker", "status", "seen", "via", "lane", "task", "step", "loss", "host"]
+    return terminal.table(
+        columns,
+        [
+            (
+                row.worker_id,
+                "offline" if row.online is False else row.status,
+                terminal.ago(row.last_seen),
+                row.via,
+                row.lane,
+                row.held,
+                row.progress,
+                row.loss,
+                row.hostname,
+            )
+            for row in rows
+        ],
+    )
+
+
+def tasks(rows: Sequence[views.Task]) -> Table:
+    """One task a row, its topic last."""
+    columns = ["task", "status", "prio", "node", "role", "loss", "worker", "topic"]
+    return terminal.table(
+        columns,
+        [
+            (
+                row.task_id,
+                row.status,
+                row.priority,
+                row.node_id,
+                row.role,
+                row.result.metrics.get("loss") if row.result else None,
+                row.assigned_worker,
+                terminal.short(row.topic),
+            )
+            for row in rows
+        ],
+    )
+
+
+def rounds(rows: Sequence[views.Round]) -> Table:
+    """One round a row."""
+    return terminal.table(
+        ["round", "status", "verdict", "node"],
+        [(row.round_id, row.status, row.verdict, row.node_id) for row in rows],
+    )
+
+
+def candidates(rows: Sequence[views.Candidate]) -> Table:
+    """One candidate a row."""
+    return terminal.table(
+        ["candidate", "role", "verdict", "task", "worker"],
+        [(row.candidate_id, row.role, row.verdict, row.task_id, row.worker_id) for row in rows],
+    )
+
+
+def attempts(rows: Sequence[views.Attempt]) -> Table:
+    """One attempt a row, its reason last."""
+    return terminal.table(
+        ["attempt", "outcome", "from step", "claimed", "ended", "worker", "reason"],
+        [
+            (
+                row.attempt,
+                row.outcome or row.state,
+                row.resumed_from,
+                terminal.when(row.claimed_at),
+                terminal.when(row.ended_at),
+                row.worker_id,
+                row.reason,
+            )
+            for row in rows
+        ],
+    )
+
+
+def lineage(rows: Sequence[views.Lineage]) -> Table:
+    """One champion a row, in the order they reigned."""
+    return terminal.table(
+        ["champion", "role", "error", "promoted", "round"],
+        [
+            (row.candidate_id, row.role, row.error, terminal.when(row.promoted_at), row.round_id)
+            for row in rows
+        ],
+    )
+
+
+def tree(nodes: Sequence[views.Node]) -> Tree:
+    """The tree of specializations, ids first."""
+    whole = Tree("", hide_root=True)
+    branches: dict[str, Tree] = {}
+    for node in nodes:
+        above = branches.get(node.parent_id or "", whole)
+        label = f"{terminal.value(node.node_id)}  {terminal.short(node.name)}".rstrip()
+        branches[node.node_id] = above.add(label)
+    return whole
+
+
+def workload(what: views.Workload | None) -> str:
+    """What is trained, in a few words."""
+    if what is None or not what.specialist:
+        return ""
+    return f"{what.specialist}, inherited" if what.inherited else what.specialist
+
+
+def against_baseline(champion: views.Champion | None) -> str:
+    """An error, and whether the baseline of record is beaten."""
+    if champion is None or champion.error is None:
+        return ""
+    words = f"{champion.error:.6g}"
+    if champion.baseline_error is not None:
+        words += f" against {champion.baseline_error:.6g} of the baseline"
+    return words + (", which it has still to beat" if champion.below_baseline else "")
+
+
+def why(reasons: views.Reasons | None) -> list[tuple[str, str | None]]:
+    """Reasons in both languages."""
+    return [] if reasons is None else [("why", reasons.en), ("السبب", reasons.ar)]
+
+
+def losses(points: Sequence[views.LossPoint]) -> list[tuple[str, str]]:
+    """A curve for each rival, from first to last."""
+    curves: dict[str, list[views.LossPoint]] = {}
+    for point in points:
+        if point.loss is not None:
+            curves.setdefault(point.rival, []).append(point)
+    return [(f"loss {rival}".rstrip(), _curve(curve)) for rival, curve in curves.items()]
+
+
+def _curve(points: Sequence[views.LossPoint]) -> str:
+    values = [point.loss for point in points if point.loss is not None]
+    return (
+        f"{values[0]:.4g} {terminal.sparkline(values)} {values[-1]:.4g} at step {points[-1].step}"
+    )

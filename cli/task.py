@@ -1,0 +1,179 @@
+"""`aghsan enqueue` and `aghsan task ls|show|cancel|retry`."""
+
+import uuid
+
+import click
+
+from cli import options
+from cli.client import Answer, Client, segment
+
+
+@click.command()
+@click.argument("topic")
+@click.option("--node", "node_id", metavar="ID", help="Which specialization. Default: the root.")
+@click.option(
+    "--priority",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 10, clamp=True),
+    help="1 to 10; higher runs earlier.",
+)
+@click.option(
+    "--role",
+    type=click.Choice(["dual", "evolver", "reinventor"]),
+    help="Which rivals train. Default: dual, both of them.",
+)
+@click.option("--method", help="How it is trained. Default: what fits.")
+@click.option(
+    "--budget-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Wall seconds. Default: the worker's --train-sec.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Default: chosen by the server.")
+@options.as_json
+@options.api
+def enqueue(
+    topic: str,
+    node_id: str | None,
+    priority: int,
+    role: str | None,
+    method: str | None,
+    budget_seconds: float | None,
+    seed: int | None,
+    as_json: bool,
+    api: str,
+) -> None:
+    """Ask for training on TOPIC."""
+    body: dict[str, object] = {"topic": topic, "node_id": node_id, "priority": priority}
+    optional = {"role": role, "method": method, "budget_seconds": budget_seconds, "seed": seed}
+    body |= {name: given for name, given in optional.items() if given is not None}
+    answer = Client(api).post("/training/enqueue", body, idempotency_key=uuid.uuid4().hex)
+    _say(answer, as_json, "{task_id} is {status} for {node_id}, priority {priority}")
+
+
+@click.group(cls=options.Group)
+def task() -> None:
+    """List, show, cancel and retry tasks."""
+
+
+@task.command("ls")
+@click.option(
+    "--status", type=click.Choice(["queued", "running", "completed", "failed", "cancelled"])
+)
+@click.option("--node", "node_id", metavar="ID", help="Only those of one specialization.")
+@click.option("--after", metavar="NEXT", help="Go on after a task, or where a page ended.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
+@options.as_json
+@options.api
+def list_tasks(
+    status: str | None,
+    node_id: str | None,
+    after: str | None,
+    limit: int,
+    as_json: bool,
+    api: str,
+) -> None:
+    """List tasks, oldest first."""
+    query: dict[str, str | int | None] = {
+        "status": status,
+        "node_id": node_id,
+        "after": after,
+        "limit": limit,
+    }
+    answer = Client(api).get("/tasks", query)
+    if as_json:
+        click.echo(answer.page())
+        return
+    from cli import tables, terminal, views
+
+    tasks = answer.read("tasks", list[views.Task])
+    if not tasks:
+        click.echo("no such tasks", err=True)
+        return
+    terminal.show(tables.tasks(tasks))
+    terminal.say_more(answer.following())
+
+
+@task.command()
+@click.argument("task_id")
+@options.as_json
+@options.api
+def show(task_id: str, as_json: bool, api: str) -> None:
+    """Show one task with its attempts, its losses and its result."""
+    answer = Client(api).get(f"/tasks/{segment(task_id)}")
+    if as_json:
+        click.echo(answer.one("task"))
+        return
+    _show(answer)
+
+
+@task.command()
+@click.argument("task_id")
+@click.option("--reason", default="", help="Kept with the task.")
+@options.as_json
+@options.api
+def cancel(task_id: str, reason: str, as_json: bool, api: str) -> None:
+    """Withdraw a task that is not finished."""
+    body: dict[str, object] = {"reason": reason} if reason else {}
+    answer = Client(api).post(f"/tasks/{segment(task_id)}/cancel", body)
+    _say(answer, as_json, "{task_id} is {status}")
+
+
+@task.command()
+@click.argument("task_id")
+@options.as_json
+@options.api
+def retry(task_id: str, as_json: bool, api: str) -> None:
+    """Queue a failed or cancelled task again."""
+    answer = Client(api).post(f"/tasks/{segment(task_id)}/retry", {})
+    _say(answer, as_json, "{task_id} is {status}")
+
+
+def _say(answer: Answer, as_json: bool, sentence: str) -> None:
+    if as_json:
+        click.echo(answer.one("task"))
+        return
+    from cli import views
+
+    one = answer.read("task", views.Task)
+    click.echo(
+        sentence.format(
+            task_id=one.task_id, status=one.status, node_id=one.node_id, priority=one.priority
+        )
+    )
+
+
+def _show(answer: Answer) -> None:
+    from cli import tables, terminal, views
+
+    one = answer.read("task", views.Task)
+    metrics = one.result.metrics if one.result else {}
+    terminal.show(
+        terminal.facts(
+            [
+                ("task", one.task_id),
+                ("status", one.status),
+                ("node", one.node_id),
+                ("workload", tables.workload(one.workload)),
+                ("role", one.role),
+                ("method", one.method),
+                ("priority", one.priority),
+                ("budget", f"{one.budget_seconds:g} s" if one.budget_seconds else None),
+                ("seed", one.seed),
+                ("worker", one.assigned_worker),
+                ("created", terminal.when(one.created_at)),
+                ("claimed", terminal.when(one.claimed_at)),
+                ("completed", terminal.when(one.completed_at)),
+                ("base", one.base.candidate_id if one.base else None),
+                ("round", one.round_id),
+                *((name, terminal.value(metric)) for name, metric in metrics.items()),
+                *tables.losses(one.losses),
+                *(("why", reason) for reason in one.reasons),
+                ("topic", one.topic),
+            ]
+        )
+    )
+    if one.attempts:
+        terminal.show("", tables.attempts(one.attempts))
+    if one.log_tail:
+        terminal.show("", terminal.block(one.log_tail))

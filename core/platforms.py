@@ -1,0 +1,420 @@
+"""Everything that differs between Linux, macOS and Windows, in one place.
+
+Only Linux is run by this project's tests; the branches for Windows and macOS are tested with a
+faked platform. Modules that only one platform has are looked up by name, so that this file loads,
+and is type-checked, on all of them.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import io
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from core import errors
+
+LINUX = sys.platform.startswith("linux")
+MACOS = sys.platform == "darwin"
+WINDOWS = sys.platform == "win32"
+
+REPLACE_TRIES = 20
+REPLACE_PAUSE_SECONDS = 0.05
+PID_BYTES = 20
+SIGKILL = 9  # by number: the signal module of Windows has no such name
+
+Stream = int | IO[bytes] | None
+
+_logger = logging.getLogger(__name__)
+
+
+# Files
+
+
+class DataLock:
+    """Exclusive use of a directory, for as long as the process lives.
+
+    Byte 0 of a file of its own is what is locked; the holder's pid stands behind it, where Windows
+    lets others read it. The system ends the lock with the process, however that one dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises DataDirectoryError when another process holds it."""
+        assert self._file is None, "the lock is held already"
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise errors.DataDirectoryError(
+                f"The lock {self._path} cannot be opened: {error.strerror}. Choose a data directory"
+                " that this user may write to."
+            ) from error
+        try:
+            _lock_first_byte(file)
+        except OSError as error:
+            holder = _pid_behind_lock(file)
+            os.close(file)
+            raise errors.DataDirectoryError(
+                f"The data directory {self._path.parent} is in use by {holder}. Stop that one"
+                " first, or choose another data directory."
+            ) from error
+        os.lseek(file, 1, os.SEEK_SET)
+        os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> "DataLock":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def _lock_first_byte(file: int) -> None:
+    if WINDOWS:
+        msvcrt = importlib.import_module("msvcrt")
+        os.lseek(file, 0, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        # flock and not lockf: that one would let the same process in twice.
+        fcntl = importlib.import_module("fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _pid_behind_lock(file: int) -> str:
+    with contextlib.suppress(OSError):
+        os.lseek(file, 1, os.SEEK_SET)
+        pid = os.read(file, PID_BYTES).strip()
+        if pid.isdigit():
+            return f"process {pid.decode()}"
+    return "another process"
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` at `path`, durably: a reader, or a crash, sees the old bytes or all the new ones.
+
+    Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(temporary, flags, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        temporary.chmod(mode)  # past the umask
+        _replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _replace(source: Path, target: Path) -> None:
+    for attempt in range(1, REPLACE_TRIES + 1):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            # On Windows whoever has the target open, a virus scanner for one, forbids it meanwhile.
+            if not WINDOWS or attempt == REPLACE_TRIES:
+                raise
+            time.sleep(REPLACE_PAUSE_SECONDS)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; Windows has no such call and needs none."""
+    if WINDOWS:
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(opened)
+    finally:
+        os.close(opened)
+
+
+def _sync(file: int) -> None:
+    if MACOS:
+        # fsync there leaves the bytes in the drive's own cache (fsync(2) of macOS).
+        fcntl = importlib.import_module("fcntl")
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(file)
+
+
+def owner_only(path: Path) -> None:
+    """Let nobody but the owner read a file, or a folder and what will be made in it."""
+    if not WINDOWS:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        return
+    # chmod knows only "read-only" there; (OI)(CI) hands the right on to what a folder will hold.
+    user = f"{os.environ.get('USERDOMAIN', '.')}\\{os.environ.get('USERNAME', '')}"
+    right = f"{user}:(OI)(CI)F" if path.is_dir() else f"{user}:F"
+    command = ["icacls", str(path), "/inheritance:r", "/grant:r", right]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        _logger.warning(
+            "%s keeps the permissions of its folder: %s",
+            path,
+            error,
+            extra={"action": "owner_only"},
+        )
+
+
+def config_dir() -> Path:
+    """Where this user's settings of Aghsan belong; it may not exist yet."""
+    if WINDOWS:
+        base = os.environ.get("APPDATA") or str(Path.home() / "AppData" / "Roaming")
+    elif MACOS:
+        base = str(Path.home() / "Library" / "Application Support")
+    else:
+        base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "aghsan"
+
+
+def configure_stdio() -> None:
+    """Write UTF-8 to stdout and stderr, and never fail for a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Say at once that an address cannot be listened on. Raises Conflict, Invalid."""
+    if port == 0:
+        return
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise errors.Invalid(
+            f"{host!r} is no address of this machine: {error.strerror}."
+        ) from error
+    family, kind, protocol, _, address = addresses[0]
+    with socket.socket(family, kind, protocol) as probe:
+        if not WINDOWS:  # there the option would let two programs share the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise errors.Conflict(
+                f"Port {port} of {host} cannot be listened on: {error.strerror}. Stop the program"
+                " that has it, or choose another port (0: a free one)."
+            ) from error
+
+
+# Processes
+
+# The launcher becomes the program (exec keeps the pid), having seen to it that the program dies
+# with its parent. A preexec_fn would do the same in a forked copy of a process with threads, where
+# any lock may be held for ever.
+_LAUNCHER = """
+import os, signal, sys, time
+how, parent, number, program = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+if how == "prctl":
+    import ctypes
+    PR_SET_PDEATHSIG = 1
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        sys.exit("this system knows no death signal")
+elif os.fork() == 0:
+    watched = os.getppid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    while os.getppid() == watched:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(watched, number)
+            break
+        except PermissionError:
+            pass
+        time.sleep(0.25)
+    os._exit(0)
+if os.getppid() != parent:
+    os._exit(1)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+if hasattr(signal, "SIGXFSZ"):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+os.execv(program[0], program)
+"""
+_PR_SET_PDEATHSIG = 1
+_CREATE_NEW_PROCESS_GROUP = 0x200
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    stdin: Stream = subprocess.PIPE,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    death_signal: int = SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start a child that dies with this process, in a process group of its own, in UTF-8 mode.
+
+    `env` comes on top of this process's environment. `death_signal` is what the
+    child gets when this process is gone. On Linux it follows the thread that forked, so only the
+    main thread may start children; elsewhere a watcher process (macOS) or a Job Object (Windows)
+    takes its place.
+
+    Raises FileNotFoundError when there is no such program.
+    """
+    assert threading.current_thread() is threading.main_thread(), (
+        "a death signal follows the thread that forked: start children from the main thread"
+    )
+    program = shutil.which(argv[0])
+    if program is None:
+        raise FileNotFoundError(f"there is no program {str(argv[0])!r}")
+    command = [os.path.abspath(program), *map(str, argv[1:])]
+    environment = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
+    if WINDOWS:
+        _join_job()
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            cwd=cwd,
+            creationflags=_CREATE_NEW_PROCESS_GROUP,
+        )
+    how = "prctl" if LINUX else "watch"
+    launcher = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _LAUNCHER,
+        how,
+        str(os.getpid()),
+        str(int(death_signal)),
+    ]
+    return subprocess.Popen(
+        [*launcher, *command],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        cwd=cwd,
+        start_new_session=True,
+    )
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Called in a child: die when the parent dies, at once if it is not `parent` any more.
+
+    For children that `spawn` did not start, as those of multiprocessing. Elsewhere than on Linux
+    nothing happens here: a Job Object ends children on Windows, the closing of stdin on macOS.
+    """
+    if LINUX:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if parent is not None and not WINDOWS and os.getppid() != parent:
+        os._exit(1)
+
+
+def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a child to end: by `stop` on its stdin where we hold it, else by a signal."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.write(b"stop\n")
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.close()
+    elif WINDOWS:
+        try:
+            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", 1))
+        except OSError:  # no console to send it by
+            process.terminate()
+    else:
+        process.terminate()
+
+
+class _BasicLimits(ctypes.Structure):
+    """JOBOBJECT_BASIC_LIMIT_INFORMATION of winnt.h."""
+
+    _fields_ = (
+        ("PerProcessUserTimeLimit", ctypes.c_int64),
+        ("PerJobUserTimeLimit", ctypes.c_int64),
+        ("LimitFlags", ctypes.c_uint32),
+        ("MinimumWorkingSetSize", ctypes.c_size_t),
+        ("MaximumWorkingSetSize", ctypes.c_size_t),
+        ("ActiveProcessLimit", ctypes.c_uint32),
+        ("Affinity", ctypes.c_size_t),
+        ("PriorityClass", ctypes.c_uint32),
+        ("SchedulingClass", ctypes.c_uint32),
+    )
+
+
+class _ExtendedLimits(ctypes.Structure):
+    """JOBOBJECT_EXTENDED_LIMIT_INFORMATION of winnt.h."""
+
+    _fields_ = (
+        ("BasicLimitInformation", _BasicLimits),
+        ("IoInfo", ctypes.c_uint64 * 6),
+        ("ProcessMemoryLimit", ctypes.c_size_t),
+        ("JobMemoryLimit", ctypes.c_size_t),
+        ("PeakProcessMemoryUsed", ctypes.c_size_t),
+        ("PeakJobMemoryUsed", ctypes.c_size_t),
+    )
+
+
+_EXTENDED_LIMIT_INFORMATION = 9
+_KILL_ON_JOB_CLOSE = 0x2000
+_job: int | None = None
+
+
+def _join_job() -> None:
+    """Put this process, and so all its future children, into a job that ends with its last handle.
+
+    Joining it ourselves leaves no moment in which a new child is outside. Jobs nest (Windows 8).
+    """
+    global _job
+    if _job is not None:
+        return
+    kernel = importlib.import_module("ctypes").WinDLL("kernel32", use_last_error=True)
+    handle, flag = ctypes.c_void_p, ctypes.c_int
+    kernel.CreateJobObjectW.restype = kernel.GetCurrentProcess.restype = handle
+    kernel.CreateJobObjectW.argtypes = [handle, ctypes.c_wchar_p]
+    kernel.SetInformationJobObject.argtypes = [handle, flag, handle, ctypes.c_uint32]
+    kernel.AssignProcessToJobObject.argtypes = [handle, handle]
+    _job = kernel.CreateJobObjectW(None, None)
+    limits = _ExtendedLimits()
+    limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
+    if not (
+        _job
+        and kernel.SetInformationJobObject(
+            _job, _EXTENDED_LIMIT_INFORMATION, ctypes.byref(limits), ctypes.sizeof(limits)
+        )
+        and kernel.AssignProcessToJobObject(_job, kernel.GetCurrentProcess())
+    ):
+        _logger.warning(
+            "no Job Object: children may outlive this process if it is killed",
+            extra={"action": "join_job"},
+        )

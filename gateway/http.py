@@ -1,0 +1,216 @@
+"""The HTTP application: a table of typed routes, and manners that hold for all of them.
+
+A handler takes the request and its body (or query) as a struct and returns a struct; everything
+else happens here. The same table makes the OpenAPI document (`gateway.openapi`).
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import http_exceptions, web
+
+from core import errors
+from gateway import bodies, problems, schemas
+
+PREFIX = "/api/v1/network"
+BODY_BYTES_MAX = 1024 * 1024
+BODY_SECONDS_MAX = 60.0
+KEEP_ALIVE_SECONDS = 75.0
+
+B = TypeVar("B", bound=schemas.Request)
+A = TypeVar("A", bound=schemas.Answer)
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_BROKEN_OFF = (ConnectionError, web.RequestPayloadError, http_exceptions.HttpProcessingError)
+
+
+class _Quiet(logging.Filter):
+    """What is no HTTP is the sender's affair: its answer is 400, and the log needs no trace."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, http_exceptions.HttpProcessingError)
+
+
+_protocol_log = logging.getLogger(f"{__name__}.protocol")
+_protocol_log.addFilter(_Quiet())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """One operation: `request` is its body, or its query for GET. Made by `route`."""
+
+    method: str
+    path: str
+    handler: Callable[[web.Request, Any], Awaitable[schemas.Answer]]
+    request: type[schemas.Request]
+    answer: type[schemas.Answer]
+    summary: str
+    contract: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """Something else to GET: its handler makes the whole response."""
+
+    path: str
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    summary: str
+    media_type: str = "application/json"
+
+
+def route(
+    method: str,
+    path: str,
+    handler: Callable[[web.Request, B], Awaitable[A]],
+    request: type[B],
+    answer: type[A],
+    summary: str,
+    *,
+    contract: bool = False,
+) -> Route:
+    """A row of the table. `contract`: one of the nine routes, with their ways to refuse."""
+    return Route(method, path, handler, request, answer, summary, contract)
+
+
+def application(
+    routes: Sequence[Route | Page], *, body_bytes_max: int = BODY_BYTES_MAX
+) -> web.Application:
+    """An aiohttp application that serves the table."""
+    app = web.Application(
+        middlewares=[_manners],
+        client_max_size=body_bytes_max,
+        # A compressed body would have to be bounded twice; the contract knows none.
+        handler_args={
+            "auto_decompress": False,
+            "keepalive_timeout": KEEP_ALIVE_SECONDS,
+            "logger": _protocol_log,
+        },
+    )
+    for one in routes:
+        if isinstance(one, Page):
+            app.router.add_route("GET", one.path, one.handler)
+        else:
+            bodies.prepare(one.request)
+            app.router.add_route(one.method, one.path, _endpoint(one, body_bytes_max))
+    return app
+
+
+def json_response(value: msgspec.Struct, status: int = 200) -> web.Response:
+    """A struct as a whole response, for pages."""
+    return _json(_encode(value), status)
+
+
+def problem_response(problem: problems.Problem) -> web.Response:
+    """A problem as a whole response."""
+    response = _json(problem.body, problem.status)
+    response.headers.update(problem.headers)
+    return response
+
+
+def _json(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _endpoint(
+    one: Route, body_bytes_max: int
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    handler, kind, contract = one.handler, one.request, one.contract
+    if one.method == "GET":
+
+        async def ask(request: web.Request) -> schemas.Request:
+            return bodies.parse_query(request.query, kind)
+    else:
+
+        async def ask(request: web.Request) -> schemas.Request:
+            raw = await _read(request, body_bytes_max)
+            return bodies.parse(raw, request.headers.get("Content-Type"), kind)
+
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        try:
+            answer = await handler(request, await ask(request))
+        except errors.AghsanError as error:
+            problem = problems.of(error, contract=contract)
+            if problem is None:
+                raise
+            return problem_response(problem)
+        return _json(_encode(answer))
+
+    return endpoint
+
+
+async def _read(request: web.Request, body_bytes_max: int) -> bytes:
+    """The whole body. Raises BadRequest when it breaks off, HTTPException when it is too much."""
+    if request.content.is_eof() and not request.content.exception():
+        return await request.read()  # the usual case: it came with the head
+    if (request.content_length or 0) > body_bytes_max:
+        raise web.HTTPRequestEntityTooLarge(body_bytes_max)
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    except _BROKEN_OFF:
+        raise bodies.BadRequest(400, bodies.UNREADABLE) from None
+
+
+# ── manners ──
+
+
+@web.middleware
+async def _manners(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every refusal as JSON, every surprise as a plain 500 with its trace in the log."""
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        return await _translated(request, refusal)
+    except Exception as error:
+        problem = problems.of(error, contract=False)
+        if problem is None:
+            log.exception("%s %r failed", request.method, request.raw_path)
+            return web.Response(status=500, text=problems.INTERNAL)
+        return problem_response(problem)
+
+
+async def _translated(request: web.Request, refusal: web.HTTPException) -> web.StreamResponse:
+    match refusal:
+        case web.HTTPNotFound():
+            return await _elsewhere(request) or _json(problems.NOT_FOUND, 404)
+        case web.HTTPMethodNotAllowed():
+            response = _json(problems.METHOD_NOT_ALLOWED, 405)
+            response.headers["Allow"] = ", ".join(sorted(refusal.allowed_methods))
+            return response
+        case web.HTTPRequestEntityTooLarge():
+            return problem_response(problems.too_large(request.client_max_size))
+        case web.HTTPRequestTimeout():
+            words = f"The body did not arrive within {BODY_SECONDS_MAX:g} s; send it again"
+            return problem_response(problems.told(408, words))
+        case _ if refusal.status < 400:
+            raise refusal
+        case _:
+            return problem_response(problems.told(refusal.status, refusal.text or refusal.reason))
+
+
+async def _elsewhere(request: web.Request) -> web.Response | None:
+    """The way to the canonical URL where only a trailing slash is too much."""
+    path = request.rel_url.raw_path
+    canonical = path.rstrip("/")
+    if canonical in ("", path):
+        return None
+    found = await request.app.router.resolve(
+        request.clone(rel_url=request.rel_url.with_path(canonical, encoded=True))
+    )
+    if isinstance(found.http_exception, web.HTTPNotFound):
+        return None
+    query = request.rel_url.raw_query_string
+    location = f"{request.scheme}://{request.host}{canonical}{'?' if query else ''}{query}"
+    if not location.isascii():
+        return None
+    return web.Response(status=307, headers={"Location": location})

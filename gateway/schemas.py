@@ -1,0 +1,637 @@
+"""Requests and answers of the HTTP interface, and so its OpenAPI document.
+
+Requests are built by `gateway.bodies` only, which reads the annotations below: types, bounds,
+`clamped` integers and `fault` functions. Answers are encoded as they stand: every key always, in
+the order written here. Times are ISO 8601 texts (`core.events.isoformat`).
+"""
+
+import unicodedata
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+ARTIFACT_NAME_BYTES_MAX = 255
+PAGE_MAX = 1_000
+SEED_MAX = 2**63 - 1
+
+
+def clamped(low: int, high: int, description: str) -> msgspec.Meta:
+    """An integer that is taken to the nearest bound instead of refused."""
+    return msgspec.Meta(description=description, extra={"clamp": (low, high)})
+
+
+def display_name_fault(name: str) -> str | None:
+    """Why a name may not stand for an artifact, or None. It is shown, never opened as a path."""
+    if name in (".", ".."):
+        return f"artifact_name is {name!r}, a folder; give a plain file name"
+    if "\x00" in name:
+        return "artifact_name: embedded null byte; give a plain file name"
+    if "/" in name or "\\" in name:
+        return "artifact_name holds a path separator; give a plain file name without folders"
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+        return "artifact_name holds a control character; give a name that can be shown"
+    size = len(name.encode())
+    if size > ARTIFACT_NAME_BYTES_MAX:
+        return (
+            f"artifact_name takes {size} bytes in UTF-8, more than the {ARTIFACT_NAME_BYTES_MAX} "
+            f"a name may have; shorten it"
+        )
+    return None
+
+
+def empty_object() -> msgspec.Raw:
+    return msgspec.Raw(b"{}")
+
+
+JsonObject: TypeAlias = Annotated[
+    msgspec.Raw, msgspec.Meta(description="Any JSON object.", extra_json_schema={"type": "object"})
+]
+"""An object kept as its compact UTF-8 JSON, so that no number in it ever changes."""
+
+Page: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)]
+Role: TypeAlias = Literal["dual", "evolver", "reinventor"]
+Method: TypeAlias = Literal["auto", "full"]
+Device: TypeAlias = Literal["cpu", "cuda"]
+TaskStatus: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
+RoundStatus: TypeAlias = Literal["open", "closed", "judging", "decided"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of what is asked; unknown fields are ignored."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what is answered."""
+
+
+class Answer(Part, frozen=True, kw_only=True):
+    """Base of the envelopes."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Nothing(Request, frozen=True, kw_only=True):
+    """A request without body or query."""
+
+
+# ── requests of the nine routes ──
+
+
+class ExpandRequest(Request, frozen=True, kw_only=True):
+    """Grow a specialization below another."""
+
+    parent_id: str
+    name: str
+    description: str = ""
+
+
+class RegisterRequest(Request, frozen=True, kw_only=True):
+    """A worker introduces itself; its whole record is replaced."""
+
+    worker_id: str
+    hostname: str
+    capabilities: JsonObject = msgspec.field(default_factory=empty_object)
+
+
+class HeartbeatRequest(Request, frozen=True, kw_only=True):
+    """A sign of life; empty capabilities keep the old ones."""
+
+    worker_id: str
+    status: str = "online"
+    capabilities: JsonObject = msgspec.field(default_factory=empty_object)
+
+
+class Requires(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a task needs of a device. A need that is not known here is refused, not ignored."""
+
+    device: Device | None = None
+    memory_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class EnqueueRequest(Request, frozen=True, kw_only=True):
+    """Ask for training. `node_id` null or empty means the root."""
+
+    topic: str
+    node_id: str | None = None
+    priority: Annotated[int, clamped(1, 10, "Brought into 1..10; higher runs earlier.")] = 5
+    role: Role = "dual"
+    method: Method = "auto"
+    budget_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] | None = None
+    requires: Requires | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] | None = None
+
+
+class ClaimRequest(Request, frozen=True, kw_only=True):
+    """A worker asks for the best task for it."""
+
+    worker_id: str
+
+
+class CompleteRequest(Request, frozen=True, kw_only=True):
+    """A worker delivers the result of a task it holds."""
+
+    task_id: str
+    worker_id: str
+    metrics: JsonObject = msgspec.field(default_factory=empty_object)
+    artifact_name: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="A name to show, never a path.", extra={"fault": display_name_fault}
+        ),
+    ] = None
+    artifact_payload: JsonObject | None = None
+
+
+class ThinkRequest(Request, frozen=True, kw_only=True):
+    """Ask both AIs of a node for a plan."""
+
+    node_id: str
+    prompt: str
+
+
+# ── requests of the other routes ──
+
+
+class JoinRequest(Request, frozen=True, kw_only=True):
+    """An agent asks for credentials to the key pair it made; `public_key` is an nkey (U…)."""
+
+    worker_id: str
+    public_key: str
+    protocol: int
+    hostname: str = ""
+    capabilities: JsonObject = msgspec.field(default_factory=empty_object)
+
+
+class CancelRequest(Request, frozen=True, kw_only=True):
+    """Withdraw a task, saying why or not."""
+
+    reason: str = ""
+
+
+class TasksQuery(Request, frozen=True, kw_only=True):
+    """Which tasks to list; `after` is the `next` of the page before, or a task_id."""
+
+    status: TaskStatus | None = None
+    node_id: str | None = None
+    after: str | None = None
+    limit: Page = 100
+
+
+class RoundsQuery(Request, frozen=True, kw_only=True):
+    """Which rounds to list; `after` is the `next` of the page before, or a round_id."""
+
+    status: RoundStatus | None = None
+    node_id: str | None = None
+    after: str | None = None
+    limit: Page = 100
+
+
+class RefusalsQuery(Request, frozen=True, kw_only=True):
+    """Which refusals to list; `after` is the `next` of the page before."""
+
+    after: str | None = None
+    limit: Page = 100
+
+
+# ── answers of the nine routes ──
+
+
+class TaskCounts(Part, frozen=True, kw_only=True):
+    """Tasks by status, judging not among them."""
+
+    queued: int
+    running: int
+    completed: int
+    total: int
+
+
+class Network(Part, frozen=True, kw_only=True):
+    """How many of everything."""
+
+    nodes: int
+    workers_total: int
+    workers_online: int
+    tasks: TaskCounts
+
+
+class StatusAnswer(Answer, frozen=True, kw_only=True):
+    """The state of the network in figures."""
+
+    network: Network
+
+
+class Node(Part, frozen=True, kw_only=True):
+    """One specialization of the tree."""
+
+    node_id: str
+    name: str
+    description: str
+    parent_id: str | None
+    depth: int
+    path: str
+    ai_current_evolver: str
+    ai_zero_reinventor: str
+    children: list[str]
+
+
+class Graph(Part, frozen=True, kw_only=True):
+    """The tree, its nodes in the order they grew."""
+
+    nodes: list[Node]
+    roots: list[Node]
+    total_nodes: int
+
+
+class GraphAnswer(Answer, frozen=True, kw_only=True):
+    """The whole tree."""
+
+    graph: Graph
+
+
+class NodeAnswer(Answer, frozen=True, kw_only=True):
+    """The node that grew."""
+
+    node: Node
+
+
+class Worker(Part, frozen=True, kw_only=True):
+    """A worker as its peers see it."""
+
+    worker_id: str
+    hostname: str
+    capabilities: JsonObject
+    status: str
+    last_seen: str
+
+
+class WorkerAnswer(Answer, frozen=True, kw_only=True):
+    """The worker as it stands now."""
+
+    worker: Worker
+
+
+class TaskResult(Part, frozen=True, kw_only=True):
+    """The first result of a task."""
+
+    worker_id: str
+    metrics: JsonObject
+    artifact_name: str | None
+    artifact_uploaded: bool
+    completed_at: str
+
+
+class Task(Part, frozen=True, kw_only=True):
+    """A unit of training."""
+
+    task_id: str
+    node_id: str
+    topic: str
+    priority: int
+    status: TaskStatus
+    assigned_worker: str | None
+    created_at: str
+    updated_at: str
+    result: TaskResult | None
+
+
+class TaskAnswer(Answer, frozen=True, kw_only=True):
+    """The task as it stands now."""
+
+    task: Task
+
+
+class ClaimAnswer(Answer, frozen=True, kw_only=True):
+    """The claimed task, or null when there is none for this worker."""
+
+    task: Task | None
+
+
+class Plan(Part, frozen=True, kw_only=True):
+    """What one AI of a node would do."""
+
+    ai: str
+    focus: str
+    plan: list[str]
+    prompt: str
+
+
+class Thought(Part, frozen=True, kw_only=True):
+    """Both AIs of a node on the same prompt."""
+
+    node_id: str
+    node_name: str
+    current_evolution_thought: Plan
+    zero_reinvention_thought: Plan
+
+
+class ThoughtAnswer(Answer, frozen=True, kw_only=True):
+    """What the AIs of a node think."""
+
+    thought: Thought
+
+
+# ── answers of the other routes ──
+
+
+class NatsAddress(Part, frozen=True, kw_only=True):
+    """How an agent reaches NATS: a path below this server, or directly."""
+
+    path: str
+    direct: str | None
+
+
+class Agent(Part, frozen=True, kw_only=True):
+    """What an agent needs to connect. `token` names it in NATS subjects."""
+
+    worker_id: str
+    token: str
+    jwt: str
+    nats: NatsAddress
+    lanes: list[str]
+    heartbeat_seconds: float
+
+
+class JoinAnswer(Answer, frozen=True, kw_only=True):
+    """Credentials of an agent."""
+
+    agent: Agent
+
+
+class Workload(Part, frozen=True, kw_only=True):
+    """What a node trains, and whether an ancestor lent it."""
+
+    specialist: str
+    parameters: dict[str, float]
+    inherited: bool
+
+
+class Reasons(Part, frozen=True, kw_only=True):
+    """Why, in words."""
+
+    ar: str
+    en: str
+
+
+class Base(Part, frozen=True, kw_only=True):
+    """The champion that something starts from or is measured against."""
+
+    candidate_id: str
+    weights_sha256: str
+    manifest: str
+
+
+class Attempt(Part, frozen=True, kw_only=True):
+    """One claim of a task and how it ended."""
+
+    attempt: int
+    worker_id: str
+    via: str
+    state: str
+    reason: str
+    claimed_at: str
+    ended_at: str | None
+    resumed_from: int
+
+
+class TaskCheckpoint(Part, frozen=True, kw_only=True):
+    """A stored state that the next attempt would go on from."""
+
+    rival: str
+    step: int
+    total_steps: int
+    manifest: str
+
+
+class TaskCandidate(Part, frozen=True, kw_only=True):
+    """A model that the task brought."""
+
+    candidate_id: str
+    rival: str
+    weights_sha256: str
+    manifest: str
+    bytes: int
+
+
+class LossPoint(Part, frozen=True, kw_only=True):
+    """A training loss as its worker reported it."""
+
+    rival: str
+    step: int
+    loss: float
+
+
+class TaskNeeds(Part, frozen=True, kw_only=True):
+    """What a task needs of a device; an empty device means any."""
+
+    device: str
+    memory_gb: float
+
+
+class TaskSummary(Task, frozen=True, kw_only=True):
+    """A task in a list."""
+
+    role: str
+    claimed_at: str | None
+    completed_at: str | None
+
+
+class TaskDetail(TaskSummary, frozen=True, kw_only=True):
+    """A task with its whole history. The times are those of the last claim and the result."""
+
+    method: str
+    seed: int
+    budget_seconds: float | None
+    requires: TaskNeeds
+    workload: Workload
+    base: Base | None
+    attempts: list[Attempt]
+    resume: list[TaskCheckpoint]
+    candidates: list[TaskCandidate]
+    losses: list[LossPoint]
+    round_id: str | None
+    reasons: list[str]
+    log_tail: str
+
+
+class TasksAnswer(Answer, frozen=True, kw_only=True):
+    """A page of tasks, oldest first; `next` is null on the last."""
+
+    tasks: list[TaskSummary]
+    next: str | None
+
+
+class TaskDetailAnswer(Answer, frozen=True, kw_only=True):
+    """One task."""
+
+    task: TaskDetail
+
+
+class WorkerSummary(Worker, frozen=True, kw_only=True):
+    """A worker in the list of all, with the tasks it holds."""
+
+    via: str
+    lane: str
+    reason: str
+    tasks: list[str]
+
+
+class WorkersAnswer(Answer, frozen=True, kw_only=True):
+    """All workers."""
+
+    workers: list[WorkerSummary]
+
+
+class Champion(Part, frozen=True, kw_only=True):
+    """The model a node serves, measured on hidden cases."""
+
+    candidate_id: str
+    round_id: str
+    task_id: str
+    worker_id: str
+    role: str
+    weights_sha256: str
+    manifest: str
+    error: float
+    baseline_error: float
+    evidence_rate: float
+    below_baseline: bool
+    params: int
+    bytes: int
+
+
+class NodeRound(Part, frozen=True, kw_only=True):
+    """A round in a node's list."""
+
+    round_id: str
+    status: RoundStatus
+    verdict: str | None
+
+
+class LineageEntry(Part, frozen=True, kw_only=True):
+    """One champion of a node's past and present, and whom it replaced."""
+
+    candidate_id: str
+    instead_of: str | None
+    round_id: str
+    role: str
+    weights_sha256: str
+    error: float
+    promoted_at: str
+
+
+class NodeDetail(Node, frozen=True, kw_only=True):
+    """A specialization with what it trains, what it serves and how that came about."""
+
+    champion: Champion | None
+    rounds: list[NodeRound]
+    lineage: list[LineageEntry]
+    workload: Workload
+
+
+class NodeDetailAnswer(Answer, frozen=True, kw_only=True):
+    """One node."""
+
+    node: NodeDetail
+
+
+class RoundSummary(Part, frozen=True, kw_only=True):
+    """A round in a list."""
+
+    round_id: str
+    node_id: str
+    status: RoundStatus
+    verdict: str | None
+
+
+class RoundsAnswer(Answer, frozen=True, kw_only=True):
+    """A page of rounds, oldest first; `next` is null on the last."""
+
+    rounds: list[RoundSummary]
+    next: str | None
+
+
+class RoundCandidate(Part, frozen=True, kw_only=True):
+    """A model standing in a round, and what was said of it."""
+
+    candidate_id: str
+    task_id: str
+    worker_id: str
+    role: str
+    weights_sha256: str
+    verdict: str | None
+    reasons: Reasons | None
+
+
+class RoundDetail(Part, frozen=True, kw_only=True):
+    """A round. `commitment` is the SHA-256 of the 32 bytes that `secret` reveals, both hex."""
+
+    round_id: str
+    node_id: str
+    status: RoundStatus
+    commitment: str
+    secret: str | None
+    base: Base | None
+    candidates: list[RoundCandidate]
+    verdict: str | None
+    reasons: Reasons | None
+    decided_at: str | None
+
+
+class RoundAnswer(Answer, frozen=True, kw_only=True):
+    """One round."""
+
+    round: RoundDetail
+
+
+class LogState(Part, frozen=True, kw_only=True):
+    """Where the log stands, and the hash of everything folded from it so far."""
+
+    last_seq: int
+    state_hash: str
+
+
+class LogStateAnswer(Answer, frozen=True, kw_only=True):
+    """The log and the state it makes."""
+
+    log: LogState
+
+
+class Refusal(Part, frozen=True, kw_only=True):
+    """Something the rules did not allow, kept for the audit."""
+
+    at: str
+    subject: str
+    worker_id: str
+    reason: str
+
+
+class RefusalsAnswer(Answer, frozen=True, kw_only=True):
+    """A page of refusals, oldest first; `next` is null on the last."""
+
+    refusals: list[Refusal]
+    next: str | None
+
+
+# ── refusals ──
+
+
+class Detail(Part, frozen=True, kw_only=True):
+    """A refusal in words: what, why, what to do."""
+
+    detail: str
+
+
+class Fault(Part, frozen=True, kw_only=True):
+    """One thing wrong with a request, and where."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+    input: Annotated[msgspec.Raw, msgspec.Meta(description="What was sent there.")]
+    ctx: dict[str, str | float] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Faults(Part, frozen=True, kw_only=True):
+    """Everything wrong with a request."""
+
+    detail: list[Fault]

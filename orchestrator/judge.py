@@ -1,0 +1,673 @@
+"""The judge: measures candidates on hidden cases and sends the verdict.
+
+A round's secret is HMAC-SHA256(key, index): any judge with the key file can judge any round, and a
+revealed secret reveals no other. Hidden cases are drawn from the secret, so that nobody without the
+key could train on them before the verdict, and everybody can draw them again after it.
+
+Given the secret, the stored weights and the environment that a verdict records, `measure` is a pure
+function: `audit` may repeat it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import math
+import platform
+import secrets
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+
+from agent import checkpoints
+from agent.specialists import base, registry
+from core import bus, chunks, errors, events, platforms, wire
+from core.events import CandidateVerdict, Reasons
+from orchestrator import gate
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES = 32
+HIDDEN_CASES = 2_048
+CASES_AT_ONCE = 256
+"""Cases evaluated together: bounds memory, and how long a stop waits."""
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_BYTES_MAX = 512 * 1024 * 1024
+CONFIG_BYTES_MAX = 64 * 1024
+DESK = "desk"
+
+COMMITMENTS_MIN = 64
+COMMITMENTS_KEPT = 128
+DEPOSIT_MAX = 128
+LANE = "cpu"
+PULL_SECONDS = 5.0
+PROGRESS_SECONDS = 5.0
+REQUEST_SECONDS = 10.0
+RETRY_SECONDS = 1.0
+AGAIN_SECONDS = 30.0
+TAKES_MAX = 5
+PULL_EXPIRED = "408"
+
+T = TypeVar("T")
+
+
+# ── key, secrets and seeds ──
+
+
+def load_key(path: Path) -> bytes:
+    """The judges' key, made at the first start; the file is its owner's alone.
+
+    Raises errors.DataDirectoryError when there is something else in its place.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        platforms.write_atomically(path, secrets.token_bytes(KEY_BYTES), mode=0o600)
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise errors.DataDirectoryError(
+            f"the judge's key {path} cannot be read: {error}"
+        ) from error
+    if len(key) != KEY_BYTES:
+        raise errors.DataDirectoryError(
+            f"the judge's key {path} has {len(key)} bytes, not {KEY_BYTES}; restore it from a "
+            "backup: rounds committed to with another key cannot be judged"
+        )
+    return key
+
+
+def secret_of(key: bytes, index: int) -> bytes:
+    """The secret of the round that took commitment `index`."""
+    return hmac.digest(key, index.to_bytes(8, "big"), "sha256")
+
+
+def commitment_to(secret: bytes) -> str:
+    """What is published of a secret before its round: hex SHA-256."""
+    return hashlib.sha256(secret).hexdigest()
+
+
+def seed_of(secret: bytes, label: str, node_id: str, round_id: str) -> int:
+    """A 63-bit seed for one use ("rank", "gate") of a round's secret."""
+    message = "\x1f".join((label, node_id, round_id)).encode()
+    return int.from_bytes(hmac.digest(secret, message, "sha256")[:8], "big") >> 1
+
+
+# ── gathering the stored models ──
+
+
+class Files(NamedTuple):
+    """The two files of a stored model."""
+
+    weights: bytes
+    config: bytes
+
+
+Stored: TypeAlias = Files | errors.AghsanError
+"""A stored model, or why it cannot be had."""
+
+
+async def gather(brief: wire.RoundBrief, store: chunks.ChunkStore) -> dict[str, Stored]:
+    """The files of each candidate, and of the champion, by candidate id.
+
+    Raises errors.Unavailable when the store does not answer.
+    """
+    manifests = {brought.candidate.candidate_id: brought.candidate for brought in brief.candidates}
+    stored: dict[str, Stored] = {}
+    for candidate_id, model in (*manifests.items(), *_champion_of(brief)):
+        if candidate_id not in stored:
+            try:
+                stored[candidate_id] = await fetch(store, model.manifest)
+            except (errors.ArtifactError, errors.NotFound) as error:
+                stored[candidate_id] = error
+    return stored
+
+
+def _champion_of(brief: wire.RoundBrief) -> tuple[tuple[str, events.Base], ...]:
+    return () if brief.champion is None else ((brief.champion.candidate_id, brief.champion),)
+
+
+async def fetch(store: chunks.ChunkStore, manifest_digest: str) -> Files:
+    """The files a manifest names, every digest checked.
+
+    Raises errors.ArtifactError or NotFound when they are not what they should be.
+    """
+    manifest = chunks.decode_manifest(await store.get(DESK, manifest_digest))
+    files = []
+    for name, bytes_max in ((WEIGHTS_FILE, WEIGHTS_BYTES_MAX), (CONFIG_FILE, CONFIG_BYTES_MAX)):
+        file = next((file for file in manifest.files if file.name == name), None)
+        if file is None:
+            raise errors.ArtifactError(f"it has no {name}")
+        if file.bytes > bytes_max:
+            raise errors.ArtifactError(
+                f"its {name} is said to have {file.bytes} bytes; at most {bytes_max} are read"
+            )
+        files.append(await chunks.assemble(store, manifest, name))
+    return Files(*files)
+
+
+# ── measuring ──
+
+
+class Abandoned(BaseException):
+    """The judge was asked to stop in the middle; nobody handles this but who asked."""
+
+
+class Model(NamedTuple):
+    """A sound model, ready to be asked."""
+
+    module: torch.nn.Module
+    params: int
+    bytes: int
+
+
+def _go_on() -> None:
+    """Nobody asks to stop."""
+
+
+def load(specialist: base.Specialist, stored: Stored, weights_sha256: str) -> Model:
+    """Build a registered family and fill it with weights, never with code.
+
+    Raises errors.ArtifactError: for files that could not be had, a family or sizes that the
+    specialist does not know, weights that are no safetensors, do not fit, are not finite, or are
+    not the ones announced.
+    """
+    if isinstance(stored, errors.AghsanError):
+        raise errors.ArtifactError(str(stored)) from stored
+    with tempfile.TemporaryDirectory(prefix="aghsan-judge-") as name:
+        directory = Path(name)
+        (directory / CONFIG_FILE).write_bytes(stored.config)
+        path = directory / WEIGHTS_FILE
+        path.write_bytes(stored.weights)
+        config = checkpoints.read_config(directory / CONFIG_FILE)
+        found = checkpoints.weights_sha256_of_file(path)
+        if found != weights_sha256:
+            raise errors.ArtifactError(
+                f"its weights hash to {found[:12]}…, not to the announced {weights_sha256[:12]}…"
+            )
+        module = specialist.build(config)
+        checkpoints.load_weights(path, module)
+    for tensor_name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise errors.ArtifactError(f"its weights {tensor_name} are not all finite numbers")
+    module.eval().requires_grad_(False)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Model(module, params, len(stored.weights) + len(stored.config))
+
+
+def errors_of(
+    specialist: base.Specialist,
+    model: Model,
+    cases: base.Cases,
+    go_on: Callable[[], None] = _go_on,
+) -> gate.Floats:
+    """A model's error on each case. Raises errors.ArtifactError when it cannot be asked."""
+    parts = []
+    count = len(next(iter(cases.values())))
+    for first in range(0, count, CASES_AT_ONCE):
+        go_on()
+        part = {name: tensor[first : first + CASES_AT_ONCE] for name, tensor in cases.items()}
+        try:
+            parts.append(specialist.errors(model.module, part).detach().double().numpy())
+        except Exception as error:
+            # Whatever strange weights make torch raise, it is the candidate's fault.
+            raise errors.ArtifactError(f"it cannot be asked: {_brief(error)}") from error
+    return np.concatenate(parts)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).partition("\n")[0] or type(error).__name__)[:300]
+
+
+def environment() -> dict[str, str]:
+    """What a verdict's bits depend on beside secret and weights."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+    }
+
+
+async def judge_round(
+    brief: wire.RoundBrief,
+    store: chunks.ChunkStore,
+    secret: bytes,
+    judge: str,
+    go_on: Callable[[], None] = _go_on,
+) -> wire.Verdict:
+    """Fetch what stands in a round and measure it, in a thread; the verdict.
+
+    Raises errors.Unavailable when the store does not answer, ArtifactError when the champion
+    itself cannot be loaded; Abandoned as `go_on` does.
+    """
+    stored = await gather(brief, store)
+    return await asyncio.to_thread(measure, brief, stored, secret, judge, go_on)
+
+
+def measure(
+    brief: wire.RoundBrief,
+    stored: Mapping[str, Stored],
+    secret: bytes,
+    judge: str,
+    go_on: Callable[[], None] = _go_on,
+) -> wire.Verdict:
+    """The verdict on a round: rank the sound candidates, then put the best to the gate.
+
+    Each step draws 2,048 hidden cases of its own. Candidates that are not sound are refused and
+    never the end of the round; raises errors.ArtifactError for a champion that is not.
+    """
+    # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    trial = _Trial(brief, stored, secret, go_on)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trial.admit()
+        trial.rank()
+        trial.put_to_gate()
+    return trial.verdict(judge)
+
+
+class _Trial:
+    """One round under judgement; each step leaves what the next one needs."""
+
+    def __init__(
+        self,
+        brief: wire.RoundBrief,
+        stored: Mapping[str, Stored],
+        secret: bytes,
+        go_on: Callable[[], None],
+    ) -> None:
+        self._brief = brief
+        self._stored = stored
+        self._secret = secret
+        self._go_on = go_on
+        self._specialist: base.Specialist | None = None
+        self._models: dict[str, Model] = {}
+        self._ranked: dict[str, tuple[float, float]] = {}
+        self._verdicts: dict[str, CandidateVerdict] = {}
+        self._picked = ""
+        self._ruling: gate.Ruling | None = None
+        self._baseline_error: float | None = None
+        self._reasons = Reasons(
+            en="No candidate stood in this round.", ar="لم يتقدم أي مرشح في هذه الجولة."
+        )
+
+    def _seed(self, label: str) -> int:
+        return seed_of(self._secret, label, self._brief.node_id, self._brief.round_id)
+
+    def admit(self) -> None:
+        """Load the candidates; refuse those that are not sound."""
+        workload = self._brief.workload
+        try:
+            self._specialist = registry.get(workload.specialist, workload.parameters)
+        except errors.AghsanError as error:
+            for brought in self._brief.candidates:
+                self._refuse(brought.candidate, error)
+            return
+        for brought in self._brief.candidates:
+            candidate = brought.candidate
+            self._go_on()
+            try:
+                stored = self._stored[candidate.candidate_id]
+                model = load(self._specialist, stored, candidate.weights_sha256)
+            except errors.ArtifactError as error:
+                self._refuse(candidate, error)
+            else:
+                self._models[candidate.candidate_id] = model
+
+    def _refuse(self, candidate: events.Candidate, error: Exception) -> None:
+        self._models.pop(candidate.candidate_id, None)
+        why = _brief(error).rstrip(".")
+        self._verdicts[candidate.candidate_id] = CandidateVerdict(
+            candidate_id=candidate.candidate_id,
+            verdict="refused",
+            reasons=Reasons(
+                en=f"Refused without a measurement: {why}.",
+                ar=f"رُفض قبل القياس: {_in_arabic(error)} ({why}).",
+            ),
+            bytes=candidate.bytes,
+        )
+        self._reasons = Reasons(
+            en="No candidate of this round was sound; each one's reasons say why.",
+            ar="لم يكن أي مرشح في هذه الجولة سليمًا؛ والأسباب عند كل مرشح.",
+        )
+
+    def rank(self) -> None:
+        """Measure the sound candidates on the first hidden cases and pick the lowest mean error."""
+        if self._specialist is None or not self._models:
+            return
+        cases = self._specialist.cases(self._seed("rank"), HIDDEN_CASES, "hidden")
+        for brought in self._brief.candidates:
+            model = self._models.get(brought.candidate.candidate_id)
+            if model is None:
+                continue
+            try:
+                found = errors_of(self._specialist, model, cases, self._go_on)
+                self._ranked[brought.candidate.candidate_id] = self._measured(found)
+            except errors.ArtifactError as error:
+                self._refuse(brought.candidate, error)
+        if self._ranked:
+            # Of equal ones the smaller, then by name: any order will do that is always the same.
+            self._picked = min(
+                self._ranked, key=lambda name: (self._ranked[name], self._models[name].params, name)
+            )
+
+    def _measured(self, found: gate.Floats) -> tuple[float, float]:
+        """Mean error and evidence rate. Raises errors.ArtifactError for errors that are none."""
+        assert self._specialist is not None, "measured by a specialist"
+        unusable = int(np.sum(~(np.isfinite(found) & (found >= 0))))
+        if unusable:
+            raise errors.ArtifactError(
+                f"its error is not a finite number on {unusable} of {len(found)} hidden cases"
+            )
+        return float(found.mean()), float(np.mean(found <= self._specialist.tolerance))
+
+    def put_to_gate(self) -> None:
+        """Measure the picked one and its opponent on other hidden cases, and let the gate rule."""
+        if not self._picked:
+            return
+        specialist = self._specialist
+        assert specialist is not None, "candidates are picked by a specialist"
+        seed = self._seed("gate")
+        cases = specialist.cases(seed, HIDDEN_CASES, "hidden")
+        baselines = {
+            name: found.double().numpy()
+            for name, found in specialist.baseline_errors(cases).items()
+        }
+        self._baseline_error = float(baselines[specialist.baseline_of_record].mean())
+        against, opponent = self._opponent(specialist, cases, baselines["trivial"])
+        try:
+            found = errors_of(specialist, self._models[self._picked], cases, self._go_on)
+        except errors.ArtifactError:
+            found = np.full_like(opponent, math.nan)
+        self._ruling = gate.decide(
+            found,
+            opponent,
+            tolerance=specialist.tolerance,
+            look=self._brief.look,
+            seed=seed,
+            against=against,
+        )
+        self._reasons = self._ruling.reasons
+        self._record(self._ruling)
+
+    def _opponent(
+        self, specialist: base.Specialist, cases: base.Cases, trivial: gate.Floats
+    ) -> tuple[gate.Against, gate.Floats]:
+        champion = self._brief.champion
+        if champion is None:
+            return "trivial", trivial
+        try:
+            model = load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
+            found = errors_of(specialist, model, cases, self._go_on)
+        except errors.ArtifactError as error:
+            raise errors.ArtifactError(
+                f"the champion {champion.candidate_id} of {self._brief.node_id} cannot be "
+                f"measured, so nothing can be compared with it: {error}"
+            ) from error
+        if not np.isfinite(found).all():
+            # It answers some cases with nonsense: to reign, one need only beat the trivial.
+            return "trivial", trivial
+        return "champion", found
+
+    def _record(self, ruling: gate.Ruling) -> None:
+        for candidate_id, (error, evidence_rate) in self._ranked.items():
+            model = self._models[candidate_id]
+            if candidate_id == self._picked:
+                verdict = CandidateVerdict(
+                    candidate_id=candidate_id,
+                    verdict=ruling.verdict,
+                    reasons=_picked_reasons(ruling, error),
+                    error=ruling.error,
+                    evidence_rate=ruling.evidence_rate,
+                    ratio=ruling.ratio,
+                    ratio_upper=ruling.ratio_upper,
+                    params=model.params,
+                    bytes=model.bytes,
+                )
+            else:
+                verdict = CandidateVerdict(
+                    candidate_id=candidate_id,
+                    verdict="outranked",
+                    reasons=_outranked_reasons(error, self._ranked[self._picked][0]),
+                    error=error,
+                    evidence_rate=evidence_rate,
+                    params=model.params,
+                    bytes=model.bytes,
+                )
+            self._verdicts[candidate_id] = verdict
+
+    def verdict(self, judge: str) -> wire.Verdict:
+        """The verdict as it is sent."""
+        brief, ruling = self._brief, self._ruling
+        won = ruling is not None and ruling.verdict == "better"
+        error, baseline = ruling.error if ruling else None, self._baseline_error
+        is_below = error is not None and baseline is not None and error < baseline
+        measured = ruling is not None and brief.champion is not None
+        return wire.Verdict(
+            judge=judge,
+            round_id=brief.round_id,
+            verdict="void" if ruling is None else "promote" if won else "keep",
+            secret=self._secret.hex(),
+            reasons=self._reasons,
+            candidates=[
+                self._verdicts[brought.candidate.candidate_id] for brought in brief.candidates
+            ],
+            promoted=self._picked if won else "",
+            against=brief.champion.candidate_id if brief.champion else "",
+            alpha=ruling.alpha if ruling else 0.0,
+            cases=ruling.cases if ruling else 0,
+            champion_error=ruling.opponent_error if ruling and measured else None,
+            baseline_error=baseline,
+            below_baseline=is_below,
+            environment=environment(),
+        )
+
+
+def _in_arabic(error: Exception) -> str:
+    if isinstance(error, errors.NotFound):
+        return "لم توجد ملفاته أو لا يُعرف عمل هذه العقدة"
+    return "ملفاته أو أوزانه ليست كما يجب"
+
+
+def _picked_reasons(ruling: gate.Ruling, rank_error: float) -> Reasons:
+    return Reasons(
+        en=f"Picked by the lowest mean error, {rank_error:.4g}, on the ranking cases; the figures "
+        f"here are of the gate's cases. {ruling.reasons.en}",
+        ar=f"اختير لأن متوسط خطئه {rank_error:.4g} هو الأدنى على حالات الترتيب؛ والأرقام هنا من "
+        f"حالات البوابة. {ruling.reasons.ar}",
+    )
+
+
+def _outranked_reasons(error: float, best: float) -> Reasons:
+    return Reasons(
+        en=f"Another candidate had a lower mean error on the same {HIDDEN_CASES:,} hidden ranking "
+        f"cases: {best:.4g} against {error:.4g}. The figures here are of those cases.",
+        ar=f"لمرشح آخر متوسط خطأ أدنى على حالات الترتيب المخفية نفسها وعددها {HIDDEN_CASES:,}: "
+        f"{best:.4g} مقابل {error:.4g}. والأرقام هنا من تلك الحالات.",
+    )
+
+
+# ── the process ──
+
+
+class Judge:
+    """Keeps commitments deposited, and judges the rounds that JUDGEMENTS offers, one at a time."""
+
+    def __init__(
+        self, control: bus.Bus, store: chunks.ChunkStore, key: bytes, judge_id: str
+    ) -> None:
+        self._control = control
+        self._store = store
+        self._key = key
+        self._judge_id = judge_id
+        self._inbox = f"{control.inbox_prefix}.judgements.{uuid.uuid4().hex}"
+        self._arrived: asyncio.Queue[bus.Incoming] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._abandon = threading.Event()
+        self.decided = 0
+
+    def stop(self) -> None:
+        """End soon: a round in the middle of judgement goes back to the queue."""
+        self._stopping.set()
+        self._abandon.set()
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Judge until stopped. `on_ready` is called once commitments are deposited."""
+        inbox = await self._control.subscribe(self._inbox, self._arrive)
+        ready = False
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._deposit()
+                    if not ready:
+                        ready = True
+                        on_ready()
+                    message = await self._pull()
+                    if message is not None:
+                        await self._answer(message)
+                except errors.AghsanError as error:
+                    log.warning("trying again soon: %s", error, extra={"action": "judge"})
+                    await self._pause(RETRY_SECONDS)
+        finally:
+            await inbox.unsubscribe()
+
+    async def _arrive(self, message: bus.Incoming) -> None:
+        self._arrived.put_nowait(message)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _ask(self, request: wire.JudgeRequest, kind: type[T]) -> T:
+        raw = await self._control.request(
+            "cmd.judge", msgspec.json.encode(request), REQUEST_SECONDS
+        )
+        return wire.decode(raw, kind)
+
+    # ── commitments ──
+
+    async def _deposit(self) -> None:
+        """Deposit commitments where fewer than 64 are left. Raises as the bus and control do."""
+        standing = await self._ask(wire.Standing(judge=self._judge_id), wire.CommitmentsAnswer)
+        if standing.unused >= COMMITMENTS_MIN:
+            return
+        first = standing.next_index
+        count = min(DEPOSIT_MAX, COMMITMENTS_KEPT - standing.unused)
+        request = wire.Deposit(
+            judge=self._judge_id,
+            first=first,
+            commitments=[
+                commitment_to(secret_of(self._key, index)) for index in range(first, first + count)
+            ],
+        )
+        try:
+            await self._ask(request, wire.CommitmentsAnswer)
+        except errors.Conflict as error:
+            # Another judge with the same key was faster; the next turn asks again.
+            log.info("not deposited: %s", error, extra={"action": "deposit"})
+
+    # ── offers ──
+
+    async def _pull(self) -> bus.Incoming | None:
+        """The next offer, waited for at most about 5 s."""
+        if self._arrived.empty():
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.JUDGEMENTS.{LANE}"
+            body = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * 1e9)}).encode()
+            await self._control.publish(subject, body, self._inbox)
+        arrival = asyncio.ensure_future(self._arrived.get())
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait(
+            {arrival, stopped}, timeout=PULL_SECONDS + 1.0, return_when=asyncio.FIRST_COMPLETED
+        )
+        stopped.cancel()
+        if not arrival.done():
+            arrival.cancel()
+            return None
+        message = arrival.result()
+        status = message.headers.get(bus.STATUS)
+        if status is None:
+            return message
+        if status != PULL_EXPIRED:
+            log.warning("JUDGEMENTS answers %s", status, extra={"action": "pull"})
+            await self._pause(RETRY_SECONDS)
+        return None
+
+    async def _answer(self, message: bus.Incoming) -> None:
+        """Judge what is offered; the offer ends only after the verdict was answered."""
+        try:
+            offer = msgspec.json.decode(message.data, type=wire.JudgementOffer)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("an offer that means nothing: %s", error, extra={"action": "judge"})
+            await message.respond(b"+TERM")
+            return
+        progress = asyncio.ensure_future(self._keep(message))
+        try:
+            await self._settle(offer.round_id)
+        except Abandoned:
+            await message.respond(b"-NAK")
+            return
+        except errors.AghsanError as error:
+            log.error("%s is not judged now: %s", offer.round_id, error, extra={"action": "judge"})
+            delay = {"delay": int(AGAIN_SECONDS * 1e9)}
+            await message.respond(b"-NAK " + json.dumps(delay).encode())
+            return
+        finally:
+            progress.cancel()
+        await message.respond(b"+ACK")
+
+    async def _keep(self, message: bus.Incoming) -> None:
+        """Tell JUDGEMENTS that the offer is being worked on, for as long as it is."""
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            with contextlib.suppress(errors.Unavailable):
+                await message.respond(b"+WPI")
+
+    async def _settle(self, round_id: str) -> None:
+        """Judge a round until its verdict stands, this judge's or another's."""
+        for _ in range(TAKES_MAX):
+            take = wire.TakeRound(judge=self._judge_id, round_id=round_id)
+            try:
+                brief = await self._ask(take, wire.RoundBrief)
+            except (errors.Conflict, errors.NotFound) as error:
+                # Decided already, or not closed: control offers what is closed and undecided anew.
+                log.info("nothing to judge: %s", error, extra={"action": "judge"})
+                return
+            secret = secret_of(self._key, brief.index)
+            if commitment_to(secret) != brief.commitment:
+                raise errors.Conflict(
+                    f"{round_id} was committed to with another key than this judge's; give this "
+                    "judge the key file of the one that deposited it"
+                )
+            verdict = await judge_round(brief, self._store, secret, self._judge_id, self._check)
+            try:
+                await self._ask(verdict, wire.Done)
+            except errors.Conflict as error:
+                # The champion changed, or another judge took the round: look again.
+                log.info("%s once more: %s", round_id, error, extra={"action": "judge"})
+                continue
+            self.decided += 1
+            log.info("%s", _line(brief, verdict), extra={"action": "decided"})
+            return
+        raise errors.Conflict(f"its champion changed {TAKES_MAX} times while it was judged")
+
+    def _check(self) -> None:
+        if self._abandon.is_set():
+            raise Abandoned
+
+
+def _line(brief: wire.RoundBrief, verdict: wire.Verdict) -> str:
+    whom = f" {verdict.promoted}" if verdict.promoted else ""
+    return f"{brief.round_id} of {brief.node_id}: {verdict.verdict}{whom}. {verdict.reasons.en}"

@@ -1,0 +1,98 @@
+"""The commands by name: how they are found, and what errors become."""
+
+import importlib.util
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+from core import errors
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_command_of_the_table_exists_and_has_help(name: str) -> None:
+    if importlib.util.find_spec(main.COMMANDS[name].module) is None:
+        pytest.skip(f"{main.COMMANDS[name].module} is not written yet")
+    result = CliRunner().invoke(main.aghsan, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert f"Usage: aghsan {name}" in result.stdout
+
+
+def test_the_help_lists_every_command_and_imports_none() -> None:
+    code = (
+        "import sys\n"
+        "from cli import main\n"
+        "try:\n    main.aghsan.main(['--help'], 'aghsan')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print(*sorted(m for m in sys.modules if m.startswith(('cli.', 'rich', 'msgspec'))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, imported = done.stdout.splitlines()
+    assert imported == "cli.main cli.options"
+    for name in main.COMMANDS:
+        assert any(line.split()[:1] == [name] for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["enqeue", "t"], "did you mean enqueue?"),
+        (["task", "sow", "t1"], "did you mean show?"),
+        (["xyzzy"], "there are up, agent"),
+        (["task", "ls", "--limti", "3"], "--limit"),
+        (["enqueue"], "TOPIC"),
+        (["task", "ls", "--limit", "many"], "many"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_slip_ends_2_with_what_was_probably_meant(args: list[str], hint: str) -> None:
+    result = CliRunner().invoke(main.aghsan, args)
+    assert result.exit_code == main.EXIT_USAGE
+    assert hint in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Invalid("words"), 2),
+        (errors.NotFound("words"), 4),
+        (errors.StaleAttempt("words"), 5),
+        (errors.NotOwner("words"), 1),
+        (errors.LogUnavailable("words"), 69),
+        (errors.DataDirectoryError("words"), 1),
+        (PermissionError(13, "not allowed", "/a/file"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_ends_with_its_code_and_words_instead_of_a_trace(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    @click.command()
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(main.Commands, "get_command", lambda *_: failing)
+    result = CliRunner().invoke(main.aghsan, ["up"])
+    assert result.exit_code == code
+    assert (
+        str(error.args[0] if len(error.args) == 1 else "not allowed") in result.stderr
+        or code == 130
+    )
+
+
+def test_a_defect_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main.Commands, "get_command", lambda *_: broken)
+    assert isinstance(CliRunner().invoke(main.aghsan, ["up"]).exception, ZeroDivisionError)
+
+
+def test_the_program_starts_says_its_version_and_knows_its_name() -> None:
+    argv = [sys.executable, "-m", "cli.main", "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("aghsan")

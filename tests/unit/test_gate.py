@@ -1,0 +1,198 @@
+"""What the gate lets through, measured, and what it says."""
+
+import math
+import re
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from orchestrator import gate
+
+CASES = 2_048
+ARABIC = re.compile(r"[\u0600-\u06ff]")
+Floats = npt.NDArray[np.float64]
+
+
+def _hardness(draw: np.random.Generator, columns: int) -> Floats:
+    """How hard each case is for anybody: what pairs the errors."""
+    return draw.normal(-4.0, 1.0, (CASES, columns))
+
+
+def _errors(draw: np.random.Generator, hardness: Floats, factor: float = 1.0) -> Floats:
+    return factor * np.exp(hardness + draw.normal(0.0, 0.6, hardness.shape))
+
+
+def _pair(seed: int, factor: float = 1.0) -> tuple[Floats, Floats]:
+    draw = np.random.default_rng(seed)
+    hardness = _hardness(draw, 1)
+    return _errors(draw, hardness, factor)[:, 0], _errors(draw, hardness)[:, 0]
+
+
+def _decide(new: Floats, old: Floats, look: int = 1, tolerance: float = 0.02) -> gate.Ruling:
+    return gate.decide(new, old, tolerance=tolerance, look=look, seed=11)
+
+
+def test_all_looks_together_spend_five_percent() -> None:
+    spent = sum(gate.alpha_at(look) for look in range(1, 100_000))
+    assert spent == pytest.approx(0.05, abs=1e-5)
+    assert spent < 0.05
+
+
+def test_ten_looks_at_equal_models_err_in_at_most_five_percent_of_trials() -> None:
+    trials = 300
+    draw = np.random.default_rng(7)
+    passed, told_lower = np.zeros(trials, dtype=bool), np.zeros(trials, dtype=bool)
+    for look in range(1, 11):
+        hardness = _hardness(draw, trials)
+        new, old = _errors(draw, hardness), _errors(draw, hardness)
+        swapped = draw.random(trials) < 0.5
+        new, old = np.where(swapped, old, new), np.where(swapped, new, old)
+        columns = np.hstack([gate.log_ratios(new, old), new - old])
+        ratio, higher = np.split(gate.upper_bounds(columns, gate.alpha_at(look), look), 2)
+        passed |= (ratio < math.log(gate.RATIO_MAX)) & (higher <= 0)
+        told_lower |= ratio < 0
+    assert told_lower.mean() <= 0.05
+    assert passed.mean() <= 0.01
+
+
+def test_a_model_with_a_fifth_less_error_passes_nearly_always() -> None:
+    verdicts = [_decide(*_pair(seed, factor=0.8)).verdict for seed in range(12)]
+    assert verdicts.count("better") >= 11
+
+
+def test_equal_models_with_few_wrong_answers_pass_in_at_most_five_percent_of_trials() -> None:
+    trials, alpha = 400, gate.alpha_at(1)
+    for differing_mean in (3, 5, 8):
+        draw = np.random.default_rng(differing_mean)
+        tables = draw.poisson(differing_mean / 2, (trials, 2))
+        new, old = (
+            np.stack(side, axis=1) for side in zip(*(_answers(*t) for t in tables), strict=True)
+        )
+        lower = gate.upper_bounds(new - gate.RATIO_MAX * old, alpha, 1) < 0
+        tails = [gate.tail_of_signs(*pair) for pair in zip(new.T, old.T, strict=True)]
+        assert np.mean(lower & (np.array(tails) <= alpha / 2)) <= 0.05
+
+
+def _answers(wins: int, losses: int, both_wrong: int = 0) -> tuple[Floats, Floats]:
+    """Errors of 0 and 1 that differ on `wins` and `losses` cases."""
+    new, old = np.zeros(CASES), np.zeros(CASES)
+    old[:wins] = 1.0
+    new[wins : wins + losses] = 1.0
+    new[-both_wrong or CASES :] = old[-both_wrong or CASES :] = 1.0
+    return new, old
+
+
+def test_five_answers_out_of_2048_prove_nothing_and_twenty_prove_enough() -> None:
+    few, enough = _answers(5, 0), _answers(20, 0)
+    ruling = _decide(*few, tolerance=0.5)
+    assert ruling.verdict == "reject"
+    assert "5 cases" in ruling.reasons.en
+    assert _decide(*enough, tolerance=0.5).verdict == "better"
+
+
+def test_errors_of_zero_and_one_are_compared_by_their_means() -> None:
+    ruling = _decide(*_answers(400, 20, both_wrong=900), tolerance=0.5)
+    assert ruling.method == "mean-difference"
+    assert ruling.verdict == "better"
+    assert ruling.ratio == pytest.approx(920 / 1300)
+    assert ruling.ratio_upper is not None
+    assert 920 / 1300 < ruling.ratio_upper < gate.RATIO_MAX
+
+
+def test_mostly_exact_answers_are_compared_by_their_means() -> None:
+    draw = np.random.default_rng(3)
+    old = np.where(draw.random(CASES) < 0.12, draw.exponential(0.01, CASES), 0.0)
+    new = np.where(draw.random(CASES) < 0.5, old, 0.0)
+    ruling = _decide(new, old, tolerance=1e-5)
+    assert ruling.method == "mean-difference"
+    assert ruling.verdict == "better"
+    assert _decide(old, new, tolerance=1e-5).verdict == "reject"
+
+
+def test_nothing_is_better_than_a_perfect_champion() -> None:
+    perfect = np.zeros(CASES)
+    ruling = _decide(perfect, perfect)
+    assert ruling.verdict == "reject"
+    assert ruling.ratio is None
+    assert _decide(*_answers(0, 3)).verdict == "reject"
+
+
+def test_the_same_errors_are_no_improvement() -> None:
+    new, _ = _pair(1)
+    ruling = _decide(new, new)
+    assert ruling.verdict == "reject"
+    assert ruling.ratio == 1.0
+
+
+def test_a_better_ratio_with_a_worse_mean_is_rejected() -> None:
+    new, old = _pair(2, factor=0.5)
+    new[:40] = 40.0
+    ruling = _decide(new, old)
+    assert ruling.ratio_upper is not None
+    assert ruling.ratio_upper < gate.RATIO_MAX
+    assert ruling.verdict == "reject"
+    assert "mean error may be higher" in ruling.reasons.en
+
+
+def test_a_lower_error_with_less_evidence_is_rejected() -> None:
+    old = np.full(CASES, 0.019)
+    old[: CASES // 2] = 1.0
+    new = np.full(CASES, 0.021)
+    new[: CASES // 2] = 0.1
+    ruling = _decide(new, old)
+    assert ruling.verdict == "reject"
+    assert "evidence rate" in ruling.reasons.en
+    assert ruling.evidence_lower is not None
+    assert ruling.evidence_lower < -0.45
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_an_error_that_is_no_number_loses_and_is_told(wrong: float) -> None:
+    new, old = _pair(4, factor=0.1)
+    new[5] = wrong
+    ruling = _decide(new, old)
+    assert ruling.verdict == "reject"
+    assert ruling.error is None
+    assert "on 1 of 2,048 hidden cases" in ruling.reasons.en
+
+
+def test_enormous_errors_overflow_nothing() -> None:
+    new, old = _pair(4)
+    assert _decide(np.full(CASES, 1.7e308), old).verdict == "reject"
+    assert _decide(new, np.full(CASES, 1.7e308)).verdict == "better"
+
+
+def test_a_late_look_asks_for_more_than_the_largest_resampled_mean() -> None:
+    new, old = _pair(5)
+    ratios = gate.log_ratios(new, old)[:, None]
+    late = gate.upper_bounds(ratios, gate.alpha_at(30), 1)
+    largest = gate.upper_bounds(ratios, 1e-12, 1)
+    deviation = ratios.std(ddof=1) / math.sqrt(CASES)
+    assert late[0] >= ratios.mean() + 4.0 * deviation
+    assert largest[0] > ratios.mean() + 6.5 * deviation
+
+
+def test_the_same_seed_gives_the_same_ruling() -> None:
+    new, old = _pair(6, factor=0.97)
+    assert _decide(new, old) == _decide(new, old)
+
+
+def test_the_first_champion_is_tested_against_the_trivial_predictor() -> None:
+    new, trivial = _pair(9, factor=0.3)
+    ruling = gate.decide(new, trivial, tolerance=0.02, look=1, seed=1, against="trivial")
+    assert ruling.verdict == "better"
+    assert ruling.reasons.en.startswith("Better than the trivial predictor: on 2,048 hidden cases")
+    assert "المتنبئ البديهي" in ruling.reasons.ar
+
+
+def test_reasons_carry_the_measured_numbers_in_both_languages() -> None:
+    for factor in (0.7, 1.0):
+        new, old = _pair(10, factor)
+        ruling = _decide(new, old)
+        for words in (ruling.reasons.ar, ruling.reasons.en):
+            assert f"{ruling.error:.4g}" in words
+            assert f"{ruling.ratio_upper:.4g}" in words
+            assert words.endswith(".")
+        assert ARABIC.search(ruling.reasons.ar)
+        assert not ARABIC.search(ruling.reasons.en)
