@@ -21,7 +21,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from core import bus, errors, wire
+from core import bus, errors, nats_wire
 from core.log import BATCH_MESSAGES_MAX, Message, Record
 
 PULL_MESSAGES = 8_192
@@ -173,10 +173,10 @@ class _Appender:
         self._one_at_a_time = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._inbox = ""
-        self._wire: wire.Wire | None = None
+        self._wire: nats_wire.Wire | None = None
         self._listener: asyncio.Task[None] | None = None
         self._awaited = ""
-        self._answer: asyncio.Future[wire.Reply] | None = None
+        self._answer: asyncio.Future[nats_wire.Reply] | None = None
 
     async def send(self, messages: Sequence[Message], expected_last: int) -> dict[str, Any]:
         """Write the append and return the server's decoded answer. Raises LogUnavailable."""
@@ -207,7 +207,7 @@ class _Appender:
         if listener is not None:
             await asyncio.gather(listener, return_exceptions=True)
 
-    async def _exchange(self, messages: Sequence[Message], expected_last: int) -> wire.Reply:
+    async def _exchange(self, messages: Sequence[Message], expected_last: int) -> nats_wire.Reply:
         connected = self._wire or await self._connect()
         self._awaited = f"{self._inbox}.{next(self._numbers)}"
         self._answer = asyncio.get_running_loop().create_future()
@@ -218,8 +218,8 @@ class _Appender:
         finally:
             self._answer = None
 
-    async def _connect(self) -> wire.Wire:
-        connected = await wire.Wire.connect(
+    async def _connect(self) -> nats_wire.Wire:
+        connected = await nats_wire.Wire.connect(
             self._bus.url,
             self._bus.credentials,
             f"{self._bus.name}-append",
@@ -231,7 +231,7 @@ class _Appender:
         self._listener = asyncio.create_task(self._listen(connected))
         return connected
 
-    async def _listen(self, connected: wire.Wire) -> None:
+    async def _listen(self, connected: nats_wire.Wire) -> None:
         try:
             while True:
                 for reply in (await connected.receive()).replies:
@@ -260,7 +260,7 @@ class _Reader:
         self._bus = connection
         self._stream = stream
         self._timeout_seconds = timeout_seconds
-        self._wire: wire.Wire | None = None
+        self._wire: nats_wire.Wire | None = None
         self._consumer = f"read-{secrets.token_hex(8)}"
         self._inbox = f"{connection.inbox_prefix}.{secrets.token_hex(8)}"
         self._numbers = itertools.count(1)
@@ -269,7 +269,7 @@ class _Reader:
 
     async def open(self, start: int) -> None:
         """Create the consumer. Raises Unavailable, Invalid."""
-        self._wire = await wire.Wire.connect(
+        self._wire = await nats_wire.Wire.connect(
             self._bus.url,
             self._bus.credentials,
             f"{self._bus.name}-read",
@@ -291,7 +291,7 @@ class _Reader:
             f"CONSUMER.CREATE.{self._stream}.{self._consumer}",
             {"stream_name": self._stream, "config": config},
         )
-        replies: list[wire.Reply] = []
+        replies: list[nats_wire.Reply] = []
         while not replies:
             replies = (await self._receive()).replies
         if replies[0].status:
@@ -318,7 +318,7 @@ class _Reader:
         with contextlib.suppress(errors.Unavailable):
             await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{self._consumer}")
 
-    async def _receive(self) -> wire.Frames:
+    async def _receive(self) -> nats_wire.Frames:
         assert self._wire is not None
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -331,7 +331,7 @@ class _Reader:
     def _call(self, endpoint: str, body: dict[str, object]) -> str:
         assert self._wire is not None
         reply = f"{self._inbox}.{next(self._numbers)}"
-        self._wire.write(wire.publication(f"$JS.API.{endpoint}", reply, json.dumps(body).encode()))
+        self._wire.write(nats_wire.publication(f"$JS.API.{endpoint}", reply, json.dumps(body).encode()))
         return reply
 
     def _pull(self) -> None:
@@ -351,7 +351,7 @@ class _Reader:
             arrived -= left
             del self._pulls[pull]
 
-    def _end_pull(self, reply: wire.Reply) -> None:
+    def _end_pull(self, reply: nats_wire.Reply) -> None:
         self._pulls.pop(reply.subject, None)
         match reply.status[:3]:
             case "404" | "408":
@@ -372,7 +372,7 @@ def _encode(messages: Sequence[Message], expected_last: int, reply: str) -> byte
     fence = b"NATS/1.0\r\nNats-Expected-Last-Sequence:%d\r\n" % expected_last
     if count == 1:
         ((subject, data),) = messages
-        return wire.publication_with(subject, reply, fence + b"\r\n", data)
+        return nats_wire.publication_with(subject, reply, fence + b"\r\n", data)
     # These headers stay in the stream for ever, with every message: keep them short.
     batch = b"Nats-Batch-Id:%s\r\nNats-Batch-Sequence:" % secrets.token_hex(6).encode()
     frames = []
@@ -384,7 +384,7 @@ def _encode(messages: Sequence[Message], expected_last: int, reply: str) -> byte
             number,
             b"Nats-Batch-Commit:1\r\n" if last else b"",
         )
-        frames.append(wire.publication_with(subject, reply if last else "", header, data))
+        frames.append(nats_wire.publication_with(subject, reply if last else "", header, data))
     return b"".join(frames)
 
 

@@ -1,214 +1,354 @@
-"""A bare NATS connection for the two hot paths of the log: whole batches out, whole blocks in.
+"""What agents, judges and the desk say to each other over NATS: one JSON object a message.
 
-nats-py makes several objects and a trip through a queue of every message; here a batch is one
-write and a block of messages one pass over its bytes (benchmarks/log.py has the difference).
-Everything else goes through `core.bus`.
-
-The protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
+An answer is `{"ok": {...}}` or `{"error": NAME, "detail": TEXT}`, where NAME is an error of
+`core.errors`. Chunks travel as they are, behind one byte that says whether they do.
 """
 
-import asyncio
-import json
-import urllib.parse
-from typing import NamedTuple
+from typing import Any, TypeAlias, TypeVar
 
-from core import bus, errors
-from core.log import Record
+import msgspec
 
-READ_BYTES = 512 * 1024
+from core import errors, events
+from core.chunks import Manifest
+from core.events import (
+    Base,
+    Candidate,
+    CandidateVerdict,
+    Checkpoint,
+    Reasons,
+    Requires,
+    Rival,
+    Role,
+    Token,
+    Via,
+    Workload,
+)
 
-# $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>
-# A longer form has a domain and an account hash after $JS.ACK (ADR-15 of NATS).
-ACK_TOKENS = 9
+PROTOCOL = 1
 
-_new = tuple.__new__  # a third of the price of Record(...)
-
-
-class Reply(NamedTuple):
-    """A message that is no record: an answer (status "") or a status ("404 No Messages")."""
-
-    subject: str
-    status: str
-    data: bytes
-
-
-class Frames(NamedTuple):
-    """What a block of bytes held: messages by kind, control lines, and how many bytes that was."""
-
-    records: list[Record]
-    replies: list[Reply]
-    controls: list[bytes]
-    used: int
+T = TypeVar("T")
 
 
-def split(block: bytes) -> Frames:
-    """Split whole frames off the beginning of `block`; what is left is an unfinished one.
-
-    A message delivered by a JetStream consumer becomes a Record, with the stream sequence that its
-    reply subject carries, and loses its headers. The loop is written for speed: it is most of what
-    a rebuild of the state costs.
-    """
-    records: list[Record] = []
-    replies: list[Reply] = []
-    controls: list[bytes] = []
-    find, size, at = block.find, len(block), 0
-    while (end := find(b"\r\n", at)) >= 0:
-        fields = block[at:end].split(b" ")
-        operation, body, reply = fields[0], end + 2, b""
-        if operation == b"HMSG" and len(fields) == 6:
-            _, subject, _, reply, header_bytes, total = fields
-            data = body + int(header_bytes)
-        elif operation == b"MSG" and len(fields) == 5:
-            _, subject, _, reply, total = fields
-            data = body
-        elif operation == b"HMSG":
-            _, subject, _, header_bytes, total = fields
-            data = body + int(header_bytes)
-        elif operation == b"MSG":
-            _, subject, _, total = fields
-            data = body
-        else:
-            controls.append(block[at:end])
-            at = body
-            continue
-        stop = body + int(total)
-        if stop + 2 > size:
-            break
-        at = stop + 2
-        if reply.startswith(b"$JS.ACK."):
-            tokens = reply.split(b".")
-            seq = int(tokens[5] if len(tokens) == ACK_TOKENS else tokens[7])
-            records.append(_new(Record, (seq, subject.decode(), block[data:stop])))
-        else:
-            status = _status(block[body:data]) if data > body else ""
-            replies.append(Reply(subject.decode(), status, block[data:stop]))
-    return Frames(records, replies, controls, at)
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every message."""
 
 
-def _status(header: bytes) -> str:
-    return header.partition(b"\r\n")[0].removeprefix(b"NATS/1.0").strip().decode("utf-8", "replace")
+# ── presence ──
 
 
-class Wire:
-    """One authenticated connection; its user writes protocol and reads frames."""
+class TaskBeat(Wire, frozen=True, kw_only=True):
+    """Where a held task stands; `loss` is a training loss, in the specialist's own terms."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._rest = b""
-
-    @classmethod
-    async def connect(
-        cls,
-        url: str,
-        credentials: bus.Credentials | None,
-        name: str,
-        timeout_seconds: float,
-        buffer_bytes: int = 4 * READ_BYTES,
-    ) -> "Wire":
-        """Connect to `nats://host:port`. Raises Unavailable; Invalid for any other scheme."""
-        address = urllib.parse.urlsplit(url)
-        if address.scheme != "nats" or address.hostname is None:
-            raise errors.Invalid(f"The log is reached by nats://host:port, not by {url!r}.")
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                reader, writer = await asyncio.open_connection(
-                    address.hostname, address.port or 4222, limit=buffer_bytes
-                )
-                try:
-                    wire = cls(reader, writer)
-                    await wire._greet(credentials, name)
-                except BaseException:
-                    writer.transport.abort()
-                    raise
-                return wire
-        except (OSError, ValueError, TimeoutError, errors.Unavailable) as error:
-            raise errors.Unavailable(
-                f"Cannot connect to NATS at {url}: {str(error) or 'no answer in time.'}"
-            ) from error
-
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    async def drain(self) -> None:
-        """Wait until most of what was written is on its way. Raises Unavailable."""
-        try:
-            await self._writer.drain()
-        except OSError as error:
-            raise errors.Unavailable(f"The connection to NATS was lost: {error}") from error
-
-    async def receive(self) -> Frames:
-        """Wait for bytes and return the whole frames so far; answers the server's pings.
-
-        Raises Unavailable when the connection is lost or the server complains.
-        """
-        try:
-            block = await self._reader.read(READ_BYTES)
-        except OSError as error:
-            raise errors.Unavailable(f"The connection to NATS was lost: {error}") from error
-        if not block:
-            raise errors.Unavailable("The connection to NATS was closed by the server.")
-        if self._rest:
-            block = self._rest + block
-        frames = split(block)
-        self._rest = block[frames.used :]
-        for control in frames.controls:
-            self._obey(control)
-        return frames
-
-    def close(self) -> None:
-        """Disconnect; what was written is still sent."""
-        self._writer.close()
-
-    async def _greet(self, credentials: bus.Credentials | None, name: str) -> None:
-        line = await self._reader.readline()
-        if not line.startswith(b"INFO "):
-            raise errors.Unavailable(f"the server began with {line[:40]!r} instead of INFO.")
-        info = json.loads(line[5:])
-        if info.get("tls_required"):
-            raise errors.Unavailable("the server asks for TLS, which the log does not speak.")
-        options: dict[str, object] = {
-            "name": name,
-            "lang": "aghsan",
-            "version": "1",
-            "protocol": 1,
-            "verbose": False,
-            "pedantic": False,
-            "headers": True,
-            "no_responders": True,
-        }
-        if credentials is not None:
-            options["jwt"] = credentials.jwt
-            options["sig"] = credentials.sign(info.get("nonce", ""))
-        self.write(b"CONNECT %s\r\nPING\r\n" % json.dumps(options).encode())
-        while (line := await self._reader.readline()) != b"PONG\r\n":
-            if not line:
-                raise errors.Unavailable("the server closed the connection.")
-            self._obey(line.rstrip())
-
-    def _obey(self, control: bytes) -> None:
-        if control == b"PING":
-            self.write(b"PONG\r\n")
-        elif control.startswith(b"-ERR"):
-            words = control[4:].strip().decode("utf-8", "replace")
-            raise errors.Unavailable(f"the server says {words}.")
-        elif not control.startswith((b"PONG", b"INFO", b"+OK")):
-            raise errors.Unavailable(f"the server sent {control[:40]!r}, which is no NATS.")
+    task_id: str
+    attempt: int
+    rival: str = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
 
 
-def publication(subject: str, reply: str, data: bytes) -> bytes:
-    """The bytes of one message without headers."""
-    address = f"{subject} {reply}" if reply else subject
-    return b"PUB %s %d\r\n%s\r\n" % (address.encode(), len(data), data)
+class Beat(Wire, frozen=True, kw_only=True):
+    """A heartbeat on `hb.<worker>`; those of HTTP workers are published for them."""
+
+    worker_id: str
+    via: Via = "nats"
+    session: str = ""
+    status: str = "online"
+    executor_pid: int = 0
+    tasks: list[TaskBeat] = []
 
 
-def publication_with(subject: str, reply: str, header: bytes, data: bytes) -> bytes:
-    """The bytes of one message whose `header` is complete, from NATS/1.0 to the empty line."""
-    address = f"{subject} {reply}" if reply else subject
-    return b"HPUB %s %d %d\r\n%s%s\r\n" % (
-        address.encode(),
-        len(header),
-        len(header) + len(data),
-        header,
-        data,
-    )
+class Notice(Wire, frozen=True, kw_only=True):
+    """Pushed to an agent's inbox: `superseded` (end), or `stop` (one task)."""
+
+    kind: str
+    task_id: str = ""
+    detail: str = ""
+
+
+# ── sessions ──
+
+
+class Hello(Wire, frozen=True, kw_only=True):
+    """An agent begins a session and lists the claims it still works on."""
+
+    worker_id: str
+    protocol: int
+    hostname: str
+    lane: str
+    capabilities: dict[str, Any] = {}
+    holding: list[Token] = []
+
+
+class Welcome(Wire, frozen=True, kw_only=True):
+    """The session, its terms, and which of the listed claims are still the agent's."""
+
+    session: str
+    lane: str
+    heartbeat_seconds: float
+    lease_seconds: float
+    holding: list[Token] = []
+
+
+class Bye(Wire, frozen=True, kw_only=True):
+    """An agent leaves."""
+
+    session: str
+
+
+class Done(Wire, frozen=True, kw_only=True):
+    """It is done, and durable."""
+
+
+# ── work ──
+
+
+class Offer(Wire, frozen=True, kw_only=True):
+    """A message of WORK. It wakes an agent; the claim decides which task it gets."""
+
+    task_id: str
+
+
+class ClaimRequest(Wire, frozen=True, kw_only=True):
+    """Ask for a task; `offer` is the sequence in WORK that woke the agent, 0 for none."""
+
+    session: str
+    offer: int = 0
+
+
+class Assignment(Wire, frozen=True, kw_only=True):
+    """A claimed task with all that its training needs."""
+
+    token: Token
+    node_id: str
+    topic: str
+    role: Role
+    method: str
+    seed: int
+    workload: Workload
+    workload_inherited: bool
+    lease_seconds: float
+    budget_seconds: float | None = None
+    requires: Requires = Requires()
+    base: Base | None = None
+    resume: list[Checkpoint] = []
+
+
+class ClaimAnswer(Wire, frozen=True, kw_only=True):
+    """The task, or none for this worker now."""
+
+    assignment: Assignment | None = None
+
+
+class TokenRequest(Wire, frozen=True, kw_only=True):
+    """A request about a held claim: reattach, release."""
+
+    session: str
+    token: Token
+    reason: str = ""
+
+
+class FailRequest(Wire, frozen=True, kw_only=True):
+    """An attempt could not be finished."""
+
+    session: str
+    token: Token
+    reason: str
+    log_tail: str = ""
+
+
+class MissingRequest(Wire, frozen=True, kw_only=True):
+    """Which of these chunks (digest to bytes) are not stored yet?"""
+
+    session: str
+    token: Token
+    chunks: dict[str, int]
+
+
+class MissingAnswer(Wire, frozen=True, kw_only=True):
+    """The digests to write."""
+
+    missing: list[str]
+
+
+class CheckpointRequest(Wire, frozen=True, kw_only=True):
+    """Announce a checkpoint whose chunks are stored; `final` for a finished rival's candidate."""
+
+    session: str
+    token: Token
+    rival: Rival
+    step: int
+    total_steps: int
+    manifest: Manifest
+    final: bool = False
+
+
+class BroughtCandidate(Wire, frozen=True, kw_only=True):
+    """A model that a completed task brings; `claims` are its agent's own measurements."""
+
+    rival: Rival
+    manifest: Manifest
+    weights_sha256: str
+    claims: dict[str, float] = {}
+
+
+class CompleteRequest(Wire, frozen=True, kw_only=True):
+    """The result of a task."""
+
+    session: str
+    token: Token
+    metrics: dict[str, Any]
+    candidates: list[BroughtCandidate] = []
+
+
+class ChunkRequest(Wire, frozen=True, kw_only=True):
+    """Read one chunk."""
+
+    session: str
+    writer: str
+    digest: str
+
+
+# ── judging ──
+
+
+class JudgementOffer(Wire, frozen=True, kw_only=True):
+    """A message of JUDGEMENTS: a closed round awaits a judge."""
+
+    round_id: str
+
+
+class Standing(Wire, frozen=True, kw_only=True, tag="standing"):
+    """How many commitments are unused, and which index comes next?"""
+
+    judge: str
+
+
+class Deposit(Wire, frozen=True, kw_only=True, tag="deposit"):
+    """Commitments for rounds to come."""
+
+    judge: str
+    first: int
+    commitments: list[str]
+
+
+class TakeRound(Wire, frozen=True, kw_only=True, tag="take"):
+    """A judge takes a closed round."""
+
+    judge: str
+    round_id: str
+
+
+class Verdict(Wire, frozen=True, kw_only=True, tag="verdict"):
+    """A judge's verdict, field for field a `commands.DecideRound`."""
+
+    round_id: str
+    judge: str
+    verdict: str
+    secret: str
+    reasons: Reasons
+    candidates: list[CandidateVerdict]
+    promoted: str = ""
+    against: str = ""
+    alpha: float = 0.0
+    cases: int = 0
+    champion_error: float | None = None
+    baseline_error: float | None = None
+    below_baseline: bool = True
+    environment: dict[str, str] = {}
+
+
+JudgeRequest: TypeAlias = Standing | Deposit | TakeRound | Verdict
+
+
+class CommitmentsAnswer(Wire, frozen=True, kw_only=True):
+    """Where the deposits stand."""
+
+    next_index: int
+    unused: int
+
+
+class Brought(Wire, frozen=True, kw_only=True):
+    """A candidate of a round, with the task and worker it comes from."""
+
+    candidate: Candidate
+    task_id: str
+    worker_id: str
+
+
+class RoundBrief(Wire, frozen=True, kw_only=True):
+    """A round as its judge needs it."""
+
+    round_id: str
+    node_id: str
+    index: int
+    commitment: str
+    workload: Workload
+    look: int
+    champion: Base | None
+    candidates: list[Brought]
+
+
+# ── frames ──
+
+_REFUSALS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, errors.AghsanError)
+}
+_CHUNK, _NO_CHUNK = b"\x00", b"\x01"
+
+
+class _Framed(msgspec.Struct, frozen=True):
+    ok: msgspec.Raw | None = None
+    error: str = ""
+    detail: str = ""
+
+
+class _Ok(msgspec.Struct, frozen=True):
+    ok: Wire
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str
+    detail: str
+
+
+def ok(answer: Wire) -> bytes:
+    """An answer as it is sent."""
+    return msgspec.json.encode(_Ok(answer))
+
+
+def refusal(error: errors.AghsanError) -> bytes:
+    """A refusal as it is sent: the nearest error that `core.errors` names, and its words."""
+    name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _REFUSALS)
+    return msgspec.json.encode(_Refusal(name, str(error)))
+
+
+def decode(raw: bytes, kind: type[T]) -> T:
+    """The answer in a frame. Raises the error it was refused with; Unavailable for nonsense."""
+    try:
+        framed = msgspec.json.decode(raw, type=_Framed)
+        if framed.ok is not None:
+            return msgspec.json.decode(framed.ok, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.Unavailable(f"an answer that cannot be read: {error}") from error
+    raise _REFUSALS.get(framed.error, errors.Refused)(framed.detail)
+
+
+def chunk_frame(data: bytes) -> bytes:
+    """A chunk as it is sent."""
+    return _CHUNK + data
+
+
+def chunk_refusal(error: errors.AghsanError) -> bytes:
+    """Why there is no chunk, as it is sent."""
+    return _NO_CHUNK + refusal(error)
+
+
+def chunk_of(raw: bytes) -> bytes:
+    """The chunk in a frame. Raises the error it was refused with."""
+    if raw[:1] == _CHUNK:
+        return raw[1:]
+    decode(raw[1:], events.Value)
+    raise errors.Unavailable("a chunk was asked for, and something else came")

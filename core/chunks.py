@@ -1,0 +1,248 @@
+"""Artifacts: a manifest of files, each cut into chunks that are named by their SHA-256.
+
+A chunk belongs to its writer (`chunk.<writer>.<sha256>`) and is written once. Manifests are written
+by the desk alone, after it has verified every chunk that they name.
+"""
+
+import asyncio
+import builtins
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from core import errors
+from core.bus import STATUS, Bus
+
+CHUNK_BYTES = 1024 * 1024 - 4096
+MANIFEST_BYTES_MAX = 1024 * 1024 - 4096
+FILES_MAX = 64
+WRITTEN_ALREADY = 10077
+"""JetStream's error code where a subject's only message stands already (and for a full stream)."""
+NO_MESSAGE = 10037
+REQUEST_SECONDS = 10.0
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an artifact: its plain name, size, digest, and chunks in order."""
+
+    name: str
+    bytes: int
+    sha256: str
+    chunks: list[str]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an artifact is made of. `kind` is "checkpoint" or "candidate"."""
+
+    kind: str
+    writer: str
+    files: list[File]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+    def encode(self) -> builtins.bytes:
+        """The bytes that are stored, and whose SHA-256 names the artifact."""
+        return msgspec.json.encode(self)
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """A stored manifest, its names and digests checked. Raises errors.ArtifactError."""
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.ArtifactError(f"a manifest that cannot be read: {error}") from error
+    require_sound(manifest)
+    return manifest
+
+
+def require_sound(manifest: Manifest) -> None:
+    """Refuse names that could leave a directory and digests that are none.
+
+    Raises errors.ArtifactError.
+    """
+    if len(manifest.files) > FILES_MAX:
+        raise errors.ArtifactError(
+            f"a manifest of {len(manifest.files)} files; it may have {FILES_MAX}"
+        )
+    names = [file.name for file in manifest.files]
+    if len(set(names)) != len(names):
+        raise errors.ArtifactError("a manifest that names a file twice")
+    for file in manifest.files:
+        if not _NAME.fullmatch(file.name):
+            raise errors.ArtifactError(f"{file.name[:80]!r} is no plain file name")
+        if file.bytes < 0:
+            raise errors.ArtifactError(f"{file.name} is said to have {file.bytes} bytes")
+        for digest in (file.sha256, *file.chunks):
+            require_name(digest)
+
+
+def require_name(digest: str) -> None:
+    """Raise errors.ArtifactError unless this is a SHA-256 in lower-case hex."""
+    if not _DIGEST.fullmatch(digest):
+        raise errors.ArtifactError(f"{digest[:80]!r} is no SHA-256 in lower-case hex")
+
+
+def digest_of(data: bytes) -> str:
+    """The name of a chunk or manifest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def split(data: bytes) -> Iterator[bytes]:
+    """Cut a file into chunks; an empty file has none."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+def require_digest(piece: bytes, digest: str) -> None:
+    """Raise errors.ArtifactError unless these bytes are what their name says."""
+    found = digest_of(piece)
+    if found != digest:
+        raise errors.ArtifactError(
+            f"chunk {digest[:12]}… holds bytes that hash to {found[:12]}…: damaged on its way or "
+            "in the store"
+        )
+
+
+def require_stored(raw: bytes) -> None:
+    """Check JetStream's answer to writing a chunk; one that stands already is as good.
+
+    Raises errors.LogFull when the store has no room, errors.Unavailable otherwise.
+    """
+    try:
+        error = json.loads(raw).get("error")
+    except (ValueError, AttributeError) as fault:
+        raise errors.Unavailable(f"the chunk store answers nonsense: {raw[:80]!r}") from fault
+    if not error:
+        return
+    words = str(error.get("description", error))
+    if error.get("err_code") == WRITTEN_ALREADY and "per subject" in words:
+        return
+    if error.get("err_code") in (WRITTEN_ALREADY, 10023, 10047, 10028, 10002):
+        raise errors.LogFull(f"the chunk store is full: {words}; free space or raise its bound")
+    raise errors.Unavailable(f"the chunk store does not take a chunk: {words}")
+
+
+class ChunkStore(Protocol):
+    """Where chunks and manifests lie. Implementations: MemoryChunks, JetStreamChunks."""
+
+    async def has(self, writer: str, digest: str) -> int | None:
+        """The size of a stored chunk, or None. Raises Unavailable."""
+        ...
+
+    async def get(self, writer: str, digest: str) -> bytes:
+        """A chunk's bytes, which are what their name says.
+
+        Raises NotFound, ArtifactError for bytes that are something else, Unavailable.
+        """
+        ...
+
+    async def put(self, writer: str, data: bytes) -> str:
+        """Store a chunk; its digest. Storing it again changes nothing. Raises LogFull,
+        Unavailable."""
+        ...
+
+
+async def assemble(store: ChunkStore, manifest: Manifest, name: str) -> bytes:
+    """A whole file, every digest checked. Raises NotFound, ArtifactError, Unavailable."""
+    file = next((file for file in manifest.files if file.name == name), None)
+    if file is None:
+        raise errors.NotFound(f"the artifact has no file {name}")
+    data = b"".join([await store.get(manifest.writer, digest) for digest in file.chunks])
+    if len(data) != file.bytes:
+        raise errors.ArtifactError(
+            f"{name} is said to have {file.bytes} bytes, its chunks have {len(data)}"
+        )
+    # A sum over megabytes holds the loop up; digests are taken in threads.
+    found = await asyncio.to_thread(digest_of, data)
+    if found != file.sha256:
+        raise errors.ArtifactError(f"{name} does not hash to what its manifest says")
+    return data
+
+
+class MemoryChunks:
+    """A chunk store that ends with its process."""
+
+    def __init__(self) -> None:
+        self.stored: dict[tuple[str, str], bytes] = {}
+
+    async def has(self, writer: str, digest: str) -> int | None:
+        """As ChunkStore.has."""
+        data = self.stored.get((writer, digest))
+        return None if data is None else len(data)
+
+    async def get(self, writer: str, digest: str) -> bytes:
+        """As ChunkStore.get."""
+        data = self.stored.get((writer, digest))
+        if data is None:
+            raise errors.NotFound(f"no chunk {digest[:12]}… of {writer} is stored")
+        require_digest(data, digest)
+        return data
+
+    async def put(self, writer: str, data: bytes) -> str:
+        """As ChunkStore.put."""
+        digest = digest_of(data)
+        self.stored.setdefault((writer, digest), data)
+        return digest
+
+
+class JetStreamChunks:
+    """Chunks in the stream CHUNKS, one message a chunk; reading needs direct gets only."""
+
+    def __init__(self, fleet: Bus) -> None:
+        self._fleet = fleet
+
+    async def has(self, writer: str, digest: str) -> int | None:
+        """As ChunkStore.has. Its whole bytes travel; only the desk asks, beside the server."""
+        found = await self._direct(writer, digest)
+        return None if found is None else len(found)
+
+    async def get(self, writer: str, digest: str) -> bytes:
+        """As ChunkStore.get."""
+        data = await self._direct(writer, digest)
+        if data is None:
+            raise errors.NotFound(f"no chunk {digest[:12]}… of {writer} is stored")
+        await asyncio.to_thread(require_digest, data, digest)
+        return data
+
+    async def put(self, writer: str, data: bytes) -> str:
+        """As ChunkStore.put."""
+        digest = await asyncio.to_thread(digest_of, data)
+        raw = await self._fleet.request(f"chunk.{writer}.{digest}", data, REQUEST_SECONDS)
+        require_stored(raw)
+        return digest
+
+    async def delete(self, writer: str, digest: str) -> None:
+        """Take away a chunk that is not what its name says, so that it can be written again."""
+        answer = await self._api(
+            "STREAM.MSG.GET.CHUNKS", {"last_by_subj": f"chunk.{writer}.{digest}"}
+        )
+        if "message" in answer:
+            await self._api(
+                "STREAM.MSG.DELETE.CHUNKS", {"seq": answer["message"]["seq"], "no_erase": True}
+            )
+
+    async def _api(self, endpoint: str, body: dict[str, object]) -> dict[str, Any]:
+        return await self._fleet.api(endpoint, body, REQUEST_SECONDS)
+
+    async def _direct(self, writer: str, digest: str) -> bytes | None:
+        require_name(digest)
+        answer = await self._fleet.ask(
+            f"$JS.API.DIRECT.GET.CHUNKS.chunk.{writer}.{digest}", b"", REQUEST_SECONDS
+        )
+        status = answer.headers.get(STATUS)
+        if status == "404":
+            return None
+        if status is not None:
+            raise errors.Unavailable(f"the chunk store answers {status}")
+        return answer.data
+
