@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PULL_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
+CHUNK_SECONDS = 60.0
+"""A chunk is up to a megabyte, and the line may be a slow one."""
 CHUNKS_IN_FLIGHT = 8
 JOIN_SECONDS = 10.0
 
@@ -74,7 +76,7 @@ class Link:
         direct: bool,
         on_notice: Callable[[wire.Notice], None],
         on_reconnect: Callable[[], None],
-        on_closed: Callable[[], None],
+        on_closed: Callable[["Link"], None],
     ) -> "Link":
         """Ask the gateway for credentials to a key made here, and connect with them.
 
@@ -85,15 +87,22 @@ class Link:
         public_key = nkeys.from_seed(seed).public_key.decode()
         agent = await _join(api, worker_id, public_key, machine)
         url = agent.nats.direct if direct and agent.nats.direct else _relay(api, agent.nats.path)
+        links: list[Link] = []
+
+        def closed() -> None:
+            for one in links:
+                on_closed(one)
+
         bus = await Bus.connect(
             url,
             credentials=(agent.jwt, bytes(seed).decode()),
             name=agent.token,
             inbox_prefix=f"_INBOX_{agent.token}",
             on_reconnect=on_reconnect,
-            on_closed=on_closed,
+            on_closed=closed,
         )
         link = cls(bus, agent)
+        links.append(link)
 
         async def noticed(message: Incoming) -> None:
             try:
@@ -101,7 +110,11 @@ class Link:
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.warning("a notice that means nothing", extra={"action": str(error)})
 
-        await bus.subscribe(f"_INBOX_{agent.token}.notice", noticed)
+        try:
+            await bus.subscribe(f"_INBOX_{agent.token}.notice", noticed)
+        except errors.Unavailable:
+            await bus.close()
+            raise
         return link
 
     @property
@@ -162,9 +175,13 @@ class Link:
         """Say that the offer did its work; a lost ack only means another wake-up."""
         await self._bus.publish(pulled.ack, b"+ACK")
 
-    async def claim(self, offer: int = 0) -> wire.Assignment | None:
-        """Claim the best task for this agent now."""
-        request = wire.ClaimRequest(session=self.session, offer=offer)
+    async def in_progress(self, pulled: Pulled) -> None:
+        """Say that the offer's task is being worked on, so that it wakes nobody else."""
+        await self._bus.publish(pulled.ack, b"+WPI")
+
+    async def claim(self, claim_id: str, offer: int) -> wire.Assignment | None:
+        """Claim the best task for this agent now; the same id, asked again, gives the same."""
+        request = wire.ClaimRequest(session=self.session, claim_id=claim_id, offer=offer)
         return (await self._ask("claim", request, wire.ClaimAnswer)).assignment
 
     async def beat(self, beat: wire.Beat) -> None:
@@ -190,11 +207,13 @@ class Link:
         await self._ask("fail", request, wire.Done)
 
     async def checkpoint(self, request: wire.CheckpointRequest) -> None:
-        """Announce an uploaded checkpoint."""
+        """Announce an uploaded checkpoint, under this link's session."""
+        request = msgspec.structs.replace(request, session=self.session)
         await self._ask("checkpoint", request, wire.Done)
 
     async def complete(self, request: wire.CompleteRequest) -> None:
-        """Deliver a result."""
+        """Deliver a result, under this link's session."""
+        request = msgspec.structs.replace(request, session=self.session)
         await self._ask("complete", request, wire.Done)
 
     async def bye(self) -> None:
@@ -206,25 +225,18 @@ class Link:
         sizes = {digest: len(piece) for digest, piece in pieces.items()}
         request = wire.MissingRequest(session=self.session, token=token, chunks=sizes)
         missing = (await self._ask("missing", request, wire.MissingAnswer)).missing
-        slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
 
         async def put(digest: str) -> None:
-            async with slots:
-                await self._put(digest, pieces[digest])
+            subject = f"chunk.{self.token}.{digest}"
+            chunks.require_stored(await self._bus.request(subject, pieces[digest], CHUNK_SECONDS))
 
-        async with asyncio.TaskGroup() as group:
-            for digest in missing:
-                group.create_task(put(digest))
-
-    async def _put(self, digest: str, piece: bytes) -> None:
-        raw = await self._bus.request(f"chunk.{self.token}.{digest}", piece, REQUEST_SECONDS)
-        chunks.require_stored(raw)
+        await _few_at_a_time(put, missing)
 
     async def read(self, writer: str, digest: str) -> bytes:
         """Read a chunk or manifest this agent's tasks start from; its digest is checked."""
         request = wire.ChunkRequest(session=self.session, writer=writer, digest=digest)
         raw = await self._bus.request(
-            f"fleet.{self.token}.chunk", msgspec.json.encode(request), REQUEST_SECONDS
+            f"fleet.{self.token}.chunk", msgspec.json.encode(request), CHUNK_SECONDS
         )
         piece = wire.chunk_of(raw)
         chunks.require_digest(piece, digest)
@@ -240,13 +252,26 @@ class Link:
         return files
 
     async def _read_all(self, writer: str, digests: Iterable[str]) -> list[bytes]:
-        slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
-
         async def get(digest: str) -> bytes:
-            async with slots:
-                return await self.read(writer, digest)
+            return await self.read(writer, digest)
 
-        return await asyncio.gather(*(get(digest) for digest in digests))
+        return await _few_at_a_time(get, digests)
+
+
+async def _few_at_a_time(ask: Callable[[str], Awaitable[T]], digests: Iterable[str]) -> list[T]:
+    """The answers in order; the first error ends the others."""
+    slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+
+    async def one(digest: str) -> T:
+        async with slots:
+            return await ask(digest)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(one(digest)) for digest in digests]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return [task.result() for task in asked]
 
 
 def _relay(api: str, path: str) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ FINISHING_MAX = 2
 STOP_SECONDS_MAX = 8.0
 LOSSES_KEPT = 50
 BASES_KEPT = 8
+IN_PROGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = (2.0, 60.0)
 RESULT_FILE = "result.json"
 
@@ -48,6 +50,7 @@ class Holding:
     """A task this agent holds, and where it stands."""
 
     assignment: wire.Assignment
+    offer: Pulled
     rival: Rival | str = ""
     step: int = 0
     total_steps: int = 0
@@ -92,10 +95,15 @@ class Worker:
         self._training: Holding | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
+        self._stop_by = 0.0
         self._ended: BaseException | None = None
-        self._connected = asyncio.Event()
         self.on_attached: Callable[[], None] = lambda: None
         self.completed = 0
+
+    @property
+    def _linked(self) -> Link:
+        assert self._link is not None, "only an attached agent gets here"
+        return self._link
 
     # ── life ──
 
@@ -105,18 +113,34 @@ class Worker:
         Raises Superseded when another agent of this id took over, errors.Refused when the server
         will not have this agent.
         """
+        # What an earlier run left belongs to claims that its new session gives up.
+        shutil.rmtree(self._settings.directory / "tasks", ignore_errors=True)
         await self._executor.start()
-        background = [asyncio.create_task(self._beat_loop())]
+        beating = asyncio.create_task(self._beat_loop())
         try:
             await self._attach()
-            self.on_attached()
-            await self._work()
+            if not self._stopping.is_set():
+                self.on_attached()
+                await self._work_until_stopped()
         finally:
-            for task in background:
-                task.cancel()
+            beating.cancel()
             await self._leave()
         if self._ended is not None:
             raise self._ended
+
+    async def _work_until_stopped(self) -> None:
+        """Work; once asked to stop, leave a bounded time for what was begun."""
+        working = asyncio.ensure_future(self._work())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self._stop_by = asyncio.get_running_loop().time() + STOP_SECONDS_MAX
+        await asyncio.wait({working}, timeout=STOP_SECONDS_MAX)
+        if not working.done():
+            log.warning("the server does not answer, leaving without", extra={"action": "stop"})
+            working.cancel()
+            return
+        working.result()
 
     def stop(self) -> None:
         """Ask the agent to stop; `run` returns when it has."""
@@ -145,19 +169,7 @@ class Worker:
         pause = 0.1
         while not self._stopping.is_set():
             try:
-                if self._link is not None:
-                    await self._link.close()
-                self._link = await Link.join(
-                    self._settings.api,
-                    self._settings.worker_id,
-                    self._machine,
-                    direct=self._settings.direct,
-                    on_notice=self._on_notice,
-                    on_reconnect=self._on_reconnect,
-                    on_closed=self._on_closed,
-                )
-                await self._hello()
-                self._connected.set()
+                await self._begin_session()
                 return
             except errors.Unavailable as error:
                 log.warning("cannot attach yet: %s", error, extra={"action": "attach"})
@@ -165,23 +177,37 @@ class Worker:
                     await asyncio.wait_for(self._stopping.wait(), pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
 
-    async def _hello(self) -> None:
-        assert self._link is not None, "hello needs a link"
+    async def _begin_session(self) -> None:
+        link = await Link.join(
+            self._settings.api,
+            self._settings.worker_id,
+            self._machine,
+            direct=self._settings.direct,
+            on_notice=self._on_notice,
+            on_reconnect=self._on_reconnect,
+            on_closed=self._on_closed,
+        )
         holding = [item.token for item in self._holdings.values() if not item.lost]
-        self._welcome = await self._link.hello(self._machine, holding)
-        still = {token.task_id for token in self._welcome.holding}
-        for task_id, item in self._holdings.items():
+        try:
+            welcome = await link.hello(self._machine, holding)
+        except BaseException:
+            await link.close()
+            raise
+        # Only now: whoever retries a request does so under a session that exists.
+        before, self._link, self._welcome = self._link, link, welcome
+        if before is not None:
+            await before.close()
+        still = {token.task_id for token in welcome.holding}
+        for task_id, item in list(self._holdings.items()):
             if task_id not in still:
                 self._lose(item, "the server gave it to another worker")
 
     def _on_reconnect(self) -> None:
         self._spawn(self._reattach())
 
-    def _on_closed(self) -> None:
-        if self._stopping.is_set():
-            return
-        self._connected.clear()
-        self._spawn(self._attach())
+    def _on_closed(self, link: Link) -> None:
+        if link is self._link and not self._stopping.is_set():
+            self._spawn(self._attach())
 
     async def _reattach(self) -> None:
         """After a cut: ask for every task whether it is still ours."""
@@ -193,7 +219,9 @@ class Worker:
 
     def _on_notice(self, notice: wire.Notice) -> None:
         if notice.kind == "superseded":
-            self._end(Superseded(notice.detail))
+            # A notice may be late: it means the session it names, not the one begun since.
+            if self._link is not None and notice.session == self._link.session:
+                self._end(Superseded(notice.detail))
             return
         holding = self._holdings.get(notice.task_id)
         if holding is not None and notice.kind == "stop":
@@ -228,13 +256,15 @@ class Worker:
         """
         pause = 0.1
         while True:
+            link = self._linked
             try:
-                assert self._link is not None, "asked before attached"
-                return await ask(self._link)
+                return await ask(link)
             except errors.SupersededSession as error:
+                if link is not self._link:
+                    continue  # the session it was asked under was our own older one
                 self._end(Superseded(str(error)))
                 raise
-            except errors.Unavailable as error:
+            except (errors.Unavailable, errors.LogFull) as error:
                 if self._stopping.is_set() or (holding is not None and holding.lost):
                     raise
                 log.info("not answered, again: %s", error, extra={"action": "retry"})
@@ -242,17 +272,27 @@ class Worker:
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
 
     async def _beat_loop(self) -> None:
+        prolonged = time.monotonic()
         while True:
             seconds = self._welcome.heartbeat_seconds if self._welcome else 1.0
             await asyncio.sleep(seconds)
             await self._beat()
+            if time.monotonic() - prolonged >= IN_PROGRESS_SECONDS:
+                prolonged = time.monotonic()
+                await self._prolong()
+
+    async def _prolong(self) -> None:
+        """Keep the offers of held tasks from waking others."""
+        for holding in list(self._holdings.values()):
+            with contextlib.suppress(errors.Unavailable):
+                await self._linked.in_progress(holding.offer)
 
     async def _beat(self) -> None:
         if self._link is None or not self._link.session or not self._link.is_connected:
             return
         beat = wire.Beat(
             worker_id=self._settings.worker_id,
-            session=self._link.session,
+            session=self._linked.session,
             executor_pid=self._executor.pid or 0,
             tasks=[holding.beat() for holding in self._holdings.values() if not holding.lost],
         )
@@ -265,10 +305,9 @@ class Worker:
         while not self._stopping.is_set():
             while len(self._finishing) >= FINISHING_MAX:
                 await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
-            assignment = await self._next()
-            if assignment is None:
+            holding = await self._next()
+            if holding is None:
                 continue
-            holding = Holding(assignment)
             self._holdings[holding.token.task_id] = holding
             self._training = holding
             try:
@@ -276,32 +315,30 @@ class Worker:
             finally:
                 self._training = None
 
-    async def _next(self) -> wire.Assignment | None:
-        """The next task: claimed at once if there is one, else after an offer."""
+    async def _next(self) -> Holding | None:
+        """Wait for an offer and claim; None when there was nothing to wait for or to claim."""
         try:
-            assignment: wire.Assignment | None = await self._until_answered(
-                lambda link: link.claim()
-            )
-            if assignment is not None or self._stopping.is_set():
-                return assignment
             pulled = await self._pull()
-            if pulled is None:
+            if pulled is None or self._stopping.is_set():
                 return None
-            assignment = await self._until_answered(lambda link: link.claim(pulled.seq))
-            assert self._link is not None, "pulled without a link"
-            await self._link.acknowledge(pulled)
-            return assignment
+            # Asked again after a lost answer, the same id gives the same task.
+            claim_id = uuid.uuid4().hex
+            assignment: wire.Assignment | None = await self._until_answered(
+                lambda link: link.claim(claim_id, pulled.seq)
+            )
+            if assignment is not None:
+                return Holding(assignment, pulled)
+            await self._linked.acknowledge(pulled)
         except errors.Unavailable as error:
             log.info("no work can be asked for: %s", error, extra={"action": "claim"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
-            return None
         except errors.SupersededSession:
-            return None
+            pass
+        return None
 
     async def _pull(self) -> Pulled | None:
-        assert self._link is not None, "pulled without a link"
-        pull = asyncio.ensure_future(self._link.pull())
+        pull = asyncio.ensure_future(self._linked.pull())
         stop = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({pull, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
@@ -322,14 +359,14 @@ class Worker:
             return
         except (errors.Refused, errors.ArtifactError) as error:
             if holding.lost:
-                self._forget(holding)
+                await self._forget(holding)
             else:
                 await self._give_up(holding, str(error))
             return
         except errors.Unavailable as error:
             self._lose(holding, f"the server is away while the agent stops: {error}")
         if holding.lost:
-            self._forget(holding)
+            await self._forget(holding)
         elif len(holding.results) == len(rivals_of(holding.assignment.role)):
             self._spawn(self._deliver(holding))
         else:
@@ -417,7 +454,7 @@ class Worker:
             await coroutine
         except (errors.StaleAttempt, errors.NotOwner, errors.NotFound) as error:
             self._lose(holding, str(error))
-        except (errors.AghsanError, OSError, ExceptionGroup) as error:
+        except (errors.AghsanError, OSError) as error:
             log.warning("a checkpoint was not stored: %s", error, extra={"action": "upload"})
 
     async def _send(self, holding: Holding, packed: Packed) -> None:
@@ -428,27 +465,23 @@ class Worker:
     async def _store_checkpoint(
         self, holding: Holding, rival: Rival, directory: Path, step: int, total_steps: int
     ) -> None:
-        assert self._link is not None, "a checkpoint is stored by an attached agent"
-        packed = await asyncio.to_thread(pack, directory, "checkpoint", self._link.token)
+        packed = await asyncio.to_thread(pack, directory, "checkpoint", self._linked.token)
         await self._announce(holding, rival, packed, step, total_steps, final=False)
 
     async def _store_candidate(self, holding: Holding, rival: Rival) -> None:
         """Keep a finished rival's candidate and result, in case the task moves before its end."""
         packed = await self._pack_candidate(holding, rival, with_result=True)
         result = holding.results[rival]
-        await self._announce(
-            holding, rival, packed, result.steps, result.total_steps, final=True
-        )
+        await self._announce(holding, rival, packed, result.steps, result.total_steps, final=True)
 
     async def _pack_candidate(
         self, holding: Holding, rival: Rival, *, with_result: bool = False
     ) -> Packed:
-        assert self._link is not None, "a candidate is stored by an attached agent"
         extra = {}
         if with_result:
             extra[RESULT_FILE] = msgspec.json.encode(holding.results[rival])
         directory = holding.candidates[rival]
-        return await asyncio.to_thread(pack, directory, "candidate", self._link.token, extra)
+        return await asyncio.to_thread(pack, directory, "candidate", self._linked.token, extra)
 
     async def _announce(
         self,
@@ -461,9 +494,7 @@ class Worker:
         final: bool,
     ) -> None:
         await self._send(holding, packed)
-        assert self._link is not None, "announced by an attached agent"
         request = wire.CheckpointRequest(
-            session=self._link.session,
             token=holding.token,
             rival=rival,
             step=step,
@@ -527,37 +558,40 @@ class Worker:
         """Upload the candidates and complete, repeating until answered."""
         try:
             await self._settle_uploads(holding)
-            brought = []
-            for rival, result in holding.results.items():
-                packed = await self._pack_candidate(holding, rival)
-                await self._send(holding, packed)
-                brought.append(
-                    wire.BroughtCandidate(
-                        rival=rival,
-                        manifest=packed.manifest,
-                        weights_sha256=result.weights_sha256,
-                        claims={
-                            "loss": result.loss,
-                            "baseline_loss": result.baseline_loss,
-                            "evidence_rate": result.evidence_rate,
-                        },
-                    )
-                )
-            assert self._link is not None, "delivered by an attached agent"
             request = wire.CompleteRequest(
-                session=self._link.session,
                 token=holding.token,
                 metrics=metrics_of(holding),
-                candidates=brought,
+                candidates=[
+                    await self._bring(holding, rival, result)
+                    for rival, result in holding.results.items()
+                ],
             )
             await self._until_answered(lambda link: link.complete(request), holding)
             self.completed += 1
-        except errors.SupersededSession:
-            pass
-        except errors.Refused as error:
+        except errors.Unavailable as error:
+            log.warning("left with a result not delivered: %s", error, extra={"action": "deliver"})
+        except errors.Conflict as error:
             self._lose(holding, f"its result was refused: {error}")
-        finally:
-            self._forget(holding)
+        except (errors.AghsanError, OSError) as error:
+            await self._give_up(holding, f"its result could not be delivered: {error}")
+            return
+        await self._forget(holding)
+
+    async def _bring(
+        self, holding: Holding, rival: Rival, result: jobs.Result
+    ) -> wire.BroughtCandidate:
+        packed = await self._pack_candidate(holding, rival)
+        await self._send(holding, packed)
+        return wire.BroughtCandidate(
+            rival=rival,
+            manifest=packed.manifest,
+            weights_sha256=result.weights_sha256,
+            claims={
+                "loss": result.loss,
+                "baseline_loss": result.baseline_loss,
+                "evidence_rate": result.evidence_rate,
+            },
+        )
 
     async def _settle_uploads(self, holding: Holding) -> None:
         if holding.uploads:
@@ -573,30 +607,33 @@ class Worker:
         except (errors.Refused, errors.Unavailable) as error:
             log.info("not released: %s", error, extra={"action": "release"})
         finally:
-            self._forget(holding)
+            await self._forget(holding)
 
     async def _give_up(self, holding: Holding, reason: str) -> None:
         """Tell the server that this attempt failed, and why."""
         log.warning("%s failed: %s", holding.token.task_id, reason, extra={"action": "fail"})
         first, _, tail = reason.partition("\n")
         try:
-            await self._until_answered(
-                lambda link: link.fail(holding.token, first, tail), holding
-            )
+            await self._until_answered(lambda link: link.fail(holding.token, first, tail), holding)
         except (errors.Refused, errors.Unavailable) as error:
             log.info("the failure was not taken: %s", error, extra={"action": "fail"})
         finally:
-            self._forget(holding)
+            await self._forget(holding)
 
-    def _forget(self, holding: Holding) -> None:
+    async def _forget(self, holding: Holding) -> None:
+        """End a holding, however it ended: the event was first, now comes the ack."""
         self._holdings.pop(holding.token.task_id, None)
+        with contextlib.suppress(errors.Unavailable):
+            await self._linked.acknowledge(holding.offer)
         task = subjects.token(holding.token.task_id)
-        shutil.rmtree(self._settings.directory / "tasks" / task, ignore_errors=True)
+        directory = self._settings.directory / "tasks" / task
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _leave(self) -> None:
         """Deliver what is finished, say goodbye, and end the executor."""
         if self._finishing:
-            await asyncio.wait(set(self._finishing), timeout=STOP_SECONDS_MAX)
+            left = self._stop_by - asyncio.get_running_loop().time()
+            await asyncio.wait(set(self._finishing), timeout=max(0.5, left))
         if self._link is not None:
             with contextlib.suppress(errors.AghsanError):
                 await asyncio.wait_for(self._link.bye(), 1.0)

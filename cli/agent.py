@@ -10,9 +10,6 @@ import click
 from cli import child
 from core import errors, subjects
 
-REFUSED = 78
-"""Exit code for settings the server will not have; starting again would not help."""
-
 
 @click.command()
 @click.option(
@@ -50,8 +47,9 @@ def agent(
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent import machine, worker
     from agent.executors.process import Executor
+
+    from agent import machine, worker
 
     child.configure_logging(verbose)
     if not api.startswith(("http://", "https://")):
@@ -83,7 +81,7 @@ def agent(
         asyncio.run(run())
     except worker.Superseded as error:
         logging.getLogger(__name__).error("another agent named %s took over: %s", worker_id, error)
-        raise SystemExit(REFUSED) from error
+        raise SystemExit(child.REFUSED) from error
     except errors.Refused as error:
         logging.getLogger(__name__).error("%s", error)
-        raise SystemExit(REFUSED) from error
+        raise SystemExit(child.REFUSED) from error

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from core import platforms
 
 MARK = "\x1e"
+REFUSED = 78
+"""Exit code for settings the server will not have; starting again would not help."""
 
 
 def tell(kind: str, **values: object) -> None:

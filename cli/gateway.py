@@ -3,12 +3,18 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cli import child
-from core import errors
+from core import errors, events, runtime
+from core.projections.state import State
+
+if TYPE_CHECKING:
+    from orchestrator.liveness import Limits
 
 
 @click.command()
@@ -45,9 +51,7 @@ def gateway(
     from orchestrator.liveness import Limits
 
     child.configure_logging(verbose)
-    limits = Limits(
-        lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec
-    )
+    limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec)
     try:
         asyncio.run(_run(nats_url, data, host, port, min_queue, limits, as_child))
     except errors.TopologyMismatch as error:
@@ -62,7 +66,7 @@ async def _run(
     host: str,
     port: int,
     min_queue: int,
-    limits: "Limits",  # type: ignore[name-defined]  # noqa: F821
+    limits: "Limits",
     as_child: bool,
 ) -> None:
     from gateway import app, control, desk, narrator, work
@@ -123,17 +127,20 @@ async def _run(
         else:
             child.say(f"ready {address}")
         stopped = asyncio.ensure_future(stop.wait())
-        done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in running if task.done()]
         for task in running:
             task.cancel()
-        for task in done - {stopped}:
-            await task
+        for task in ended:
+            task.result()
             raise errors.SteppedDown("another control process writes this log now; this one ends")
     logging.getLogger(__name__).info("stopped")
 
 
-def _narrate(door, narrate):  # type: ignore[no-untyped-def]
-    def observe(event) -> None:  # type: ignore[no-untyped-def]
+def _narrate(
+    door: runtime.Runtime, narrate: Callable[[events.Event, State], str]
+) -> Callable[[events.Event], None]:
+    def observe(event: events.Event) -> None:
         line = narrate(event, door.state)
         if line:
             child.say(line)

@@ -144,6 +144,10 @@ class Supervisor:
         if member.process is None or member.process.pid != pid:
             return
         code = member.process.returncode
+        if code == child.REFUSED:
+            child.say(f"{member.name} was refused and is not started again: {_tail(member.log, 1)}")
+            member.ready = True
+            return
         if time.monotonic() - member.started > STEADY_SECONDS:
             member.deaths = 0
         member.deaths += 1
@@ -179,7 +183,8 @@ class Supervisor:
         }
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
         platforms.write_atomically(self._data / "run.json", text)
-        if self._ready_file is not None and all(m.ready or m.deaths for m in self._members.values()):
+        members = self._members.values()
+        if self._ready_file is not None and all(one.ready or one.deaths for one in members):
             platforms.write_atomically(self._ready_file, text)
 
     def stop(self) -> None:
@@ -311,8 +316,8 @@ def up(
                 http_lease_sec=http_lease_sec,
             )
             child.say(f"ready {supervisor.http}")
-            child.say(f"  look inside: nats --server {server.url} --creds "
-                      f"{data / 'creds' / 'inspect-control.creds'} stream ls")
+            inspector = data / "creds" / "inspect-control.creds"
+            child.say(f"  look inside: nats --server {server.url} --creds {inspector} stream ls")
             supervisor.run()
         except KeyboardInterrupt:
             pass

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from core.wire import TaskBeat
 
 LOSSES_MAX = 400
+LISTED_MAX = 128
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class Seen:
     """When an HTTP worker last asked for other work than it held."""
     executor_pid: int = 0
     tasks: dict[str, TaskBeat] = field(default_factory=dict)
+    listed_at: dict[tuple[str, int], int] = field(default_factory=dict)
+    """When a heartbeat last listed an attempt (task_id, attempt), for the newest LISTED_MAX."""
 
 
 class Presence:
@@ -52,6 +55,10 @@ class Presence:
         seen.disconnected_at = 0
         seen.tasks = {task.task_id: task for task in tasks}
         for task in tasks:
+            seen.listed_at.pop((task.task_id, task.attempt), None)
+            seen.listed_at[task.task_id, task.attempt] = at
+            if len(seen.listed_at) > LISTED_MAX:
+                del seen.listed_at[next(iter(seen.listed_at))]
             if task.loss is not None:
                 self._loss(task)
 

@@ -59,9 +59,10 @@ class Beat(Wire, frozen=True, kw_only=True):
 
 
 class Notice(Wire, frozen=True, kw_only=True):
-    """Pushed to an agent's inbox: `superseded` (end), or `stop` (one task)."""
+    """Pushed to an agent's inbox: `superseded` (that session must end), or `stop` (one task)."""
 
     kind: str
+    session: str = ""
     task_id: str = ""
     detail: str = ""
 
@@ -110,9 +111,11 @@ class Offer(Wire, frozen=True, kw_only=True):
 
 
 class ClaimRequest(Wire, frozen=True, kw_only=True):
-    """Ask for a task; `offer` is the sequence in WORK that woke the agent, 0 for none."""
+    """Ask for a task under a random id of the agent's choice: asking again under the same id gives
+    the same task. `offer` is the sequence in WORK that woke the agent."""
 
     session: str
+    claim_id: str
     offer: int = 0
 
 
@@ -174,7 +177,7 @@ class MissingAnswer(Wire, frozen=True, kw_only=True):
 class CheckpointRequest(Wire, frozen=True, kw_only=True):
     """Announce a checkpoint whose chunks are stored; `final` for a finished rival's candidate."""
 
-    session: str
+    session: str = ""
     token: Token
     rival: Rival
     step: int
@@ -195,7 +198,7 @@ class BroughtCandidate(Wire, frozen=True, kw_only=True):
 class CompleteRequest(Wire, frozen=True, kw_only=True):
     """The result of a task."""
 
-    session: str
+    session: str = ""
     token: Token
     metrics: dict[str, Any]
     candidates: list[BroughtCandidate] = []

@@ -3,20 +3,22 @@
 import asyncio
 import hashlib
 import logging
+import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from core import chunks, commands, errors, events, runtime, subjects, wire
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, Manifest
+from core.decide import tasks as rules
 from core.presence import Presence
 from core.projections.rounds import Round
 from core.projections.state import State
-from core.projections.tasks import Task
+from core.projections.tasks import Task, token_of
 from core.projections.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ MANIFESTS_MAX = 4_096
 REASON_CHARS_MAX = 2_000
 REQUESTS_CONCURRENT = 256
 
+_CLAIM_ID = re.compile(r"[0-9a-f]{32}")
+
 T = TypeVar("T")
 
 
@@ -39,14 +43,16 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float = 60.0
 
 
-class Offers:
+class Offers(Protocol):
     """What the desk tells the scheduler; see orchestrator.scheduler.Scheduler."""
 
     def pulled(self, lane: str, count: int, expires_at: int) -> None:
         """An agent of this lane began to wait."""
+        ...
 
     def answered(self, lane: str, offer: int) -> None:
         """An offer woke its agent, which now claims."""
+        ...
 
 
 class Desk:
@@ -76,7 +82,7 @@ class Desk:
         self._terms = terms
         self._verified: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
-        self._told: dict[tuple[str, str], int] = {}
+        self._ids: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "hello": self._hello,
@@ -132,13 +138,11 @@ class Desk:
         return worker.worker_id
 
     def _by_token(self, token: str) -> Worker | None:
-        worker = self._door.state.workers.table.get(token)
-        if worker is not None:
-            return worker
-        for candidate in self._door.state.workers.table:
-            if subjects.token(candidate.worker_id) == token:
-                return candidate
-        return None
+        workers = self._door.state.workers.table
+        if token not in self._ids:
+            # Tokens of strange ids are hashes; they are looked up once after a start.
+            self._ids |= {subjects.token(worker.worker_id): worker.worker_id for worker in workers}
+        return workers.get(self._ids.get(token, ""))
 
     # ── sessions ──
 
@@ -201,14 +205,19 @@ class Desk:
             return
         worker = self._door.state.workers.table.get(beat.worker_id)
         if worker is None or worker.session != beat.session:
-            await self._tell(beat.worker_id, "superseded", detail="another session took over")
+            await self._tell(
+                beat.worker_id,
+                wire.Notice(
+                    kind="superseded", session=beat.session, detail="another session took over"
+                ),
+            )
             return
         self._presence.beat(
             beat.worker_id, runtime.now(), beat.session, beat.executor_pid, beat.tasks
         )
         for task in beat.tasks:
             if not self._still_held(beat.worker_id, task):
-                await self._tell(beat.worker_id, "stop", task.task_id, "the task is not yours")
+                await self._stop(beat.worker_id, task.task_id, "the task is not yours any more")
 
     def _still_held(self, worker_id: str, beat: wire.TaskBeat) -> bool:
         task = self._door.state.tasks.table.get(beat.task_id)
@@ -217,11 +226,31 @@ class Desk:
         mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
         return mine and task.claim.state in ("open", "expired")
 
-    async def _tell(self, worker_id: str, kind: str, task_id: str = "", detail: str = "") -> None:
+    async def _tell(self, worker_id: str, notice: wire.Notice) -> None:
         """Push a notice; it is repeated on the heartbeats to come as long as it applies."""
-        notice = wire.Notice(kind=kind, task_id=task_id, detail=detail)
         subject = f"_INBOX_{subjects.token(worker_id)}.notice"
         await self._notices.publish(subject, msgspec.json.encode(notice))
+
+    async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
+        notice = wire.Notice(kind="stop", task_id=task_id, detail=detail)
+        try:
+            await self._tell(worker_id, notice)
+        except errors.Unavailable as error:
+            log.info(
+                "a notice was not sent, the next heartbeat repeats it", extra={"action": str(error)}
+            )
+
+    def connection_gone(self, name: str) -> None:
+        """The server lost an agent's connection; `name` is the agent's token."""
+        worker = self._by_token(name)
+        if worker is not None and worker.via == "nats":
+            self._presence.of(worker.worker_id).disconnected_at = runtime.now()
+
+    def connection_here(self, name: str) -> None:
+        """An agent's connection stands (again)."""
+        worker = self._by_token(name)
+        if worker is not None and worker.via == "nats":
+            self._presence.of(worker.worker_id).disconnected_at = 0
 
     def _on_event(self, event: events.Event) -> None:
         match event.data:
@@ -235,7 +264,7 @@ class Desk:
     async def _tell_holder(self, task_id: str, detail: str) -> None:
         task = self._door.state.tasks.table.get(task_id)
         if isinstance(task, Task) and task.claim is not None and task.claim.via == "nats":
-            await self._tell(task.claim.worker_id, "stop", task_id, detail)
+            await self._stop(task.claim.worker_id, task_id, detail)
 
     def _spawn(self, coroutine: Awaitable[None]) -> None:
         task = asyncio.ensure_future(coroutine)
@@ -259,46 +288,21 @@ class Desk:
         worker = self._door.state.workers.table.rows[worker_id]
         if request.offer:
             self._offers.answered(worker.lane, request.offer)
-        claim_id = uuid.uuid4().hex
+        if not _CLAIM_ID.fullmatch(request.claim_id):
+            raise errors.Invalid("a claim id is 32 random hex digits of the agent's choice")
         command = commands.ClaimTask(
             worker_id=worker_id,
             via="nats",
-            claim_id=claim_id,
+            claim_id=request.claim_id,
             lease_seconds=self._terms.lease_seconds,
             session=request.session,
         )
         answer = await self._door.execute(
             command,
             runtime.new_meta(f"agent:{token}"),
-            lambda state: self._assignment(state, worker_id, claim_id),
+            lambda state: _assignment(state, worker_id, request.claim_id),
         )
         return wire.ok(answer)
-
-    def _assignment(self, state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:
-        held = state.tasks.held.get(worker_id)
-        task = state.tasks.table.rows[next(reversed(held))] if held else None
-        if not isinstance(task, Task) or task.claims[-1].claim_id != claim_id:
-            return wire.ClaimAnswer()
-        claim = task.claims[-1]
-        return wire.ClaimAnswer(
-            assignment=wire.Assignment(
-                token=events.Token(
-                    task_id=task.task_id, attempt=claim.attempt, claim_id=claim.claim_id
-                ),
-                node_id=task.node_id,
-                topic=task.topic,
-                role=task.role,
-                method=task.method,
-                seed=task.seed,
-                workload=task.workload,
-                workload_inherited=task.workload_inherited,
-                lease_seconds=claim.lease_seconds,
-                budget_seconds=task.budget_seconds,
-                requires=task.requires,
-                base=task.base,
-                resume=list(task.resume),
-            )
-        )
 
     async def _fail(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.FailRequest)
@@ -370,7 +374,8 @@ class Desk:
     async def _verify(self, token: str, manifest: Manifest) -> str:
         """Check every chunk of a manifest and store the manifest itself; its digest."""
         if manifest.writer != token:
-            raise errors.Invalid(f"a manifest of {token!r} cannot name the writer as another")
+            raise errors.Invalid(f"a manifest of {token!r} cannot name another as its writer")
+        chunks.require_sound(manifest)
         total = 0
         for file in manifest.files:
             size = 0
@@ -389,7 +394,9 @@ class Desk:
                 )
             total += size
         if total > ARTIFACT_BYTES_MAX:
-            raise errors.QuotaExceeded(f"an artifact of {total} bytes; {ARTIFACT_BYTES_MAX} at most")
+            raise errors.QuotaExceeded(
+                f"an artifact of {total} bytes; {ARTIFACT_BYTES_MAX} at most"
+            )
         digest = await self._store.put(DESK, manifest.encode())
         self._keep(digest, manifest)
         return digest
@@ -490,7 +497,7 @@ class Desk:
 
     async def _on_judge(self, message: Incoming) -> None:
         try:
-            answer = wire.ok(await self._judge(_parse(message.data, wire.JudgeRequest)))
+            answer = wire.ok(await self._judge(_parse_judge(message.data)))
         except errors.AghsanError as error:
             answer = wire.refusal(error)
         await message.respond(answer)
@@ -522,9 +529,21 @@ class _Pull(msgspec.Struct, frozen=True):
     expires: int = 0
 
 
+_decode_judge: Callable[[bytes], wire.JudgeRequest]
+_decode_judge = msgspec.json.Decoder(wire.JudgeRequest).decode
+
+
 def _parse(raw: bytes, kind: type[T]) -> T:
+    return _read(raw, msgspec.json.Decoder(kind).decode)
+
+
+def _parse_judge(raw: bytes) -> wire.JudgeRequest:
+    return _read(raw, _decode_judge)
+
+
+def _read(raw: bytes, decode: Callable[[bytes], T]) -> T:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Invalid(f"a request that cannot be read: {error}") from error
 
@@ -535,6 +554,30 @@ async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]
     if len(encoded) <= METRICS_BYTES_INLINE:
         return encoded, ""
     return b"{}", await store.put(DESK, encoded)
+
+
+def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:
+    task = rules.held_under(state, worker_id, claim_id)
+    if task is None:
+        return wire.ClaimAnswer()
+    claim = task.claims[-1]
+    return wire.ClaimAnswer(
+        assignment=wire.Assignment(
+            token=token_of(task),
+            node_id=task.node_id,
+            topic=task.topic,
+            role=task.role,
+            method=task.method,
+            seed=task.seed,
+            workload=task.workload,
+            workload_inherited=task.workload_inherited,
+            lease_seconds=claim.lease_seconds,
+            budget_seconds=task.budget_seconds,
+            requires=task.requires,
+            base=task.base,
+            resume=list(task.resume),
+        )
+    )
 
 
 def _commitments(state: State) -> wire.CommitmentsAnswer:

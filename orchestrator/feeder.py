@@ -138,8 +138,8 @@ class Feeder:
         while True:
             try:
                 await self.feed()
-            except errors.Unavailable as error:
-                log.warning("cannot feed now", extra={"action": str(error)})
+            except errors.AghsanError as error:
+                log.warning("cannot feed now: %s", error, extra={"action": "feed"})
             await asyncio.sleep(self._sleep_seconds)
 
     async def feed(self) -> int:

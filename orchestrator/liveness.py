@@ -98,8 +98,11 @@ def plan(
             else:
                 suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
                 waits = bool(suspect) and someone_waits(task)
-                lease_over = _lease_over(claim, seen, presence.started_at, now)
-                reason = suspect if suspect and (waits or lease_over) else ""
+                lease_over = _lease_over(task, seen, presence.started_at, now)
+                if suspect and (waits or lease_over):
+                    reason = suspect
+                else:
+                    reason = _forgotten(claim) if lease_over and not in_grace else ""
             if reason:
                 last_seen = seen.last_seen if seen else 0
                 planned.append(
@@ -116,9 +119,16 @@ def plan(
     return planned
 
 
-def _lease_over(claim: Claim, seen: Seen | None, started_at: int, now: int) -> bool:
-    since = max(claim.claimed_at, seen.last_seen if seen else 0, started_at)
+def _lease_over(task: Task, seen: Seen | None, started_at: int, now: int) -> bool:
+    """Whether a lease passed since a heartbeat last spoke of this very attempt."""
+    claim = task.claims[-1]
+    listed_at = seen.listed_at.get((task.task_id, claim.attempt), 0) if seen else 0
+    since = max(claim.claimed_at, listed_at, started_at)
     return now - since >= claim.lease_seconds * 1e6
+
+
+def _forgotten(claim: Claim) -> str:
+    return f"no heartbeat of its worker spoke of it for {claim.lease_seconds:g} s"
 
 
 def _http_lease_over(

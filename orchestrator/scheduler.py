@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 RECONCILE_SECONDS = 2.0
 OFFERS_IN_FLIGHT_MAX = 64
+UNANSWERED_SECONDS_MAX = 5.0
+"""After so long an offer that nobody answered is taken back and made anew."""
 
 
 class WorkQueue(Protocol):
@@ -48,10 +50,12 @@ class WorkQueue(Protocol):
 
 @dataclass(slots=True)
 class Lane:
-    """What is known of one lane: when each waiting pull expires, which offers are out."""
+    """What is known of one lane: when each waiting pull expires, since when offers are out, and
+    which offers were answered and stay in WORK until their agents acknowledge them."""
 
     pulls: deque[int] = field(default_factory=deque)
-    offers: dict[int, str] = field(default_factory=dict)
+    offers: dict[int, int] = field(default_factory=dict)
+    answered: set[int] = field(default_factory=set)
     publishing: int = 0
 
     def expire(self, now: int) -> None:
@@ -91,7 +95,9 @@ class Scheduler:
 
     def answered(self, lane: str, offer: int) -> None:
         """An offer woke its agent, which now claims."""
-        self.lane(lane).offers.pop(offer, None)
+        record = self.lane(lane)
+        record.offers.pop(offer, None)
+        record.answered.add(offer)
         self._wake.set()
 
     def someone_waits(self, task: Task) -> bool:
@@ -159,25 +165,35 @@ class Scheduler:
             seq = await self._queue.publish(name, task_id)
         finally:
             lane.publishing -= 1
-        lane.offers[seq] = task_id
+        # Its agent may have answered before the publisher heard that the offer is stored.
+        if seq not in lane.answered:
+            lane.offers[seq] = runtime.now()
 
     async def _reconcile(self) -> None:
         """Make what is remembered agree with what the server holds."""
-        state = self._door.state
         for name, lane in self.lanes.items():
             waiting, _ = await self._queue.standing(name)
             held = await self._queue.offers(name)
-            lane.offers = {seq: task for seq, task in lane.offers.items() if seq in held}
-            for seq in held:
-                lane.offers.setdefault(seq, "")
             now = runtime.now()
+            lane.answered &= held
+            lane.offers = {seq: lane.offers.get(seq, now) for seq in held - lane.answered}
             lane.expire(now)
             while len(lane.pulls) > waiting:
                 lane.pulls.popleft()
             expires_at = now + int(RECONCILE_SECONDS * 1e6)
             lane.pulls.extend([expires_at] * (waiting - len(lane.pulls)))
-            surplus = len(lane.offers) - state.tasks.queue.count(fits_lane(name))
-            for seq in list(lane.offers)[: max(0, surplus)]:
+            for seq in self._useless(name, lane, now):
                 await self._queue.delete(seq)
                 lane.offers.pop(seq, None)
         self._wake.set()
+
+    def _useless(self, name: str, lane: Lane, now: int) -> list[int]:
+        """Offers that nobody answers, and those for which there is no task any more."""
+        stale = [
+            seq
+            for seq, since in lane.offers.items()
+            if lane.pulls and now - since > UNANSWERED_SECONDS_MAX * 1e6
+        ]
+        fresh = [seq for seq in lane.offers if seq not in set(stale)]
+        surplus = len(fresh) - self._door.state.tasks.queue.count(fits_lane(name))
+        return stale + fresh[: max(0, surplus)]

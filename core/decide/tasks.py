@@ -104,9 +104,12 @@ def _unanswered(state: State, worker: Worker, signalled_at: int) -> str | None:
 
 
 def claim(state: State, command: commands.ClaimTask) -> list[events.EventData]:
-    """Give the best task to a worker; nothing happens when there is none."""
+    """Give the best task to a worker; nothing happens when there is none, or when it was given
+    under this claim id already."""
     if command.via == "nats":
         workers.require_session(state, command.worker_id, command.session)
+        if held_under(state, command.worker_id, command.claim_id) is not None:
+            return []
     task_id = claimable(state, command.worker_id, command.via, command.signalled_at)
     if task_id is None:
         return []
@@ -130,6 +133,16 @@ def claim(state: State, command: commands.ClaimTask) -> list[events.EventData]:
             resume=list(task.resume) if command.via == "nats" else [],
         )
     ]
+
+
+def held_under(state: State, worker_id: str, claim_id: str) -> Task | None:
+    """The task that a worker holds under a claim id, if any."""
+    for task_id in reversed(state.tasks.held.get(worker_id, {})):
+        task = state.tasks.table.rows[task_id]
+        assert isinstance(task, Task), "a held task is open"
+        if task.claims[-1].claim_id == claim_id:
+            return task
+    return None
 
 
 def _open_task(state: State, task_id: str) -> Task | Done:

@@ -1,0 +1,182 @@
+"""`aghsan orchestrator`: the feeder alone, over HTTP, for a server that runs it apart."""
+
+import asyncio
+import itertools
+
+import click
+import msgspec
+
+from cli import child, options
+from cli.client import Client, segment
+from orchestrator.feeder import Feeder, Fleet, Order, Standing
+
+DETAILS_AT_ONCE = 16
+"""Nodes asked about in each survey; the others are weighed by what was heard of them last."""
+OPEN_PAGES_MAX = 20
+
+
+class _Node(msgspec.Struct):
+    node_id: str
+    name: str
+
+
+class _Champion(msgspec.Struct):
+    below_baseline: bool = True
+
+
+class _Round(msgspec.Struct):
+    status: str
+    verdict: str | None = None
+
+
+class _Workload(msgspec.Struct):
+    inherited: bool = False
+
+
+class _Detail(msgspec.Struct):
+    champion: _Champion | None = None
+    rounds: list[_Round] = []
+    workload: _Workload = msgspec.field(default_factory=_Workload)
+
+
+class _Counts(msgspec.Struct):
+    queued: int
+
+
+class _Network(msgspec.Struct):
+    workers_online: int
+    tasks: _Counts
+
+
+class _Task(msgspec.Struct):
+    node_id: str
+
+
+class ServerTarget:
+    """A server over HTTP, as orchestrator.feeder.Target wants it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._details: dict[str, _Detail] = {}
+        self._turn = itertools.count()
+
+    async def survey(self) -> Fleet:
+        """What there is now. Raises errors.Unavailable."""
+        return await asyncio.to_thread(self._survey)
+
+    async def enqueue(self, order: Order, priority: int, key: str) -> None:
+        """Enqueue one order, once per key. Raises errors.Unavailable."""
+        body: dict[str, object] = {
+            "topic": order.topic,
+            "node_id": order.node_id,
+            "priority": priority,
+        }
+        await asyncio.to_thread(self._client.post, "/training/enqueue", body, key)
+
+    def _survey(self) -> Fleet:
+        network = self._client.get("/status").read("network", _Network)
+        nodes = self._client.get("/graph").inside("graph").read("nodes", list[_Node])
+        self._refresh([node.node_id for node in nodes])
+        open_tasks = self._open_tasks()
+        return Fleet(
+            queued=network.tasks.queued,
+            workers_online=network.workers_online,
+            unjudged=self._unjudged(),
+            nodes=[self._standing(node, open_tasks.get(node.node_id, 0)) for node in nodes],
+        )
+
+    def _refresh(self, node_ids: list[str]) -> None:
+        unknown = [node_id for node_id in node_ids if node_id not in self._details]
+        known = [node_id for node_id in node_ids if node_id in self._details]
+        offset = next(self._turn) * DETAILS_AT_ONCE % max(1, len(known))
+        wanted = (unknown + known[offset:] + known[:offset])[:DETAILS_AT_ONCE]
+        for node_id in wanted:
+            answer = self._client.get(f"/nodes/{segment(node_id)}")
+            self._details[node_id] = answer.read("node", _Detail)
+
+    def _open_tasks(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for status in ("queued", "running"):
+            after: str | None = None
+            for _ in range(OPEN_PAGES_MAX):
+                answer = self._client.get(
+                    "/tasks", {"status": status, "limit": 1_000, "after": after}
+                )
+                for task in answer.read("tasks", list[_Task]):
+                    counts[task.node_id] = counts.get(task.node_id, 0) + 1
+                after = answer.following()
+                if after is None:
+                    break
+        return counts
+
+    def _unjudged(self) -> int:
+        statuses = ("closed", "judging")
+        pages = (self._client.get("/rounds", {"status": one, "limit": 100}) for one in statuses)
+        return sum(len(page.read("rounds", list[_Round])) for page in pages)
+
+    def _standing(self, node: _Node, open_tasks: int) -> Standing:
+        detail = self._details.get(node.node_id) or _Detail()
+        return Standing(
+            node_id=node.node_id,
+            name=node.name,
+            own_workload=not detail.workload.inherited,
+            open_tasks=open_tasks,
+            rounds=len(detail.rounds),
+            promotions=sum(1 for one in detail.rounds if one.verdict == "promote"),
+            champion=detail.champion is not None,
+            below_baseline=detail.champion is not None and detail.champion.below_baseline,
+        )
+
+
+@click.command()
+@options.api
+@click.option(
+    "--min-queue",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Queued tasks to keep.",
+)
+@click.option(
+    "--burst",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Tasks enqueued at once, at most.",
+)
+@click.option(
+    "--sleep-sec",
+    default=8.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3_600),
+    help="Seconds between two looks at the queue.",
+)
+@click.option("--priority", default=8, show_default=True, type=click.IntRange(1, 10))
+@click.option("--verbose", is_flag=True, help="Say more on stderr.")
+def orchestrator(
+    api: str, min_queue: int, burst: int, sleep_sec: float, priority: int, verbose: bool
+) -> None:
+    """Keep the queue of a running server filled, from anywhere."""
+    child.configure_logging(verbose)
+    client = Client(api)
+    client.get("/status")  # an address that answers nothing is told at once, not retried for ever
+    child.say(f"feeding {client.address}: at least {min_queue} queued tasks; Ctrl-C ends")
+    feeder = Feeder(
+        ServerTarget(client),
+        min_queue=min_queue,
+        burst=burst,
+        sleep_seconds=sleep_sec,
+        priority=priority,
+    )
+    asyncio.run(_until_stopped(feeder))
+
+
+async def _until_stopped(feeder: Feeder) -> None:
+    stop = asyncio.Event()
+    child.on_stop(asyncio.get_running_loop(), stop.set, child=False)
+    feeding = asyncio.ensure_future(feeder.run())
+    stopped = asyncio.ensure_future(stop.wait())
+    done, _ = await asyncio.wait({feeding, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    feeding.cancel()
+    if feeding in done:
+        feeding.result()
