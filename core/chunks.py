@@ -245,4 +245,3 @@ class JetStreamChunks:
         if status is not None:
             raise errors.Unavailable(f"the chunk store answers {status}")
         return answer.data
-

@@ -10,12 +10,13 @@ an upcaster in `UPCASTERS`.
 """
 
 import datetime
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
 import msgspec
 
 from core import subjects
+from core.log import Record
 
 Role: TypeAlias = Literal["dual", "evolver", "reinventor", "merge"]
 Rival: TypeAlias = Literal["evolver", "reinventor", "merge"]
@@ -470,6 +471,10 @@ class Event(NamedTuple):
     data: EventData
 
 
+Fact: TypeAlias = tuple[int, int, EventData]
+"""What a fold needs of an event: its sequence, its time (microseconds since 1970), its data."""
+
+
 class Undecodable(NamedTuple):
     """A stored record this program cannot read: kept, counted and shown, never folded."""
 
@@ -479,6 +484,8 @@ class Undecodable(NamedTuple):
 
 
 class _Envelope(msgspec.Struct, frozen=True, gc=False):
+    """An envelope of any type, known or not."""
+
     type: str
     v: int
     id: str
@@ -500,9 +507,33 @@ class _EnvelopeOut(msgspec.Struct, frozen=True, gc=False):
     data: EventData
 
 
+def _typed(cls: type[EventData]) -> type[msgspec.Struct]:
+    """The envelope of one type of event, its data included, for decoding in one go."""
+    fields: list[tuple[str, type]] = [
+        ("v", int),
+        ("id", str),
+        ("at", datetime.datetime),
+        ("by", str),
+        ("cause", str),
+        ("corr", str),
+        ("data", cls),
+    ]
+    return msgspec.defstruct(
+        f"_{cls.__name__}Envelope",
+        fields,
+        tag_field="type",
+        tag=cls.__name__,
+        frozen=True,
+        gc=False,
+    )
+
+
 _encode = msgspec.json.Encoder().encode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_data = {name: msgspec.json.Decoder(cls).decode for name, cls in TYPES.items()}
+_decode_block = msgspec.json.Decoder(
+    list[Union[tuple(_typed(cls) for cls in TYPES.values())]]  # type: ignore[misc]  # noqa: UP007
+).decode
 
 
 def encode(event: Event) -> bytes:
@@ -544,6 +575,33 @@ def decode(seq: int, subject: str, raw: bytes) -> Event | Undecodable:
     return Event(seq, at, envelope.id, envelope.by, envelope.cause, envelope.corr, data)
 
 
+def read_facts(records: Sequence[Record]) -> list[Fact] | None:
+    """What a fold needs of many records, at about a third of the price of decoding each; None where
+    they have to be decoded one by one, because one is no current event on its own subject."""
+    raws = [record.data for record in records]
+    # Whole objects only, so that no two broken records make a sound one together.
+    if not all(raw[:9] == b'{"type":"' and raw[-1:] == b"}" for raw in raws):
+        return None
+    try:
+        envelopes: list[Any] = _decode_block(b"[%s]" % b",".join(raws))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if len(envelopes) != len(raws):
+        return None
+    facts: list[Fact] = []
+    for (seq, subject, _), envelope in zip(records, envelopes, strict=True):
+        data = envelope.data
+        prefix, field, version = _LAYOUT[type(data)]
+        plain = prefix + getattr(data, field) if field else prefix
+        if envelope.v != version or (
+            (subject != plain or "x-" in subject) and subject != subject_of(data)
+        ):
+            return None
+        # Microseconds since 1970 stay exact in a float until the year 2255.
+        facts.append((seq, round(envelope.at.timestamp() * 1e6), data))
+    return facts
+
+
 def _upcast(envelope: _Envelope) -> bytes:
     data = msgspec.json.decode(envelope.data)
     for version in range(envelope.v, VERSIONS[envelope.type]):
@@ -581,6 +639,14 @@ def _aggregate(cls: type[EventData]) -> tuple[str, str]:
         if fields[0] == field:
             return kind, field
     raise AssertionError(f"{cls.__name__} names no aggregate")
+
+
+_LAYOUT: dict[type, tuple[str, str, int]] = {
+    cls: (f"ev.{kind}." if field else kind, field, VERSIONS.get(name, 1))
+    for name, cls in TYPES.items()
+    for kind, field in [_aggregate(cls)]
+}
+"""What a subject begins with, the field that ends it unless its id needs hashing, the version."""
 
 
 def time_of(moment: datetime.datetime) -> int:

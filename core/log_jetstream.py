@@ -331,7 +331,9 @@ class _Reader:
     def _call(self, endpoint: str, body: dict[str, object]) -> str:
         assert self._wire is not None
         reply = f"{self._inbox}.{next(self._numbers)}"
-        self._wire.write(nats_wire.publication(f"$JS.API.{endpoint}", reply, json.dumps(body).encode()))
+        self._wire.write(
+            nats_wire.publication(f"$JS.API.{endpoint}", reply, json.dumps(body).encode())
+        )
         return reply
 
     def _pull(self) -> None:

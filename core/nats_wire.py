@@ -9,6 +9,7 @@ The protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
 import asyncio
 import json
+import re
 import urllib.parse
 from typing import NamedTuple
 
@@ -22,6 +23,12 @@ READ_BYTES = 512 * 1024
 ACK_TOKENS = 9
 
 _new = tuple.__new__  # a third of the price of Record(...)
+
+# The line before a message of a consumer, in its usual form: subject, stream sequence, bytes of
+# headers and of everything. Found at half the price of cutting the line up.
+_delivery = re.compile(
+    rb"H?MSG (\S+) \S+ \$JS\.ACK\.[^. ]+\.[^. ]+\.\d+\.(\d+)\.\d+\.\d+\.\d+ (?:(\d+) )?(\d+)\r\n"
+).match
 
 
 class Reply(NamedTuple):
@@ -51,37 +58,48 @@ def split(block: bytes) -> Frames:
     records: list[Record] = []
     replies: list[Reply] = []
     controls: list[bytes] = []
-    find, size, at = block.find, len(block), 0
-    while (end := find(b"\r\n", at)) >= 0:
+    add, find, size, at = records.append, block.find, len(block), 0
+    while True:
+        if usual := _delivery(block, at):
+            name, number, header_bytes, total = usual.groups(b"0")
+            body = usual.end()
+            stop = body + int(total)
+            if stop + 2 > size:
+                break
+            data = block[body + int(header_bytes) : stop]
+            add(_new(Record, (int(number), name.decode(), data)))
+            at = stop + 2
+            continue
+        end = find(b"\r\n", at)
+        if end < 0:
+            break
         fields = block[at:end].split(b" ")
         operation, body, reply = fields[0], end + 2, b""
         if operation == b"HMSG" and len(fields) == 6:
             _, subject, _, reply, header_bytes, total = fields
-            data = body + int(header_bytes)
         elif operation == b"MSG" and len(fields) == 5:
             _, subject, _, reply, total = fields
-            data = body
+            header_bytes = b"0"
         elif operation == b"HMSG":
             _, subject, _, header_bytes, total = fields
-            data = body + int(header_bytes)
         elif operation == b"MSG":
             _, subject, _, total = fields
-            data = body
+            header_bytes = b"0"
         else:
             controls.append(block[at:end])
             at = body
             continue
-        stop = body + int(total)
+        start, stop = body + int(header_bytes), body + int(total)
         if stop + 2 > size:
             break
         at = stop + 2
         if reply.startswith(b"$JS.ACK."):
             tokens = reply.split(b".")
             seq = int(tokens[5] if len(tokens) == ACK_TOKENS else tokens[7])
-            records.append(_new(Record, (seq, subject.decode(), block[data:stop])))
+            add(_new(Record, (seq, subject.decode(), block[start:stop])))
         else:
-            status = _status(block[body:data]) if data > body else ""
-            replies.append(Reply(subject.decode(), status, block[data:stop]))
+            status = _status(block[body:start]) if start > body else ""
+            replies.append(Reply(subject.decode(), status, block[start:stop]))
     return Frames(records, replies, controls, at)
 
 

@@ -331,6 +331,11 @@ class Runtime:
 async def fold(store: Log, state: State, stop: int | None = None) -> None:
     """Fold the records after `state.seq` up to `stop` (default: the end) into `state`."""
     async for records in store.read(state.seq + 1, stop):
+        facts = events.read_facts(records)
+        if facts is not None:
+            for fact in facts:
+                state.fold(*fact)
+            continue
         for record in records:
             event = events.decode(record.seq, record.subject, record.data)
             if isinstance(event, events.Undecodable):

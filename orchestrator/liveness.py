@@ -21,6 +21,7 @@ TICK_SECONDS = 0.25
 MASS_LOSS_SECONDS = 5.0
 MASS_LOSS_SHARE = 0.2
 MASS_LOSS_MIN = 3
+COMMANDS_AT_ONCE = 500
 
 Command = commands.ExpireClaim | commands.MarkOffline | commands.MarkOnline | commands.CloseRound
 
@@ -43,13 +44,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Grace:
-    """Until when (microseconds) nobody is suspected, because we may be the ones who were away."""
+    """A time (microseconds) in which those not heard of since it began are not suspected, because
+    we may be the ones who were away. Who was heard of since has proved that the way is open."""
 
+    since: int = 0
     until: int = 0
 
-    def extend(self, now: int, seconds: float) -> None:
-        """Suspect nobody for so long from now."""
+    def begin(self, now: int, seconds: float) -> None:
+        """Suspect nobody for so long from now, unless they are heard of and then lost."""
+        self.since = now
         self.until = max(self.until, now + int(seconds * 1e6))
+
+    def covers(self, seen: Seen | None, now: int) -> bool:
+        """Whether a worker's silence is forgiven now."""
+        return now < self.until and (seen is None or seen.last_seen <= self.since)
 
 
 def suspicion(seen: Seen | None, started_at: int, now: int, limits: Limits) -> str:
@@ -81,12 +89,11 @@ def plan(
     now: int,
     limits: Limits,
     *,
-    grace_until: int,
+    grace: Grace,
     someone_waits: Callable[[Task], bool],
 ) -> list[Command]:
     """The commands that follow from silence and deadlines at this moment."""
     planned: list[Command] = []
-    in_grace = now < grace_until
     for worker_id in list(state.tasks.held):
         for task_id in list(state.tasks.held[worker_id]):
             task = state.tasks.table.rows[task_id]
@@ -96,6 +103,7 @@ def plan(
             if claim.via == "http":
                 reason = _http_lease_over(claim, seen, presence.started_at, now, limits)
             else:
+                in_grace = grace.covers(seen, now)
                 suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
                 waits = bool(suspect) and someone_waits(task)
                 lease_over = _lease_over(task, seen, presence.started_at, now)
@@ -109,7 +117,7 @@ def plan(
                     commands.ExpireClaim(token=token_of(task), reason=reason, last_seen=last_seen)
                 )
     for worker in state.workers.table:
-        command = _attendance(worker, presence, now, limits, in_grace)
+        command = _attendance(worker, presence, now, limits, grace)
         if command is not None:
             planned.append(command)
     for round_id in state.rounds.undecided:
@@ -144,13 +152,13 @@ def _http_lease_over(
 
 
 def _attendance(
-    worker: Worker, presence: Presence, now: int, limits: Limits, in_grace: bool
+    worker: Worker, presence: Presence, now: int, limits: Limits, grace: Grace
 ) -> Command | None:
     seen = presence.workers.get(worker.worker_id)
     if worker.via == "nats":
         alive = seen is not None and seen.session == worker.session and bool(seen.last_seen)
         suspect = suspicion(seen, presence.started_at, now, limits)
-        if worker.status == "online" and suspect and not in_grace:
+        if worker.status == "online" and suspect and not grace.covers(seen, now):
             return _offline(worker, seen, suspect)
         if worker.status == "offline" and alive and not suspect:
             return commands.MarkOnline(worker_id=worker.worker_id, session=worker.session)
@@ -186,11 +194,11 @@ class Liveness:
         self._someone_waits = someone_waits
         self.grace = Grace()
         self._last_tick = runtime.now()
-        self.grace.extend(self._last_tick, limits.lease)
+        self.grace.begin(self._last_tick, limits.lease)
 
     def forgive(self) -> None:
         """Suspect nobody for one lease: a server or relay of ours was away."""
-        self.grace.extend(runtime.now(), self._limits.lease)
+        self.grace.begin(runtime.now(), self._limits.lease)
 
     async def run(self) -> None:
         """Look around four times a second, for ever."""
@@ -201,18 +209,23 @@ class Liveness:
     async def tick(self, now: int) -> None:
         """Act on what is (not) heard by `now`."""
         if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(self._presence, now):
-            self.grace.extend(now, self._limits.lease)
+            self.grace.begin(now, self._limits.lease)
         self._last_tick = now
         planned = plan(
             self._door.state,
             self._presence,
             now,
             self._limits,
-            grace_until=self.grace.until,
+            grace=self.grace,
             someone_waits=self._someone_waits,
         )
-        for command in planned:
-            try:
-                await self._door.execute(command, runtime.new_meta("liveness"), runtime.nothing)
-            except errors.Refused as error:
-                log.info("liveness was refused", extra={"action": str(error)})
+        for first in range(0, len(planned), COMMANDS_AT_ONCE):
+            some = planned[first : first + COMMANDS_AT_ONCE]
+            await asyncio.gather(*(self._execute(command) for command in some))
+
+    async def _execute(self, command: Command) -> None:
+        try:
+            await self._door.execute(command, runtime.new_meta("liveness"), runtime.nothing)
+        except (errors.Refused, errors.Overloaded) as error:
+            # What still holds is planned again at the next tick.
+            log.info("liveness was refused: %s", error, extra={"action": "liveness"})

@@ -27,7 +27,7 @@ class Graph:
         self.champions: Table[Champion] = Table("champions")
         self.promotions: dict[str, int] = {}
 
-    def added(self, data: events.NodeAdded) -> None:
+    def added(self, seq: int, at: int, data: events.NodeAdded) -> None:
         """Fold NodeAdded."""
         parent = self.nodes.get(data.parent_id) if data.parent_id is not None else None
         label = data.label or data.name
@@ -46,7 +46,7 @@ class Graph:
             children = (*parent.children, data.node_id)
             self.nodes.put(parent.node_id, events.replace(parent, children=children))
 
-    def promoted(self, data: events.ChampionPromoted) -> None:
+    def promoted(self, seq: int, at: int, data: events.ChampionPromoted) -> None:
         """Fold ChampionPromoted."""
         self.champions.put(data.node_id, data.champion)
         self.promotions[data.node_id] = self.promotions.get(data.node_id, 0) + 1

@@ -192,7 +192,7 @@ class Rounds:
         """A node's rounds; empty ones where it had none."""
         return self.nodes.get(node_id) or NodeRounds(node_id=node_id)
 
-    def apply(self, at: int, data: events.EventData) -> None:
+    def apply(self, seq: int, at: int, data: events.EventData) -> None:
         """Fold an event of a round."""
         round_id: str = data.round_id  # type: ignore[union-attr]
         before = self.table.get(round_id)
@@ -240,7 +240,9 @@ class Rounds:
         self, node_id: str, task_id: str, worker_id: str, candidates: tuple[Candidate, ...]
     ) -> None:
         """A waiting task ended: its candidates wait on, or it waits no more."""
-        node = self.node(node_id)
+        node = self.nodes.get(node_id)
+        if node is None or not node.waiting:
+            return
         waiting = []
         for row in node.waiting:
             if row.task_id != task_id:
@@ -250,7 +252,7 @@ class Rounds:
         if tuple(waiting) != node.waiting:
             self.nodes.put(node_id, events.replace(node, waiting=tuple(waiting)))
 
-    def deposited(self, data: events.CommitmentsDeposited) -> None:
+    def deposited(self, seq: int, at: int, data: events.CommitmentsDeposited) -> None:
         """Fold CommitmentsDeposited."""
         for index, commitment in enumerate(data.commitments, data.first):
             self.commitments.put(str(index), Commitment(index=index, commitment=commitment))

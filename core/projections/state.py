@@ -1,6 +1,8 @@
 """All durable state, and the one fold that makes it from events."""
 
 import hashlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from core import errors, events
 from core.events import Event, Undecodable
@@ -9,6 +11,9 @@ from core.projections.rounds import Rounds, Waiting
 from core.projections.tables import Table
 from core.projections.tasks import Task, Tasks
 from core.projections.workers import Workers
+
+Fold: TypeAlias = Callable[[int, int, Any], None]
+"""Folds an event, given its sequence, its time and its data."""
 
 
 class LogHead(events.Value, frozen=True, kw_only=True):
@@ -39,6 +44,7 @@ class State:
         self.quarantine: Table[Quarantined] = Table("quarantine")
         self.read_only: set[str] = set()
         """Subjects with a quarantined record: their aggregates must not be written here."""
+        self._folds = self._table_of_folds()
 
     @property
     def epoch(self) -> int:
@@ -48,12 +54,16 @@ class State:
 
     def evolve(self, event: Event) -> None:
         """Fold one event; one that contradicts the state is quarantined, never fatal."""
-        self.seq = event.seq
+        self.fold(event.seq, event.at, event.data)
+
+    def fold(self, seq: int, at: int, data: events.EventData) -> None:
+        """As `evolve`, of what matters in an event."""
+        self.seq = seq
         try:
-            self._fold(event.seq, event.at, event.data)
+            self._folds[type(data)](seq, at, data)
         except (errors.UnfitEvent, KeyError) as error:
             reason = f"does not fit the state: {error}"
-            self._quarantine(event.seq, events.subject_of(event.data), reason)
+            self._quarantine(seq, events.subject_of(data), reason)
 
     def skip(self, record: Undecodable) -> None:
         """Quarantine a record that cannot be decoded."""
@@ -64,61 +74,66 @@ class State:
         self.quarantine.put(str(seq), Quarantined(seq=seq, subject=subject, reason=reason))
         self.read_only.add(subject)
 
-    def _fold(self, seq: int, at: int, data: events.EventData) -> None:
-        match data:
-            case (
-                events.TaskQueued()
-                | events.CheckpointStored()
-                | events.ClaimAdopted()
-                | events.ClaimExpired()
-                | events.ClaimRevived()
-                | events.ClaimReleased()
-                | events.AttemptFailed()
-                | events.TaskRetried()
-            ):
-                self.tasks.apply(seq, at, data)
-            case events.TaskClaimed():
-                self.tasks.apply(seq, at, data)
-                if data.via == "nats":
-                    self._awaits_round(data)
-            case events.TaskCompleted():
-                node_id = self.tasks.table.rows[data.task_id].node_id
-                self.tasks.apply(seq, at, data)
-                self.rounds.task_ended(
-                    node_id, data.task_id, data.worker_id, tuple(data.candidates)
-                )
-            case events.TaskFailed() | events.TaskCancelled():
-                node_id = self.tasks.table.rows[data.task_id].node_id
-                self.tasks.apply(seq, at, data)
-                self.rounds.task_ended(node_id, data.task_id, "", ())
-            case (
-                events.WorkerRegistered()
-                | events.WorkerChanged()
-                | events.SessionOpened()
-                | events.WorkerWentOffline()
-                | events.WorkerCameOnline()
-            ):
-                self.workers.apply(at, data)
-            case events.RoleEntered():
-                self.rounds.apply(at, data)
-                self.tasks.entered_round(data)
-            case (
-                events.RoundOpened()
-                | events.CandidateAdmitted()
-                | events.RoleClosed()
-                | events.RoundClosed()
-                | events.JudgingStarted()
-                | events.RoundDecided()
-            ):
-                self.rounds.apply(at, data)
-            case events.NodeAdded():
-                self.graph.added(data)
-            case events.ChampionPromoted():
-                self.graph.promoted(data)
-            case events.WriterStarted():
-                self.log.put("writer", LogHead(epoch=data.epoch, process=data.process))
-            case events.CommitmentsDeposited():
-                self.rounds.deposited(data)
+    def _table_of_folds(self) -> dict[type, Fold]:
+        """How each type of event is folded. A table, since a rebuild asks it for every event."""
+        tasks, workers, rounds = self.tasks.apply, self.workers.apply, self.rounds.apply
+        folds: dict[type, Fold] = {
+            events.NodeAdded: self.graph.added,
+            events.ChampionPromoted: self.graph.promoted,
+            events.TaskQueued: tasks,
+            events.TaskClaimed: self._task_claimed,
+            events.ClaimAdopted: tasks,
+            events.ClaimExpired: tasks,
+            events.ClaimRevived: tasks,
+            events.ClaimReleased: tasks,
+            events.CheckpointStored: tasks,
+            events.AttemptFailed: tasks,
+            events.TaskCompleted: self._task_ended,
+            events.TaskFailed: self._task_ended,
+            events.TaskCancelled: self._task_ended,
+            events.TaskRetried: tasks,
+            events.WorkerRegistered: workers,
+            events.WorkerChanged: workers,
+            events.SessionOpened: workers,
+            events.WorkerWentOffline: workers,
+            events.WorkerCameOnline: workers,
+            events.RoundOpened: rounds,
+            events.RoleEntered: self._role_entered,
+            events.CandidateAdmitted: rounds,
+            events.RoleClosed: rounds,
+            events.RoundClosed: rounds,
+            events.JudgingStarted: rounds,
+            events.RoundDecided: rounds,
+            events.WriterStarted: self._writer_started,
+            events.CommitmentsDeposited: self.rounds.deposited,
+        }
+        assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
+        return folds
+
+    def _task_claimed(self, seq: int, at: int, data: events.TaskClaimed) -> None:
+        self.tasks.apply(seq, at, data)
+        if data.via == "nats":
+            self._awaits_round(data)
+
+    def _task_ended(
+        self,
+        seq: int,
+        at: int,
+        data: events.TaskCompleted | events.TaskFailed | events.TaskCancelled,
+    ) -> None:
+        node_id = self.tasks.table.rows[data.task_id].node_id
+        self.tasks.apply(seq, at, data)
+        if isinstance(data, events.TaskCompleted):
+            self.rounds.task_ended(node_id, data.task_id, data.worker_id, tuple(data.candidates))
+        else:
+            self.rounds.task_ended(node_id, data.task_id, "", ())
+
+    def _role_entered(self, seq: int, at: int, data: events.RoleEntered) -> None:
+        self.rounds.apply(seq, at, data)
+        self.tasks.entered_round(data)
+
+    def _writer_started(self, seq: int, at: int, data: events.WriterStarted) -> None:
+        self.log.put("writer", LogHead(epoch=data.epoch, process=data.process))
 
     def _awaits_round(self, data: events.TaskClaimed) -> None:
         task = self.tasks.table.rows[data.task_id]

@@ -1,7 +1,8 @@
 """Tasks: the open ones whole, the completed ones as a compact row that points into the log."""
 
 from array import array
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -14,6 +15,20 @@ ATTEMPTS_MAX = 5
 IDEMPOTENCY_KEYS_MAX = 100_000
 LOG_TAIL_CHARS_MAX = 4_000
 
+TaskEvent: TypeAlias = (
+    events.TaskQueued
+    | events.TaskClaimed
+    | events.ClaimAdopted
+    | events.ClaimExpired
+    | events.ClaimRevived
+    | events.ClaimReleased
+    | events.CheckpointStored
+    | events.AttemptFailed
+    | events.TaskCompleted
+    | events.TaskFailed
+    | events.TaskCancelled
+    | events.TaskRetried
+)
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 ClaimState = Literal["open", "expired", "released", "failed", "completed", "cancelled"]
 
@@ -117,60 +132,10 @@ def evolve(task: Task | None, seq: int, at: int, data: events.EventData) -> Task
         return _queued(seq, at, data)
     if task is None:
         raise errors.UnfitEvent(f"{type(data).__name__} before TaskQueued")
-    match data:
-        case events.TaskClaimed():
-            claim = Claim(
-                attempt=data.attempt,
-                claim_id=data.claim_id,
-                worker_id=data.worker_id,
-                via=data.via,
-                session=data.session,
-                claimed_at=at,
-                lease_seconds=data.lease_seconds,
-                resumed_from=sum(point.step for point in data.resume),
-            )
-            return events.replace(
-                task,
-                status="running",
-                updated_at=at,
-                claims=(*task.claims, claim),
-                base=data.base,
-            )
-        case events.TaskCompleted():
-            return _completed(task, at, data)
-        case events.CheckpointStored():
-            kept = tuple(p for p in task.resume if p.rival != data.checkpoint.rival)
-            return events.replace(task, updated_at=at, resume=(*kept, data.checkpoint))
-        case events.ClaimAdopted():
-            return _with_claim(task, at, session=data.session)
-        case events.ClaimRevived():
-            revived = _with_claim(
-                task, at, state="open", ended_at=0, reason="", session=data.session
-            )
-            return events.replace(revived, status="running")
-        case events.ClaimExpired():
-            return _requeued(task, seq, at, "expired", data.reason, strike=True)
-        case events.ClaimReleased():
-            return _requeued(task, seq, at, "released", data.reason, strike=False)
-        case events.AttemptFailed():
-            failed = _requeued(task, seq, at, "failed", data.reason, strike=True)
-            return events.replace(failed, log_tail=data.log_tail)
-        case events.TaskFailed():
-            tail = data.log_tail or task.log_tail
-            return events.replace(
-                task, status="failed", updated_at=at, reasons=tuple(data.reasons), log_tail=tail
-            )
-        case events.TaskCancelled():
-            ended = task
-            if task.status == "running":
-                ended = _with_claim(task, at, state="cancelled", ended_at=at, reason=data.reason)
-            return events.replace(ended, status="cancelled", updated_at=at, reasons=(data.reason,))
-        case events.TaskRetried():
-            return events.replace(
-                task, status="queued", updated_at=at, ticket=seq, strikes=0, reasons=()
-            )
-        case _:
-            raise errors.UnfitEvent(f"{type(data).__name__} is no event of a task")
+    fold = _EVOLVE.get(type(data))
+    if fold is None:
+        raise errors.UnfitEvent(f"{type(data).__name__} is no event of a task")
+    return fold(task, seq, at, data)
 
 
 def _queued(seq: int, at: int, data: events.TaskQueued) -> Task:
@@ -194,6 +159,66 @@ def _queued(seq: int, at: int, data: events.TaskQueued) -> Task:
     )
 
 
+def _claimed(task: Task, seq: int, at: int, data: events.TaskClaimed) -> Task:
+    claim = Claim(
+        attempt=data.attempt,
+        claim_id=data.claim_id,
+        worker_id=data.worker_id,
+        via=data.via,
+        session=data.session,
+        claimed_at=at,
+        lease_seconds=data.lease_seconds,
+        resumed_from=sum(point.step for point in data.resume) if data.resume else 0,
+    )
+    claims = (*task.claims, claim)
+    return events.replace(task, status="running", updated_at=at, claims=claims, base=data.base)
+
+
+def _checkpointed(task: Task, seq: int, at: int, data: events.CheckpointStored) -> Task:
+    kept = tuple(p for p in task.resume if p.rival != data.checkpoint.rival)
+    return events.replace(task, updated_at=at, resume=(*kept, data.checkpoint))
+
+
+def _adopted(task: Task, seq: int, at: int, data: events.ClaimAdopted) -> Task:
+    return _with_claim(task, at, session=data.session)
+
+
+def _revived(task: Task, seq: int, at: int, data: events.ClaimRevived) -> Task:
+    revived = _with_claim(task, at, state="open", ended_at=0, reason="", session=data.session)
+    return events.replace(revived, status="running")
+
+
+def _expired(task: Task, seq: int, at: int, data: events.ClaimExpired) -> Task:
+    return _requeued(task, seq, at, "expired", data.reason, strike=True)
+
+
+def _released(task: Task, seq: int, at: int, data: events.ClaimReleased) -> Task:
+    return _requeued(task, seq, at, "released", data.reason, strike=False)
+
+
+def _failed_once(task: Task, seq: int, at: int, data: events.AttemptFailed) -> Task:
+    failed = _requeued(task, seq, at, "failed", data.reason, strike=True)
+    return events.replace(failed, log_tail=data.log_tail)
+
+
+def _failed(task: Task, seq: int, at: int, data: events.TaskFailed) -> Task:
+    tail = data.log_tail or task.log_tail
+    return events.replace(
+        task, status="failed", updated_at=at, reasons=tuple(data.reasons), log_tail=tail
+    )
+
+
+def _cancelled(task: Task, seq: int, at: int, data: events.TaskCancelled) -> Task:
+    ended = task
+    if task.status == "running":
+        ended = _with_claim(task, at, state="cancelled", ended_at=at, reason=data.reason)
+    return events.replace(ended, status="cancelled", updated_at=at, reasons=(data.reason,))
+
+
+def _retried(task: Task, seq: int, at: int, data: events.TaskRetried) -> Task:
+    return events.replace(task, status="queued", updated_at=at, ticket=seq, strikes=0, reasons=())
+
+
 def _with_claim(task: Task, at: int, **changes: object) -> Task:
     claim = events.replace(task.claims[-1], **changes)
     return events.replace(task, updated_at=at, claims=(*task.claims[:-1], claim))
@@ -206,7 +231,7 @@ def _requeued(
     return events.replace(ended, status="queued", ticket=seq, strikes=task.strikes + strike)
 
 
-def _completed(task: Task, at: int, data: events.TaskCompleted) -> Task:
+def _completed(task: Task, seq: int, at: int, data: events.TaskCompleted) -> Task:
     ended = _with_claim(task, at, state="completed", ended_at=at)
     result = Result(
         worker_id=data.worker_id,
@@ -219,6 +244,21 @@ def _completed(task: Task, at: int, data: events.TaskCompleted) -> Task:
         candidates=tuple(data.candidates),
     )
     return events.replace(ended, status="completed", result=result)
+
+
+_EVOLVE: dict[type, Callable[[Task, int, int, Any], Task]] = {
+    events.TaskClaimed: _claimed,
+    events.CheckpointStored: _checkpointed,
+    events.ClaimAdopted: _adopted,
+    events.ClaimExpired: _expired,
+    events.ClaimRevived: _revived,
+    events.ClaimReleased: _released,
+    events.AttemptFailed: _failed_once,
+    events.TaskCompleted: _completed,
+    events.TaskFailed: _failed,
+    events.TaskCancelled: _cancelled,
+    events.TaskRetried: _retried,
+}
 
 
 class Tasks:
@@ -238,23 +278,25 @@ class Tasks:
         self.ids: list[str] = []
         self.first_seqs: array[int] = array("q")
 
-    def apply(self, seq: int, at: int, data: events.EventData) -> None:
+    def apply(self, seq: int, at: int, data: TaskEvent) -> None:
         """Fold an event of a task."""
-        task_id: str = data.task_id  # type: ignore[union-attr]
-        before = self.table.get(task_id)
+        task_id = data.task_id
+        before = self.table.rows.get(task_id)
         if isinstance(before, Done) or (before and isinstance(data, events.TaskQueued)):
             raise errors.UnfitEvent(f"{type(data).__name__} on a task that is {before.status}")
         after = evolve(before, seq, at, data)
-        self._index(before, after)
-        if after.status == "completed":
-            self.table.put(task_id, _brief(after))
-        else:
-            self.table.put(task_id, after)
-        if isinstance(data, events.TaskQueued):
-            self.ids.append(task_id)
-            self.first_seqs.append(seq)
-            if data.idempotency_key:
-                self._remember(data.idempotency_key, task_id)
+        if before is None or before.status != after.status:
+            self._index(before, after)
+        self.table.put(task_id, _brief(after) if after.status == "completed" else after)
+        if before is None:
+            self._added(seq, data)
+
+    def _added(self, seq: int, data: TaskEvent) -> None:
+        assert isinstance(data, events.TaskQueued), "a task begins by being queued"
+        self.ids.append(data.task_id)
+        self.first_seqs.append(seq)
+        if data.idempotency_key:
+            self._remember(data.idempotency_key, data.task_id)
 
     def entered_round(self, data: events.RoleEntered) -> None:
         """Fold RoleEntered: the task's candidate stands in this round."""

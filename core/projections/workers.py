@@ -35,7 +35,7 @@ class Workers:
         )
         self.table.put(worker.worker_id, worker)
 
-    def apply(self, at: int, data: events.EventData) -> None:
+    def apply(self, seq: int, at: int, data: events.EventData) -> None:
         """Fold an event of a worker."""
         match data:
             case events.WorkerRegistered():

@@ -4,10 +4,11 @@ from core import commands
 from core.presence import Presence
 from core.wire import TaskBeat
 from orchestrator import liveness
-from orchestrator.liveness import Limits
+from orchestrator.liveness import Grace, Limits
 from tests.build import SECOND, World
 
 LIMITS = Limits()
+BEAT = TaskBeat(task_id="t1", attempt=1)
 
 
 def _running() -> tuple[World, Presence]:
@@ -21,14 +22,14 @@ def _running() -> tuple[World, Presence]:
 
 
 def _plan(
-    world: World, presence: Presence, *, waits: bool, grace_until: int = 0
+    world: World, presence: Presence, *, waits: bool, grace: Grace | None = None
 ) -> list[liveness.Command]:
     return liveness.plan(
         world.state,
         presence,
         world.now,
         LIMITS,
-        grace_until=grace_until,
+        grace=grace or Grace(),
         someone_waits=lambda task: waits,
     )
 
@@ -40,7 +41,7 @@ def _expired(planned: list[liveness.Command]) -> list[commands.ExpireClaim]:
 def test_a_beating_agent_keeps_its_task() -> None:
     world, presence = _running()
     world.later(100)
-    presence.beat("a1", world.now, "session-a1", 0, [TaskBeat(task_id="t1", attempt=1)])
+    presence.beat("a1", world.now, "session-a1", 0, [BEAT])
     assert _plan(world, presence, waits=True) == []
 
 
@@ -72,7 +73,30 @@ def test_a_broken_connection_counts_after_two_seconds() -> None:
 def test_nobody_is_suspected_in_a_time_of_grace() -> None:
     world, presence = _running()
     world.later(120)
-    assert _plan(world, presence, waits=True, grace_until=world.now + SECOND) == []
+    grace = Grace()
+    grace.begin(world.now, 1)
+    assert _plan(world, presence, waits=True, grace=grace) == []
+
+
+def test_a_worker_heard_of_and_then_lost_in_a_time_of_grace_is_suspected_like_any_other() -> None:
+    world, presence = _running()
+    grace = Grace()
+    grace.begin(world.now, 60)
+    world.later(1)
+    presence.beat("a1", world.now, "session-a1", 0, [BEAT])
+    presence.of("a1").disconnected_at = world.now
+    world.later(2.1)
+    assert len(_expired(_plan(world, presence, waits=True, grace=grace))) == 1
+
+
+def test_a_claim_its_worker_never_speaks_of_ends_with_its_lease() -> None:
+    world, presence = _running()
+    world.later(59)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert _expired(_plan(world, presence, waits=True)) == []
+    world.later(2)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert "spoke of it" in _expired(_plan(world, presence, waits=True))[0].reason
 
 
 def test_a_heartbeat_after_the_silence_brings_a_worker_back_online() -> None:
@@ -126,7 +150,7 @@ def test_a_heartbeat_renews_an_http_lease_until_the_worker_asks_for_other_work()
 def test_a_round_closes_at_its_deadline() -> None:
     world, presence = _running()
     world.do(commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64]))
-    presence.beat("a1", world.now + 200 * SECOND, "session-a1", 0, [])
+    presence.beat("a1", world.now + 200 * SECOND, "session-a1", 0, [BEAT])
     world.later(119)
     assert _plan(world, presence, waits=False) == []
     world.later(2)
