@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import shutil
 import time
@@ -213,7 +214,7 @@ class Worker:
         """After a cut: ask for every task whether it is still ours."""
         for holding in list(self._holdings.values()):
             try:
-                await self._until_answered(lambda link, h=holding: link.reattach(h.token), holding)
+                await self._until_answered(functools.partial(_reattach, holding.token), holding)
             except errors.Refused as error:
                 self._lose(holding, str(error))
 
@@ -639,6 +640,10 @@ class Worker:
                 await asyncio.wait_for(self._link.bye(), 1.0)
             await self._link.close()
         await self._executor.close()
+
+
+async def _reattach(token: Token, link: Link) -> None:
+    await link.reattach(token)
 
 
 def checkpoint_seconds(budget_seconds: float) -> float:

@@ -47,9 +47,8 @@ def agent(
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent.executors.process import Executor
-
     from agent import machine, worker
+    from agent.executors.process import Executor
 
     child.configure_logging(verbose)
     if not api.startswith(("http://", "https://")):

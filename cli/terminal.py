@@ -4,17 +4,21 @@ Nothing is cropped and free text stands last in its row: a terminal that orders 
 keeps the columns before it apart. Into a pipe go lines of any length and no styles.
 """
 
+import contextlib
 import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 WIDTH_UNBOUNDED = 100_000
 TOPIC_LETTERS_MAX = 72
+LINE_SECONDS = 2.0
 SPARKS = "▁▂▃▄▅▆▇█"
 
 _STYLES = {
@@ -167,3 +171,41 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     low, high = min(picked), max(picked)
     scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(SPARKS[round((one - low) * scale)] for one in picked)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
+    """A bar on stderr, fed with (step, total steps, loss); elsewhere than on a terminal, a line
+    every few seconds."""
+    if not sys.stderr.isatty():
+        yield _line_by_line(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        bar = progress.add_task(title, total=None, loss="")
+
+        def show_progress(step: int, total: int, loss: float | None) -> None:
+            text = "" if loss is None else f"loss {loss:.4g}"
+            progress.update(bar, completed=step, total=total, loss=text)
+
+        yield show_progress
+
+
+def _line_by_line(title: str) -> Callable[[int, int, float | None], None]:
+    last = -LINE_SECONDS
+
+    def show_progress(step: int, total: int, loss: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS or step == total:
+            last = now
+            text = "" if loss is None else f", loss {loss:.4g}"
+            sys.stderr.write(f"{title}: step {step} of {total}{text}\n")
+
+    return show_progress

@@ -231,7 +231,7 @@ def _brief(error: Exception) -> str:
 def environment() -> dict[str, str]:
     """What a verdict's bits depend on beside secret and weights."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

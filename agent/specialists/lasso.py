@@ -92,7 +92,8 @@ def matrix(dtype: torch.dtype = torch.float64, device: torch.device | None = Non
     with torch.inference_mode(False):  # kept for training too, whoever asks first
         draw = seeds.generator(Lasso.name, "matrix")
         entries = torch.randn(ROWS, COLUMNS, generator=draw, dtype=torch.float64)
-        return (entries / entries.norm(dim=0)).to(dtype=dtype, device=device)
+        columns: torch.Tensor = entries / entries.norm(dim=0)
+        return columns.to(dtype=dtype, device=device)
 
 
 @functools.cache

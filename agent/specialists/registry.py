@@ -43,3 +43,9 @@ def get(name: str, parameters: Mapping[str, float] = {}) -> Specialist:
 def _load(name: str) -> Specialist:
     module, kind = _HOMES[name]
     return cast(Specialist, getattr(importlib.import_module(module), kind)())
+
+
+def preload() -> None:
+    """Import every specialist now, so that no training waits for it."""
+    for name in _HOMES:
+        _load(name)
