@@ -151,6 +151,13 @@ class ChunkStore(Protocol):
         Unavailable."""
         ...
 
+    async def delete(self, writer: str, digest: str) -> None:
+        """Take away a chunk that is not what its name says, so that it can be written again.
+
+        Raises Unavailable.
+        """
+        ...
+
 
 async def assemble(store: ChunkStore, manifest: Manifest, name: str) -> bytes:
     """A whole file, every digest checked. Raises NotFound, ArtifactError, Unavailable."""
@@ -167,6 +174,19 @@ async def assemble(store: ChunkStore, manifest: Manifest, name: str) -> bytes:
     if found != file.sha256:
         raise errors.ArtifactError(f"{name} does not hash to what its manifest says")
     return data
+
+
+async def put_file(store: ChunkStore, writer: str, kind: str, name: str, data: bytes) -> str:
+    """Store one file as an artifact of its own; the digest of its manifest."""
+    pieces = [await store.put(writer, piece) for piece in split(data)]
+    file = File(name=name, bytes=len(data), sha256=digest_of(data), chunks=pieces)
+    return await store.put(writer, Manifest(kind=kind, writer=writer, files=[file]).encode())
+
+
+async def get_file(store: ChunkStore, writer: str, digest: str) -> bytes:
+    """The file of an artifact of one. Raises as `assemble` does."""
+    manifest = decode_manifest(await store.get(writer, digest))
+    return await assemble(store, manifest, manifest.files[0].name)
 
 
 class MemoryChunks:
@@ -193,6 +213,10 @@ class MemoryChunks:
         digest = digest_of(data)
         self.stored.setdefault((writer, digest), data)
         return digest
+
+    async def delete(self, writer: str, digest: str) -> None:
+        """As ChunkStore.delete."""
+        self.stored.pop((writer, digest), None)
 
 
 class JetStreamChunks:
@@ -222,7 +246,7 @@ class JetStreamChunks:
         return digest
 
     async def delete(self, writer: str, digest: str) -> None:
-        """Take away a chunk that is not what its name says, so that it can be written again."""
+        """As ChunkStore.delete."""
         answer = await self._api(
             "STREAM.MSG.GET.CHUNKS", {"last_by_subj": f"chunk.{writer}.{digest}"}
         )

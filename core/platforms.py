@@ -50,15 +50,18 @@ class DataLock:
     lets others read it. The system ends the lock with the process, however that one dies.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, traceless: bool = False) -> None:
+        """A `traceless` one neither makes the file nor writes its pid there: it has to exist."""
         self._path = path
+        self._traceless = traceless
         self._file: int | None = None
 
     def acquire(self) -> None:
         """Take the lock. Raises DataDirectoryError when another process holds it."""
         assert self._file is None, "the lock is held already"
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            flags = os.O_RDONLY if self._traceless else os.O_RDWR | os.O_CREAT
+            file = os.open(self._path, flags, 0o600)
         except OSError as error:
             raise errors.DataDirectoryError(
                 f"The lock {self._path} cannot be opened: {error.strerror}. Choose a data directory"
@@ -73,8 +76,9 @@ class DataLock:
                 f"The data directory {self._path.parent} is in use by {holder}. Stop that one"
                 " first, or choose another data directory."
             ) from error
-        os.lseek(file, 1, os.SEEK_SET)
-        os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
+        if not self._traceless:
+            os.lseek(file, 1, os.SEEK_SET)
+            os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
         self._file = file
 
     def release(self) -> None:

@@ -382,8 +382,7 @@ class Desk:
             for digest in file.chunks:
                 known = self._verified.get((token, digest))
                 if known is None:
-                    # get() refuses bytes that are not what their name says.
-                    known = len(await self._store.get(token, digest))
+                    known = await self._checked(token, digest)
                     self._verified[token, digest] = known
                     if len(self._verified) > VERIFIED_MAX:
                         self._verified.popitem(last=False)
@@ -400,6 +399,14 @@ class Desk:
         digest = await self._store.put(DESK, manifest.encode())
         self._keep(digest, manifest)
         return digest
+
+    async def _checked(self, token: str, digest: str) -> int:
+        """The size of a stored chunk that is what its name says; another is taken away."""
+        try:
+            return len(await self._store.get(token, digest))
+        except errors.ArtifactError:
+            await self._store.delete(token, digest)
+            raise
 
     def _keep(self, digest: str, manifest: Manifest) -> None:
         self._manifests[digest] = manifest
@@ -549,11 +556,11 @@ def _read(raw: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]:
-    """Metrics as an event carries them: inline, or `{}` and the digest of their chunk."""
+    """Metrics as an event carries them: inline, or `{}` and the digest of their artifact."""
     encoded = msgspec.json.encode(metrics)
     if len(encoded) <= METRICS_BYTES_INLINE:
         return encoded, ""
-    return b"{}", await store.put(DESK, encoded)
+    return b"{}", await chunks.put_file(store, DESK, "metrics", "metrics.json", encoded)
 
 
 def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:

@@ -77,7 +77,7 @@ def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int =
     if worker is None or worker.status != "online":
         return None
     if via == "http":
-        again = _unanswered(state, worker, signalled_at)
+        again = unanswered(state, worker_id, signalled_at)
         if again is not None:
             return again
     elif len(state.tasks.held.get(worker_id, ())) >= HELD_MAX:
@@ -91,9 +91,12 @@ def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int =
     return state.tasks.queue.best(fits, state.tasks.ticket)
 
 
-def _unanswered(state: State, worker: Worker, signalled_at: int) -> str | None:
-    held = state.tasks.held.get(worker.worker_id, {})
-    if len(held) != 1:
+def unanswered(state: State, worker_id: str, signalled_at: int) -> str | None:
+    """The only task an HTTP worker holds, where it may not have heard of it: it showed itself after
+    that claim, and has not declared more than one slot."""
+    worker = state.workers.table.get(worker_id)
+    held = state.tasks.held.get(worker_id, {})
+    if worker is None or worker.status != "online" or len(held) != 1:
         return None
     task = state.tasks.table.rows[next(iter(held))]
     assert isinstance(task, Task), "a held task is open"

@@ -14,6 +14,7 @@ from core.projections.tables import Table
 ATTEMPTS_MAX = 5
 IDEMPOTENCY_KEYS_MAX = 100_000
 LOG_TAIL_CHARS_MAX = 4_000
+RECENT_MAX = 1_024
 
 TaskEvent: TypeAlias = (
     events.TaskQueued
@@ -275,6 +276,8 @@ class Tasks:
         """Running tasks by the worker that holds them, in order of claiming."""
         self.open_of_node: dict[str, int] = {}
         """How many queued and running tasks each node has."""
+        self.recent: dict[str, Task] = {}
+        """The last completed tasks whole, so that their answers need no reading of the log."""
         self.ids: list[str] = []
         self.first_seqs: array[int] = array("q")
 
@@ -287,9 +290,18 @@ class Tasks:
         after = evolve(before, seq, at, data)
         if before is None or before.status != after.status:
             self._index(before, after)
-        self.table.put(task_id, _brief(after) if after.status == "completed" else after)
+        if after.status == "completed":
+            self._complete(after)
+        else:
+            self.table.put(task_id, after)
         if before is None:
             self._added(seq, data)
+
+    def _complete(self, task: Task) -> None:
+        self.table.put(task.task_id, _brief(task))
+        self.recent[task.task_id] = task
+        if len(self.recent) > RECENT_MAX:
+            del self.recent[next(iter(self.recent))]
 
     def _added(self, seq: int, data: TaskEvent) -> None:
         assert isinstance(data, events.TaskQueued), "a task begins by being queued"

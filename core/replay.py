@@ -1,0 +1,294 @@
+"""The state from the log alone, and the way to the log of a data directory.
+
+Whoever runs on a data directory holds its lock (`platforms.DataLock`) and names its nats-server in
+`run.json`. With the lock held the log is read from that server; with the lock free a server is
+started for as long as the reading takes: on the directory, or, where nothing in it may change, on a
+copy of what is read, since a server that starts repairs what it finds.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from core import errors, platforms
+from core.accounts import COMPLETE, Authority
+from core.bus import Bus
+from core.log import Log
+from core.log_jetstream import JetStreamLog
+from core.nats_server import FREE_BYTES_MIN, EmbeddedServer
+from core.projections.state import State
+from core.runtime import fold
+from core.topology import MIB
+
+READ_STREAMS = {"CONTROL": ("EVENTS", "REFUSALS"), "FLEET": ("CHUNKS",)}
+"""What replay and audit read, by account."""
+
+_STREAM_NOT_FOUND = 10059
+
+
+# The data directory
+
+
+class Access(NamedTuple):
+    """A running nats-server on a log, and who may read there; `running` where others use it."""
+
+    url: str
+    control: Path | tuple[str, str]
+    fleet: Path | tuple[str, str]
+    running: bool
+
+
+class Connected(NamedTuple):
+    """Connections to both accounts that store something, and the log."""
+
+    control: Bus
+    fleet: Bus
+    log: Log
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """What `run.json` tells that matters here."""
+
+    nats: str
+    data: str
+
+
+@contextlib.contextmanager
+def serving(data: Path, *, untouched: bool = False) -> Iterator[Access]:
+    """A server for the log of a data directory: the one that runs there, or one of our own.
+
+    `untouched`: nothing in the directory changes, not even where no server runs.
+
+    Raises NotFound where there is no such directory, DataDirectoryError where it is none of ours
+    or cannot be used, Unavailable where it is in use and its server cannot be found.
+    """
+    _require_ours(data)
+    lock_path = data / "lock"
+    held = _find_holder(lock_path)
+    if held is not None:
+        yield _running(data, held)
+    elif untouched:
+        with _copied(data, lock_path) as access:
+            yield access
+    else:
+        with platforms.DataLock(lock_path), _started(data) as access:
+            yield access
+
+
+@contextlib.asynccontextmanager
+async def connect(access: Access) -> AsyncIterator[Connected]:
+    """Connect to the log and to the chunks. Raises Unavailable."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def opened(credentials: Path | tuple[str, str], name: str) -> Bus:
+            try:
+                bus = await Bus.connect(access.url, credentials=credentials, name=name)
+            except (errors.Unavailable, errors.Invalid) as error:
+                if not access.running:
+                    raise
+                raise errors.Unavailable(
+                    f"The data directory is in use, but the nats-server that its run.json names"
+                    f" cannot be read: {error} If it is just starting, try again; else stop"
+                    " whoever uses the directory."
+                ) from error
+            stack.push_async_callback(bus.close)
+            return bus
+
+        control = await opened(access.control, "aghsan-reader")
+        fleet = await opened(access.fleet, "aghsan-reader")
+        yield Connected(control, fleet, JetStreamLog(control))
+
+
+async def count_refusals(control: Bus) -> int:
+    """How many records REFUSALS holds. Raises Unavailable."""
+    info = await control.api("STREAM.INFO.REFUSALS")
+    error = info.get("error")
+    if not error:
+        return int(info["state"]["messages"])
+    if error.get("err_code") == _STREAM_NOT_FOUND:
+        return 0
+    raise errors.Unavailable(f"REFUSALS cannot be counted: {error.get('description', error)}.")
+
+
+def _require_ours(data: Path) -> None:
+    if not data.exists():
+        raise errors.NotFound(f"There is no data directory {data}. `--data` names another.")
+    if not data.is_dir():
+        raise errors.DataDirectoryError(f"{data} is a file, not a data directory.")
+    if not (data / "keys" / COMPLETE).is_file() or not _store_of(data).is_dir():
+        raise errors.DataDirectoryError(
+            f"{data} is no data directory of Aghsan: it lacks keys/{COMPLETE} or nats/js, which"
+            " `aghsan up` makes. `--data` names another; nothing was changed here."
+        )
+
+
+def _store_of(data: Path) -> Path:
+    return data / "nats" / "js"
+
+
+def _find_holder(lock_path: Path) -> errors.DataDirectoryError | None:
+    """Who uses the directory, in the words of the refused lock; None where nobody does."""
+    if not lock_path.exists():
+        return None
+    try:
+        with platforms.DataLock(lock_path, traceless=True):
+            return None
+    except errors.DataDirectoryError as error:
+        return error
+
+
+def _running(data: Path, held: errors.DataDirectoryError) -> Access:
+    """Where the holder of the lock says that its server is."""
+    path = data / "run.json"
+    try:
+        run = msgspec.json.decode(path.read_bytes(), type=_Run)
+        here = os.path.samefile(run.data, data)
+    except FileNotFoundError:
+        raise errors.Unavailable(
+            f"{held} It has not said in {path.name} where its nats-server is: it is just starting,"
+            " or another command reads here. Try again in a moment."
+        ) from held
+    except (OSError, msgspec.MsgspecError) as error:
+        raise errors.Unavailable(f"{held} Its {path.name} cannot be used: {error}.") from held
+    if not here:
+        raise errors.Unavailable(
+            f"{held} Its {path.name} was left by a server of {run.data}. Try again in a moment."
+        ) from held
+    creds = data / "creds"
+    return Access(run.nats, creds / "control.creds", creds / "inspect-fleet.creds", running=True)
+
+
+@contextlib.contextmanager
+def _started(data: Path) -> Iterator[Access]:
+    authority = Authority.load_or_create(data / "keys")
+    _require_log(data, authority)
+    with EmbeddedServer(data, authority) as server:
+        yield Access(
+            server.url,
+            _pair(authority, "CONTROL"),
+            _pair(authority, "FLEET"),
+            running=False,
+        )
+
+
+def _pair(authority: Authority, account: str) -> tuple[str, str]:
+    # Reading the log makes a consumer, which no inspector may.
+    if account == "CONTROL":
+        credentials = authority.control()
+    else:
+        credentials = authority.inspector(account)
+    assert credentials.seed is not None, "its key was made here"
+    return credentials.jwt, credentials.seed
+
+
+@contextlib.contextmanager
+def _copied(data: Path, lock_path: Path) -> Iterator[Access]:
+    """A server on a temporary copy of the streams that are read, and of the keys."""
+    # The folder is for its owner only, as the keys in it need.
+    with tempfile.TemporaryDirectory(prefix="aghsan-") as folder:
+        copy = Path(folder)
+        with contextlib.ExitStack() as stack:
+            if lock_path.exists():  # else it is a copy, and nobody ever ran there
+                stack.enter_context(platforms.DataLock(lock_path, traceless=True))
+            try:
+                shutil.copytree(data / "keys", copy / "keys", copy_function=shutil.copyfile)
+                authority = Authority.load_or_create(copy / "keys")
+                _require_log(data, authority)
+                _copy_streams(data, copy, authority)
+            except shutil.Error as error:
+                raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
+        with _started(copy) as access:
+            yield access
+
+
+def _require_log(data: Path, authority: Authority) -> None:
+    if not (_streams_of(data, authority, "CONTROL") / "EVENTS").is_dir():
+        raise errors.DataDirectoryError(
+            f"{data} holds no log yet: `aghsan up` was never ready on it."
+        )
+
+
+def _streams_of(data: Path, authority: Authority, account: str) -> Path:
+    return _store_of(data) / "jetstream" / authority.public_key(account) / "streams"
+
+
+def _copy_streams(data: Path, copy: Path, authority: Authority) -> None:
+    files: list[tuple[Path, Path]] = []
+    for account, names in READ_STREAMS.items():
+        source = _streams_of(data, authority, account)
+        target = _streams_of(copy, authority, account)
+        for name in names:
+            # Without `obs`, the consumers: none of them is read.
+            for path in (*(source / name).glob("*"), *(source / name / "msgs").glob("*")):
+                if path.is_file():
+                    files.append((path, target / path.relative_to(source)))
+    _require_room(copy, sum(path.stat().st_size for path, _ in files))
+    for path, target in files:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The bytes without permissions: the source may be read-only.
+        shutil.copyfile(path, target)
+
+
+def _require_room(folder: Path, copied_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < copied_bytes + FREE_BYTES_MIN:
+        raise errors.DataDirectoryError(
+            f"An audit without a running server works on a copy: {copied_bytes // MIB} MiB, and"
+            f" {FREE_BYTES_MIN // MIB} MiB to work in, but the disk of {folder.parent} has"
+            f" {free // MIB} MiB free. Set TMPDIR to a folder with room, or audit while it runs."
+        )
+
+
+# The state
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """The state at `last_seq`, in numbers. `state_hash` is that of `State.hash`."""
+
+    events: int
+    last_seq: int
+    state_hash: str
+    quarantined: int
+    nodes: int
+    champions: int
+    tasks: dict[str, int]
+    workers: int
+    rounds: int
+    writer_epoch: int
+    seconds: float
+    events_per_second: float
+
+
+async def replay(log: Log, at: int | None = None) -> Replayed:
+    """Fold the log up to sequence `at` (default: its end) into a fresh state.
+
+    Raises NotFound where the log ends before `at`, LogUnavailable where it cannot be read.
+    """
+    last = await log.last_seq()
+    if at is not None and at > last:
+        raise errors.NotFound(f"The log ends at {last}; there is no {at} yet.")
+    began = time.perf_counter()
+    state = State()
+    await fold(log, state, last if at is None else at)
+    seconds = time.perf_counter() - began
+    return Replayed(
+        events=state.seq,  # a log has no gaps; the audit checks that
+        last_seq=state.seq,
+        state_hash=state.hash(),
+        quarantined=len(state.quarantine),
+        nodes=len(state.graph.nodes),
+        champions=len(state.graph.champions),
+        tasks=dict(state.tasks.counts),
+        workers=len(state.workers.table),
+        rounds=len(state.rounds.table),
+        writer_epoch=state.epoch,
+        seconds=round(seconds, 3),
+        events_per_second=round(state.seq / seconds, 1),
+    )

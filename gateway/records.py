@@ -1,0 +1,88 @@
+"""Whole records of what the state keeps in brief, folded again from their own subjects."""
+
+import msgspec
+
+from core import chunks, errors, events, subjects
+from core.chunks import ChunkStore
+from core.log import Log
+from core.projections import rounds, tasks
+from core.projections.rounds import Round
+from core.projections.state import State
+from core.projections.tasks import Done, Task
+from core.runtime import Runtime
+from gateway.desk import DESK
+
+HISTORY_MAX = 100_000
+
+
+class Records:
+    """Reads tasks and rounds whole."""
+
+    def __init__(self, door: Runtime, log: Log, store: ChunkStore) -> None:
+        self._door = door
+        self._log = log
+        self._store = store
+
+    async def task(self, task_id: str) -> Task:
+        """A task. Raises NotFound, LogUnavailable."""
+        row = await self._door.read(lambda state: state.tasks.table.get(task_id))
+        if row is None:
+            raise errors.NotFound(f"there is no task {task_id}")
+        return await self.whole(row)
+
+    async def whole(self, row: Task | Done) -> Task:
+        """A task whose row may be brief. Raises LogUnavailable."""
+        if isinstance(row, Task):
+            return row
+        task = self._door.state.tasks.recent.get(row.task_id) or await self._folded(row.task_id)
+        return events.replace(task, round_id=row.round_id)
+
+    async def _folded(self, task_id: str) -> Task:
+        task: Task | None = None
+        for event in await self._history("task", task_id):
+            task = tasks.evolve(task, event.seq, event.at, event.data)
+        assert task is not None, "a task that has a row has a history"
+        return task
+
+    async def round(self, round_id: str) -> Round:
+        """A round. Raises NotFound, LogUnavailable."""
+        row = await self._door.read(lambda state: state.rounds.table.get(round_id))
+        if row is None:
+            raise errors.NotFound(f"there is no round {round_id}")
+        if isinstance(row, Round):
+            return row
+        whole: Round | None = None
+        for event in await self._history("round", round_id):
+            whole = rounds.evolve(whole, event.at, event.data)
+        assert whole is not None, "a round that has a row has a history"
+        return whole
+
+    async def promotions(self, node_id: str) -> list[tuple[int, events.ChampionPromoted]]:
+        """A node's champions, past and present, each with when it was promoted."""
+        history = await self._history("node", node_id)
+        return [
+            (event.at, event.data)
+            for event in history
+            if isinstance(event.data, events.ChampionPromoted)
+        ]
+
+    async def _history(self, kind: str, identity: str) -> list[events.Event]:
+        records = await self._log.of_subject(subjects.event(kind, identity), HISTORY_MAX)
+        decoded = (events.decode(*record) for record in records)
+        return [event for event in decoded if isinstance(event, events.Event)]
+
+    async def metrics(self, task: Task) -> msgspec.Raw:
+        """A completed task's metrics, from the artifact store where they are large."""
+        assert task.result is not None, "metrics come with a result"
+        if not task.result.metrics_digest:
+            return task.result.metrics
+        digest = task.result.metrics_digest
+        return msgspec.Raw(await chunks.get_file(self._store, DESK, digest))
+
+
+def row_of(state: State, task_id: str) -> Task | Done:
+    """A task's row right after a command that made sure of it."""
+    row = state.tasks.table.rows[task_id]
+    if isinstance(row, Done):
+        return state.tasks.recent.get(task_id, row)
+    return row
