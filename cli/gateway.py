@@ -69,7 +69,7 @@ async def _run(
     limits: "Limits",
     as_child: bool,
 ) -> None:
-    from gateway import app, control, desk, narrator, work
+    from gateway import app, control, desk, narrator, refusals, work
     from orchestrator import feeder, liveness, scheduler, targets
 
     stop = asyncio.Event()
@@ -86,10 +86,12 @@ async def _run(
         offers = scheduler.Scheduler(door, work.WorkStream(parts.connections.fleet))
         alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
         forgive.append(alive)
+        kept = refusals.Refusals(parts.connections.control)
         front = desk.Desk(
             door,
             parts.presence,
             parts.store,
+            refusals=kept,
             fleet=parts.connections.fleet,
             control=parts.connections.control,
             notices=parts.connections.agents,
@@ -106,6 +108,7 @@ async def _run(
             offers.run(),
             alive.run(),
             judgements.run(),
+            kept.run(),
             control.catch_up_loop(door),
         ]
         if min_queue:
@@ -120,7 +123,7 @@ async def _run(
         running = [asyncio.ensure_future(loop) for loop in loops]
         await app.plant(door)
         address = await stack.enter_async_context(
-            app.serve(parts, limits.http_lease, host, port, nats_url)
+            app.serve(parts, kept, limits.http_lease, host, port, nats_url)
         )
         if as_child:
             child.tell("ready", http=address)

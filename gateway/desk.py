@@ -43,6 +43,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float = 60.0
 
 
+class Refusals(Protocol):
+    """What the desk tells of refusals; see gateway.refusals.Refusals."""
+
+    def record(self, kind: str, identity: str, worker_id: str, error: errors.AghsanError) -> None:
+        """Note that a worker's request about an aggregate was refused."""
+        ...
+
+
 class Offers(Protocol):
     """What the desk tells the scheduler; see orchestrator.scheduler.Scheduler."""
 
@@ -64,6 +72,7 @@ class Desk:
         presence: Presence,
         store: ChunkStore,
         *,
+        refusals: Refusals,
         fleet: Bus,
         control: Bus,
         notices: Bus,
@@ -74,6 +83,7 @@ class Desk:
         self._door = door
         self._presence = presence
         self._store = store
+        self._refusals = refusals
         self._fleet = fleet
         self._control = control
         self._notices = notices
@@ -115,13 +125,25 @@ class Desk:
         if handler is None:
             known = ", ".join([*self._verbs, "chunk"])
             unknown = errors.NotFound(f"the desk knows no {verb!r}, only: {known}")
+            self._refusals.record("worker", worker, f"{worker} ({verb})", unknown)
             await message.respond(wire.refusal(unknown))
             return
         try:
             answer = await handler(worker, message.data)
         except errors.AghsanError as error:
+            self._note(worker, verb, message.data, error)
             answer = wire.refusal(error)
         await message.respond(answer)
+
+    def _note(self, worker: str, verb: str, raw: bytes, error: errors.AghsanError) -> None:
+        """Keep what the audit wants to know: stale tokens, forged and senseless requests."""
+        match error:
+            case errors.Conflict() | errors.NotOwner() | errors.NotFound() | errors.Invalid():
+                task_id = _task_of(raw)
+                kind, identity = ("task", task_id) if task_id else ("worker", worker)
+                self._refusals.record(kind, identity, f"{worker} ({verb})", error)
+            case _:
+                pass
 
     def _require_worker(self, token: str, worker_id: str) -> None:
         if subjects.token(worker_id) != token:
@@ -553,6 +575,18 @@ def _read(raw: bytes, decode: Callable[[bytes], T]) -> T:
         return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Invalid(f"a request that cannot be read: {error}") from error
+
+
+class _Tokened(msgspec.Struct, frozen=True):
+    token: events.Token
+
+
+def _task_of(raw: bytes) -> str:
+    """The task a request is about, "" where it is about none."""
+    try:
+        return msgspec.json.decode(raw, type=_Tokened).token.task_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]:

@@ -42,10 +42,11 @@ def _text(data: events.EventData, state: State) -> str:
             return f"judge: {node_id} → {data.verdict} · {data.reasons.en}"
         case events.ChampionPromoted():
             champion = data.champion
-            side = "above" if champion.below_baseline else "below"
+            side = "not below" if champion.below_baseline else "below"
+            baseline = _figure(champion.baseline_error)
             return (
                 f"new champion of {data.node_id}: {champion.rival}, error "
-                f"{_figure(champion.error)} ({side} the baseline {_figure(champion.baseline_error)})"
+                f"{_figure(champion.error)} ({side} the baseline {baseline})"
             )
         case events.ClaimExpired():
             return f"{data.task_id}: attempt {data.attempt} lost ({data.reason}); queued again"

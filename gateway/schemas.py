@@ -467,12 +467,15 @@ class TaskDetailAnswer(Answer, frozen=True, kw_only=True):
 
 
 class WorkerSummary(Worker, frozen=True, kw_only=True):
-    """A worker in the list of all, with the tasks it holds."""
+    """A worker in the list of all, with the tasks it holds and where the last of them stands."""
 
     via: str
     lane: str
     reason: str
     tasks: list[str]
+    step: int | None
+    total_steps: int | None
+    loss: float | None
 
 
 class WorkersAnswer(Answer, frozen=True, kw_only=True):
@@ -497,6 +500,7 @@ class Champion(Part, frozen=True, kw_only=True):
     below_baseline: bool
     params: int
     bytes: int
+    promoted_at: str | None
 
 
 class NodeRound(Part, frozen=True, kw_only=True):
@@ -560,6 +564,9 @@ class RoundCandidate(Part, frozen=True, kw_only=True):
     weights_sha256: str
     verdict: str | None
     reasons: Reasons | None
+    error: float | None
+    evidence_rate: float | None
+    ratio_upper: float | None
 
 
 class RoundDetail(Part, frozen=True, kw_only=True):

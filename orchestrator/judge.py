@@ -121,19 +121,18 @@ async def gather(brief: wire.RoundBrief, store: chunks.ChunkStore) -> dict[str, 
 
     Raises errors.Unavailable when the store does not answer.
     """
-    manifests = {brought.candidate.candidate_id: brought.candidate for brought in brief.candidates}
+    manifests = {
+        brought.candidate.candidate_id: brought.candidate.manifest for brought in brief.candidates
+    }
+    if brief.champion is not None:
+        manifests.setdefault(brief.champion.candidate_id, brief.champion.manifest)
     stored: dict[str, Stored] = {}
-    for candidate_id, model in (*manifests.items(), *_champion_of(brief)):
-        if candidate_id not in stored:
-            try:
-                stored[candidate_id] = await fetch(store, model.manifest)
-            except (errors.ArtifactError, errors.NotFound) as error:
-                stored[candidate_id] = error
+    for candidate_id, manifest in manifests.items():
+        try:
+            stored[candidate_id] = await fetch(store, manifest)
+        except (errors.ArtifactError, errors.NotFound) as error:
+            stored[candidate_id] = error
     return stored
-
-
-def _champion_of(brief: wire.RoundBrief) -> tuple[tuple[str, events.Base], ...]:
-    return () if brief.champion is None else ((brief.champion.candidate_id, brief.champion),)
 
 
 async def fetch(store: chunks.ChunkStore, manifest_digest: str) -> Files:
@@ -454,7 +453,7 @@ class _Trial:
         brief, ruling = self._brief, self._ruling
         won = ruling is not None and ruling.verdict == "better"
         error, baseline = ruling.error if ruling else None, self._baseline_error
-        is_below = error is not None and baseline is not None and error < baseline
+        beats = error is not None and baseline is not None and error < baseline
         measured = ruling is not None and brief.champion is not None
         return wire.Verdict(
             judge=judge,
@@ -471,7 +470,7 @@ class _Trial:
             cases=ruling.cases if ruling else 0,
             champion_error=ruling.opponent_error if ruling and measured else None,
             baseline_error=baseline,
-            below_baseline=is_below,
+            below_baseline=not beats,
             environment=environment(),
         )
 

@@ -168,7 +168,7 @@ def test_a_candidate_better_than_the_champion_is_promoted(
     assert measured.error < 0.9 * verdict.champion_error
     assert measured.params == sum(p.numel() for p in better.parameters())
     assert verdict.baseline_error is not None
-    assert verdict.below_baseline == (measured.error < verdict.baseline_error)
+    assert verdict.below_baseline == (measured.error >= verdict.baseline_error)
     assert verdict.environment["threads"] == "1"
     assert verdict.environment["torch"] == torch.__version__
 

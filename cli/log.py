@@ -1,0 +1,194 @@
+"""`aghsan replay` and `aghsan audit`: what needs the log alone."""
+
+import asyncio
+import json
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from cli import options
+
+if TYPE_CHECKING:
+    from core.audit import Auditor, Stored
+    from core.replay import Access, Replayed
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_VIOLATIONS = 1
+
+
+def data_option(command: F) -> F:
+    """`--data`: the directory whose log is read."""
+    return click.option(
+        "--data",
+        envvar="AGHSAN_DATA",
+        default="data",
+        show_default=True,
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help="Data directory of `aghsan up`, whether that runs or not.",
+    )(command)
+
+
+@click.command()
+@data_option
+@click.option("--at", type=click.IntRange(0), help="Stop after this sequence.  [default: the end]")
+@options.as_json
+def replay(data: Path, at: int | None, as_json: bool) -> None:
+    """Rebuild the state from the log alone, and say what it hashes to.
+
+    The hash equals that of `GET log/state` at the same sequence.
+    """
+    from core.replay import replay as fold_log
+    from core.replay import serving
+
+    _end_on_sigterm()
+    with serving(data) as access:
+        replayed = asyncio.run(_with_log(access, lambda log: fold_log(log, at)))
+        running = access.running
+    if as_json:
+        click.echo(json.dumps({**_plain(replayed), "running": running}))
+    else:
+        _show_state(data, replayed, running)
+
+
+@click.command()
+@data_option
+@options.as_json
+def audit(data: Path, as_json: bool) -> None:
+    """Check that the log keeps the rules, and that what it names is stored.
+
+    Nothing in the directory changes: without a running server a copy is audited. Exit code 1 where
+    a rule is broken.
+    """
+    from core.replay import serving
+
+    _end_on_sigterm()
+    with serving(data, untouched=True) as access:
+        auditor, stored, refusals = asyncio.run(_audit(access))
+        running = access.running
+    findings = auditor.findings
+    if as_json:
+        report = {
+            "ok": not findings.total,
+            "events": auditor.events,
+            "violations": [_plain(one) for one in findings.shown],
+            "refusals": refusals,
+            "violations_total": findings.total,
+            "violations_by_rule": findings.counts,
+            "artifacts": stored.artifacts,
+            "artifact_bytes": stored.bytes,
+            "running": running,
+        }
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        _show_audit(data, auditor, stored, refusals, running)
+    if findings.total:
+        raise click.exceptions.Exit(EXIT_VIOLATIONS)
+
+
+async def _with_log(access: "Access", ask: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    from core.replay import connect
+
+    async with connect(access) as connected:
+        return await ask(connected.log)
+
+
+async def _audit(access: "Access") -> "tuple[Auditor, Stored, int]":
+    from core.audit import Auditor, check_artifacts
+    from core.chunks import JetStreamChunks
+    from core.replay import connect, count_refusals
+
+    auditor = Auditor()
+    async with connect(access) as connected:
+        async for records in connected.log.read():
+            for record in records:
+                auditor.take(record)
+        auditor.finish()
+        store = JetStreamChunks(connected.fleet)
+        stored = await check_artifacts(store, auditor.named(), auditor.findings)
+        return auditor, stored, await count_refusals(connected.control)
+
+
+def _plain(struct: Any) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(struct)
+    return plain
+
+
+def _end_on_sigterm() -> None:
+    """End as on Ctrl-C, so that a server of our own stops and a copy is removed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _source(data: Path, running: bool) -> str:
+    return f"{data}, {'read beside its running server' if running else 'no server runs on it'}"
+
+
+def _show_state(data: Path, replayed: "Replayed", running: bool) -> None:
+    from cli import terminal
+
+    tasks = ", ".join(f"{count} {status}" for status, count in replayed.tasks.items() if count)
+    rate = f"{replayed.seconds:g} s, {replayed.events_per_second:,.0f} events/s"
+    terminal.show(
+        terminal.facts(
+            [
+                ("log", _source(data, running)),
+                ("events", replayed.events),
+                ("last seq", replayed.last_seq),
+                ("state hash", replayed.state_hash),
+                ("quarantined", replayed.quarantined),
+                ("nodes", replayed.nodes),
+                ("champions", replayed.champions),
+                ("tasks", tasks or "none"),
+                ("workers", replayed.workers),
+                ("rounds", replayed.rounds),
+                ("writer epoch", replayed.writer_epoch),
+                ("took", rate),
+            ]
+        )
+    )
+
+
+def _show_audit(
+    data: Path, auditor: "Auditor", stored: "Stored", refusals: int, running: bool
+) -> None:
+    from cli import terminal
+    from core.audit import RULES
+
+    findings = auditor.findings
+    terminal.show(
+        terminal.facts(
+            [
+                ("log", _source(data, running)),
+                ("events", auditor.events),
+                ("artifacts", f"{stored.artifacts}, {stored.bytes:,} bytes read"),
+                ("refusals", refusals),
+            ]
+        ),
+        "",
+        terminal.table(
+            ["rule", "broken", "what it says"],
+            [(rule, findings.counts.get(rule, "no"), words) for rule, words in RULES.items()],
+        ),
+    )
+    if findings.shown:
+        rows = [(one.seq, one.rule, one.detail) for one in findings.shown]
+        terminal.show("", terminal.table(["seq", "violates", "how"], rows))
+        if findings.total > len(rows):
+            terminal.show(f"{findings.total - len(rows)} more are not shown.")
+        terminal.show("", f"The log breaks its rules {findings.total} times.")
+        terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
+    else:
+        terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

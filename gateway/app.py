@@ -1,0 +1,228 @@
+"""The gateway as a whole: its table of routes, and serving them."""
+
+import contextlib
+import urllib.parse
+from collections.abc import AsyncIterator, Sequence
+from importlib import metadata
+
+import msgspec
+from aiohttp import web
+
+from core import commands, errors, runtime, subjects, wire
+from core.accounts import Authority
+from gateway import http, openapi, schemas
+from gateway.control import Control
+from gateway.http import PREFIX, Page, Route, route
+from gateway.network import NetworkRoutes
+from gateway.reads import ReadRoutes
+from gateway.records import Records
+from gateway.refusals import Refusals
+from gateway.relay import Relay
+
+RELAY_PATH = "/nats"
+HEARTBEAT_SECONDS = 1.0
+SHUTDOWN_SECONDS_MAX = 2.0
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the process lives."""
+
+    status: str
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether it can do its work, and what stands in the way."""
+
+    status: str
+    reasons: list[str] = []
+
+
+class JoinRoutes:
+    """How agents get in."""
+
+    def __init__(self, control: Control, nats_url: str) -> None:
+        self._authority: Authority = control.authority
+        self._ensure_lane = control.ensure_lane
+        self._nats_url = nats_url
+
+    async def join(self, request: web.Request, asked: schemas.JoinRequest) -> schemas.JoinAnswer:
+        """Credentials of an agent for the key it made; nobody but it knows the key's seed."""
+        if asked.protocol != wire.PROTOCOL:
+            raise errors.Conflict(
+                f"this server speaks protocol {wire.PROTOCOL}, the agent {asked.protocol}; install "
+                f"the same version on both"
+            )
+        lane = msgspec.json.decode(asked.capabilities, type=_Capabilities).lane
+        await self._ensure_lane(lane)
+        token = subjects.token(asked.worker_id)
+        credentials = self._authority.agent(token, [lane], asked.public_key)
+        direct = self._nats_url if request.remote in LOOPBACK else None
+        return schemas.JoinAnswer(
+            agent=schemas.Agent(
+                worker_id=asked.worker_id,
+                token=token,
+                jwt=credentials.jwt,
+                nats=schemas.NatsAddress(path=RELAY_PATH, direct=direct),
+                lanes=[lane],
+                heartbeat_seconds=HEARTBEAT_SECONDS,
+            )
+        )
+
+
+class _Capabilities(msgspec.Struct):
+    lane: str = "cpu-1"
+
+
+class HealthRoutes:
+    """Whether all is well, for supervisors and load balancers."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Alive."""
+        return http.json_response(Health(status="ok"))
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Ready, or 503 with what is missing."""
+        reasons = self._reasons()
+        if reasons:
+            return http.json_response(Readiness(status="not ready", reasons=reasons), 503)
+        return http.json_response(Readiness(status="ready"))
+
+    def _reasons(self) -> list[str]:
+        connections = self._control.connections
+        buses = {
+            "CONTROL": connections.control,
+            "FLEET": connections.fleet,
+            "AGENTS": connections.agents,
+            "SYS": connections.system,
+        }
+        reasons = [
+            f"no connection to NATS in the account {name}"
+            for name, bus in buses.items()
+            if not bus.is_connected
+        ]
+        if self._control.door.stepped_down:
+            reasons.append("another control process writes the log now")
+        return reasons
+
+
+def routes(
+    network: NetworkRoutes, reads: ReadRoutes, join: JoinRoutes, health: HealthRoutes
+) -> list[Route | Page]:
+    """Every route but the relay and the document of them all."""
+
+    def below(path: str) -> str:
+        return PREFIX + path
+
+    nothing, s = schemas.Nothing, schemas
+    return [
+        route("GET", below("/status"), network.status, nothing, s.StatusAnswer,
+              "Network Status", contract=True),
+        route("GET", below("/graph"), network.graph, nothing, s.GraphAnswer,
+              "Network Graph", contract=True),
+        route("POST", below("/graph/expand"), network.expand, s.ExpandRequest, s.NodeAnswer,
+              "Network Expand", contract=True),
+        route("POST", below("/workers/register"), network.register, s.RegisterRequest,
+              s.WorkerAnswer, "Register Worker", contract=True),
+        route("POST", below("/workers/heartbeat"), network.heartbeat, s.HeartbeatRequest,
+              s.WorkerAnswer, "Worker Heartbeat", contract=True),
+        route("POST", below("/training/enqueue"), network.enqueue, s.EnqueueRequest,
+              s.TaskAnswer, "Enqueue Training", contract=True),
+        route("POST", below("/training/claim"), network.claim, s.ClaimRequest, s.ClaimAnswer,
+              "Claim Training", contract=True),
+        route("POST", below("/training/complete"), network.complete, s.CompleteRequest,
+              s.TaskAnswer, "Complete Training", contract=True),
+        route("POST", below("/think/dual"), network.think, s.ThinkRequest, s.ThoughtAnswer,
+              "Dual Think", contract=True),
+        route("GET", below("/tasks"), reads.tasks, s.TasksQuery, s.TasksAnswer, "List Tasks"),
+        route("GET", below("/tasks/{task_id}"), reads.task, nothing, s.TaskDetailAnswer,
+              "Show Task"),
+        route("POST", below("/tasks/{task_id}/cancel"), reads.cancel, s.CancelRequest,
+              s.TaskDetailAnswer, "Cancel Task"),
+        route("POST", below("/tasks/{task_id}/retry"), reads.retry, nothing,
+              s.TaskDetailAnswer, "Retry Task"),
+        route("GET", below("/workers"), reads.workers, nothing, s.WorkersAnswer, "List Workers"),
+        route("GET", below("/nodes/{node_id}"), reads.node, nothing, s.NodeDetailAnswer,
+              "Show Node"),
+        route("GET", below("/rounds"), reads.rounds, s.RoundsQuery, s.RoundsAnswer,
+              "List Rounds"),
+        route("GET", below("/rounds/{round_id}"), reads.round, nothing, s.RoundAnswer,
+              "Show Round"),
+        route("GET", below("/log/state"), reads.log_state, nothing, s.LogStateAnswer,
+              "Log State"),
+        route("GET", below("/log/refusals"), reads.log_refusals, s.RefusalsQuery,
+              s.RefusalsAnswer, "List Refusals"),
+        route("POST", below("/agents/join"), join.join, s.JoinRequest, s.JoinAnswer,
+              "Join As Agent"),
+        Page("/healthz", health.healthz, "Whether the process lives"),
+        Page("/readyz", health.readyz, "Whether it can do its work"),
+    ]  # fmt: skip
+
+
+def documented(table: Sequence[Route | Page]) -> list[Route | Page]:
+    """The table and the page that describes it."""
+    version = metadata.version("aghsan")
+
+    async def document(_: web.Request) -> web.Response:
+        return web.Response(body=content, content_type="application/json")
+
+    page = Page("/openapi.json", document, "This document")
+    content = openapi.encoded([*table, page], version)
+    return [*table, page]
+
+
+async def plant(door: runtime.Runtime) -> None:
+    """Plant the seeded tree where it is missing."""
+    await door.execute(commands.SeedTree(), runtime.new_meta("control"), runtime.nothing)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    control: Control,
+    refusals: Refusals,
+    http_lease_seconds: float,
+    host: str,
+    port: int,
+    nats_url: str,
+) -> AsyncIterator[str]:
+    """Serve HTTP inside the block; the address (port 0: a free one).
+
+    Raises OSError when the address cannot be had.
+    """
+    records = Records(control.door, control.log, control.store)
+    network = NetworkRoutes(
+        control.door,
+        control.presence,
+        records,
+        control.store,
+        refusals,
+        control.connections.fleet,
+        http_lease_seconds,
+    )
+    reads = ReadRoutes(control.door, control.presence, records, refusals)
+    table = documented(routes(network, reads, JoinRoutes(control, nats_url), HealthRoutes(control)))
+    app = http.application(table)
+    address = urllib.parse.urlsplit(nats_url)
+    relay = Relay(lambda: (address.hostname or "127.0.0.1", address.port or 4222))
+    relay.mount(app, RELAY_PATH)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        await site.start()
+        taken = runner.addresses[0][1]
+        yield f"http://{_reachable(host)}:{taken}"
+    finally:
+        await runner.cleanup()
+
+
+def _reachable(host: str) -> str:
+    """A name for an address that one can connect to."""
+    if host in ("", "0.0.0.0"):  # noqa: S104  compared with, not bound to
+        return "127.0.0.1"
+    if host == "::":
+        return "[::1]"
+    return f"[{host}]" if ":" in host else host
