@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -65,6 +66,8 @@ class Link:
         self.token = agent.token
         self.lane = agent.lanes[0]
         self.session = ""
+        self._offers = f"_INBOX_{agent.token}.offers.{secrets.token_hex(8)}"
+        self._arrived: asyncio.Queue[Incoming | None] = asyncio.Queue()
 
     @classmethod
     async def join(
@@ -93,12 +96,17 @@ class Link:
             for one in links:
                 on_closed(one)
 
+        def reconnected() -> None:
+            for one in links:
+                one._wake()
+            on_reconnect()
+
         bus = await Bus.connect(
             url,
             credentials=(agent.jwt, bytes(seed).decode()),
             name=agent.token,
             inbox_prefix=f"_INBOX_{agent.token}",
-            on_reconnect=on_reconnect,
+            on_reconnect=reconnected,
             on_closed=closed,
         )
         link = cls(bus, agent)
@@ -112,6 +120,7 @@ class Link:
 
         try:
             await bus.subscribe(f"_INBOX_{agent.token}.notice", noticed)
+            await bus.subscribe(link._offers, link._arrive)
         except errors.Unavailable:
             await bus.close()
             raise
@@ -150,17 +159,18 @@ class Link:
         return welcome
 
     async def pull(self) -> Pulled | None:
-        """Wait for an offer, at most PULL_SECONDS."""
-        body = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * 1e9)}).encode()
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.WORK.{self.lane}"
+        """Wait for an offer, at most PULL_SECONDS. Raises errors.Unavailable."""
+        if self._arrived.empty():
+            body = json.dumps({"batch": 1, "expires": int(PULL_SECONDS * 1e9)}).encode()
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.WORK.{self.lane}"
+            await self._bus.publish(subject, body, self._offers)
         try:
-            message = await self._bus.ask(subject, body, PULL_SECONDS + 1.0)
-        except errors.Unavailable:
-            if not self._bus.is_connected:
-                raise
+            async with asyncio.timeout(PULL_SECONDS + 0.5):
+                message = await self._arrived.get()
+        except TimeoutError:
             return None
-        if message.headers:
-            return None
+        if message is None or message.headers:
+            return None  # a cut ended the wait, or the server did
         try:
             offer = msgspec.json.decode(message.data, type=wire.Offer)
             # $JS.ACK.WORK.<lane>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>
@@ -170,6 +180,14 @@ class Link:
             await self._bus.publish(message.reply, b"+TERM")
             return None
         return Pulled(offer.task_id, seq, message.reply)
+
+    async def _arrive(self, message: Incoming) -> None:
+        # A delivered message keeps the subject it was stored under: only its inbox tells it apart.
+        self._arrived.put_nowait(message)
+
+    def _wake(self) -> None:
+        """End a wait for an offer: the pull went down with the connection."""
+        self._arrived.put_nowait(None)
 
     async def acknowledge(self, pulled: Pulled) -> None:
         """Say that the offer did its work; a lost ack only means another wake-up."""

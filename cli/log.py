@@ -1,10 +1,11 @@
 """`aghsan replay` and `aghsan audit`: what needs the log alone."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -47,8 +48,7 @@ def replay(data: Path, at: int | None, as_json: bool) -> None:
     from core.replay import replay as fold_log
     from core.replay import serving
 
-    _end_on_sigterm()
-    with serving(data) as access:
+    with _ending_on_sigterm(), serving(data) as access:
         replayed = asyncio.run(_with_log(access, lambda log: fold_log(log, at)))
         running = access.running
     if as_json:
@@ -68,8 +68,7 @@ def audit(data: Path, as_json: bool) -> None:
     """
     from core.replay import serving
 
-    _end_on_sigterm()
-    with serving(data, untouched=True) as access:
+    with _ending_on_sigterm(), serving(data, untouched=True) as access:
         auditor, stored, refusals = asyncio.run(_audit(access))
         running = access.running
     findings = auditor.findings
@@ -100,16 +99,12 @@ async def _with_log(access: "Access", ask: Callable[[Any], Coroutine[Any, Any, T
 
 
 async def _audit(access: "Access") -> "tuple[Auditor, Stored, int]":
-    from core.audit import Auditor, check_artifacts
+    from core.audit import check_artifacts, read_log
     from core.chunks import JetStreamChunks
     from core.replay import connect, count_refusals
 
-    auditor = Auditor()
     async with connect(access) as connected:
-        async for records in connected.log.read():
-            for record in records:
-                auditor.take(record)
-        auditor.finish()
+        auditor = await read_log(connected.log)
         store = JetStreamChunks(connected.fleet)
         stored = await check_artifacts(store, auditor.named(), auditor.findings)
         return auditor, stored, await count_refusals(connected.control)
@@ -122,10 +117,17 @@ def _plain(struct: Any) -> dict[str, Any]:
     return plain
 
 
-def _end_on_sigterm() -> None:
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
     """End as on Ctrl-C, so that a server of our own stops and a copy is removed."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -1,7 +1,7 @@
 """The audit: whether a log keeps the rules, found out without the code that wrote it.
 
-`Auditor` takes one record after another and does no IO; `check_artifacts` then reads what the log
-names. The rules are told again here from DESIGN, apart from `core.decide` and the projections: a
+`Auditor` takes one record after another and does no IO; `read_log` gives it a stored log, and
+`check_artifacts` reads what that names. The rules are told again here from DESIGN, apart from `core.decide` and the projections: a
 mistake there would else be made twice, and agree with itself.
 
 A record that breaks a rule is taken as it stands, so that one fault is told once and not again by
@@ -17,7 +17,7 @@ import msgspec
 
 from core import chunks, errors, events, specializations, subjects
 from core.events import Base, Candidate, Champion, Checkpoint, Rival, Role, Workload
-from core.log import Record
+from core.log import Log, Record
 
 SHOWN_MAX = 100
 DETAIL_CHARS_MAX = 400
@@ -101,7 +101,7 @@ class Auditor:
         self.findings = Findings()
         self.events = 0
         self._add = self.findings.add
-        self._last_seq = 0
+        self.last_seq = 0
         self._clock = 0
         self._epoch = 0
         self._ids: set[str] = set()
@@ -126,9 +126,12 @@ class Auditor:
         if taker is not None:
             taker(event.seq, event.data)
 
-    def finish(self) -> None:
-        """Check what the end of the log leaves open."""
-        self._rounds.expect_no_promotion(self._last_seq, "the end of the log")
+    def finish(self, last: int = 0) -> None:
+        """Check what the end of the log leaves open; `last` is where it says that it ends."""
+        if last > self.last_seq:
+            detail = f"{last - self.last_seq} missing: the log ends at {last}, and cannot be read"
+            self._add("order", self.last_seq + 1, f"{detail} after {self.last_seq}")
+        self._rounds.expect_no_promotion(self.last_seq, "the end of the log")
 
     def named(self) -> Iterator[Named]:
         """What has to be stored, each once: checkpoints, candidates, champions, metrics."""
@@ -139,16 +142,16 @@ class Auditor:
                 yield one
 
     def _in_order(self, seq: int) -> None:
-        expected = self._last_seq + 1
+        expected = self.last_seq + 1
         if seq > expected:
             self._add(
                 "order",
                 expected,
-                f"{seq - expected} missing: {self._last_seq} is followed by {seq}",
+                f"{seq - expected} missing: {self.last_seq} is followed by {seq}",
             )
         elif seq < expected:
-            self._add("order", seq, f"{self._last_seq} is followed by {seq}")
-        self._last_seq = max(self._last_seq, seq)
+            self._add("order", seq, f"{self.last_seq} is followed by {seq}")
+        self.last_seq = max(self.last_seq, seq)
 
     def _unreadable(self, record: Record, found: events.Undecodable) -> None:
         proper = _proper_subject(record)
@@ -175,10 +178,11 @@ class Auditor:
             events.ChampionPromoted: self._rounds.promoted,
             events.CommitmentsDeposited: self._rounds.deposited,
         }
-        for name, cls in events.TYPES.items():
-            if name.startswith(("Task", "Claim", "Checkpoint", "Attempt")):
+        for cls in events.TYPES.values():
+            # The first field names the aggregate.
+            if cls.__struct_fields__[0] == "task_id":
                 takers[cls] = tasks
-            elif name.startswith(("Round", "Role", "Candidate", "Judging")):
+            elif cls.__struct_fields__[0] == "round_id":
                 takers[cls] = rounds
         return takers
 
@@ -290,7 +294,8 @@ class _Tasks:
         self._add = add
         self._tree = tree
         self._named: list[Named] = []
-        self._strangers: set[str] = set()
+        self.strangers: set[str] = set()
+        """Tasks that are known only by what should have followed their first event."""
         self.rows: dict[str, _Task] = {}
 
     def named(self) -> Iterator[Named]:
@@ -307,10 +312,10 @@ class _Tasks:
         if isinstance(data, events.TaskQueued):
             self._queued(seq, data, task)
         elif task is None:
-            if data.task_id not in self._strangers:
+            if data.task_id not in self.strangers:
                 name = type(data).__name__
                 self._add("life", seq, f"{name} of {data.task_id}, which was never queued")
-            self._strangers.add(data.task_id)
+            self.strangers.add(data.task_id)
         elif isinstance(data, events.TaskRetried):
             self._retried(seq, data, task)
         elif task.status in _ENDED:
@@ -338,8 +343,8 @@ class _Tasks:
             self._add("attempts", seq, detail)
         if task.status == "running":
             detail = (
-                f"{data.task_id} is claimed by {data.worker_id!r}, while {task.worker_id!r} holds it"
-                f" by attempt {task.attempt}"
+                f"{data.task_id} is claimed by {data.worker_id!r}, while {task.worker_id!r} holds"
+                f" it by attempt {task.attempt}"
             )
             self._add("fencing", seq, detail)
         wanted = None
@@ -562,11 +567,12 @@ class _Rounds:
             self._add("base", seq, detail)
 
     def _fault_of_entry(self, data: events.RoleEntered, row: _Round) -> str:
-        task = self._tasks.rows.get(data.task_id)
-        if task is None:
-            return f"{data.task_id} enters, which was never queued"
         if data.rival in row.entered:
             return f"{data.task_id} enters as {data.rival}, a role that is taken"
+        task = self._tasks.rows.get(data.task_id)
+        if task is None:
+            told = data.task_id in self._tasks.strangers
+            return "" if told else f"{data.task_id} enters, which was never queued"
         if (task.node_id, task.workload) != (row.node_id, row.workload):
             return f"{data.task_id} enters, which is of another node or workload"
         if data.rival not in _rivals_of(task.role):
@@ -653,6 +659,22 @@ def _opens(secret: str, commitment: str) -> bool:
 
 
 # What is stored
+
+
+async def read_log(log: Log) -> Auditor:
+    """An auditor that took the log up to its end at the time of the call. Raises LogUnavailable."""
+    auditor = Auditor()
+    last = await log.last_seq()
+    try:
+        async for records in log.read(1, last):
+            for record in records:
+                auditor.take(record)
+    except errors.LogUnavailable:
+        # It may be out of reach, or its end be lost: then it answers that there is no such record.
+        if await log.get(auditor.last_seq + 1) is not None:
+            raise
+    auditor.finish(last)
+    return auditor
 
 
 class Stored(msgspec.Struct):

@@ -180,10 +180,8 @@ def _started(data: Path) -> Iterator[Access]:
 
 def _pair(authority: Authority, account: str) -> tuple[str, str]:
     # Reading the log makes a consumer, which no inspector may.
-    if account == "CONTROL":
-        credentials = authority.control()
-    else:
-        credentials = authority.inspector(account)
+    control = account == "CONTROL"
+    credentials = authority.control() if control else authority.inspector(account)
     assert credentials.seed is not None, "its key was made here"
     return credentials.jwt, credentials.seed
 

@@ -303,7 +303,7 @@ _CHUNK, _NO_CHUNK = b"\x00", b"\x01"
 
 
 class _Framed(msgspec.Struct, frozen=True):
-    ok: msgspec.Raw | None = None
+    ok: msgspec.Raw = msgspec.Raw(b"")
     error: str = ""
     detail: str = ""
 
@@ -332,7 +332,7 @@ def decode(raw: bytes, kind: type[T]) -> T:
     """The answer in a frame. Raises the error it was refused with; Unavailable for nonsense."""
     try:
         framed = msgspec.json.decode(raw, type=_Framed)
-        if framed.ok is not None:
+        if framed.ok:
             return msgspec.json.decode(framed.ok, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise errors.Unavailable(f"an answer that cannot be read: {error}") from error

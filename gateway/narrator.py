@@ -43,10 +43,10 @@ def _text(data: events.EventData, state: State) -> str:
         case events.ChampionPromoted():
             champion = data.champion
             side = "not below" if champion.below_baseline else "below"
-            baseline = _figure(champion.baseline_error)
+            reference = _figure(champion.baseline_error)
             return (
                 f"new champion of {data.node_id}: {champion.rival}, error "
-                f"{_figure(champion.error)} ({side} the baseline {baseline})"
+                f"{_figure(champion.error)} ({side} the baseline {reference})"
             )
         case events.ClaimExpired():
             return f"{data.task_id}: attempt {data.attempt} lost ({data.reason}); queued again"
