@@ -51,7 +51,7 @@ class Supervisor:
         self._ready_file = ready_file
         self._members: dict[str, Member] = {}
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
-        self._stopping = False
+        self._stopping = self._complete = False
         self.http = ""
 
     def on_signal(self, *_: object) -> None:
@@ -104,9 +104,16 @@ class Supervisor:
                 )
             self._step(0.5)
 
+    def announce(self) -> None:
+        """Say that everything is up. From now on the ready file tells where it is."""
+        self._complete = True
+        self._write_ready()
+        child.say(f"ready {self.http}")
+        inspector = self._data / "creds" / "inspect-control.creds"
+        child.say(f"  look inside: nats --server {self._server.url} --creds {inspector} stream ls")
+
     def run(self) -> None:
         """Keep everything alive until asked to stop."""
-        self._write_ready()
         while not self._stopping:
             self._step(0.25)
 
@@ -183,8 +190,7 @@ class Supervisor:
         }
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
         platforms.write_atomically(self._data / "run.json", text)
-        members = self._members.values()
-        if self._ready_file is not None and all(one.ready or one.deaths for one in members):
+        if self._ready_file is not None and self._complete:
             platforms.write_atomically(self._ready_file, text)
 
     def stop(self) -> None:
@@ -315,9 +321,7 @@ def up(
                 worker_timeout_sec=worker_timeout_sec,
                 http_lease_sec=http_lease_sec,
             )
-            child.say(f"ready {supervisor.http}")
-            inspector = data / "creds" / "inspect-control.creds"
-            child.say(f"  look inside: nats --server {server.url} --creds {inspector} stream ls")
+            supervisor.announce()
             supervisor.run()
         except KeyboardInterrupt:
             pass

@@ -1,8 +1,8 @@
 """The audit: whether a log keeps the rules, found out without the code that wrote it.
 
 `Auditor` takes one record after another and does no IO; `read_log` gives it a stored log, and
-`check_artifacts` reads what that names. The rules are told again here from DESIGN, apart from `core.decide` and the projections: a
-mistake there would else be made twice, and agree with itself.
+`check_artifacts` reads what that names. The rules are told again here, apart from `core.decide` and
+the projections: a mistake there would else be made twice, and agree with itself.
 
 A record that breaks a rule is taken as it stands, so that one fault is told once and not again by
 everything that follows from it.

@@ -22,7 +22,12 @@ MANIFEST_BYTES_MAX = 1024 * 1024 - 4096
 FILES_MAX = 64
 WRITTEN_ALREADY = 10077
 """JetStream's error code where a subject's only message stands already (and for a full stream)."""
-NO_MESSAGE = 10037
+NO_MESSAGE = frozenset({10037, 10043})
+"""JetStream's error codes where nothing stands: none of this subject, none of this sequence."""
+SEQUENCE = "Nats-Sequence"
+"""The header that JetStream gives to every message it hands out, and to nothing else."""
+NOT_FOUND = "404"
+FULL = frozenset({WRITTEN_ALREADY, 10002, 10023, 10028, 10047})
 REQUEST_SECONDS = 10.0
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -127,7 +132,7 @@ def require_stored(raw: bytes) -> None:
     words = str(error.get("description", error))
     if error.get("err_code") == WRITTEN_ALREADY and "per subject" in words:
         return
-    if error.get("err_code") in (WRITTEN_ALREADY, 10023, 10047, 10028, 10002):
+    if error.get("err_code") in FULL:
         raise errors.LogFull(f"the chunk store is full: {words}; free space or raise its bound")
     raise errors.Unavailable(f"the chunk store does not take a chunk: {words}")
 
@@ -247,25 +252,29 @@ class JetStreamChunks:
 
     async def delete(self, writer: str, digest: str) -> None:
         """As ChunkStore.delete."""
-        answer = await self._api(
-            "STREAM.MSG.GET.CHUNKS", {"last_by_subj": f"chunk.{writer}.{digest}"}
-        )
-        if "message" in answer:
-            await self._api(
-                "STREAM.MSG.DELETE.CHUNKS", {"seq": answer["message"]["seq"], "no_erase": True}
-            )
+        require_name(digest)
+        found = await self._api("MSG.GET", {"last_by_subj": f"chunk.{writer}.{digest}"})
+        if found is not None:
+            await self._api("MSG.DELETE", {"seq": found["message"]["seq"], "no_erase": True})
 
-    async def _api(self, endpoint: str, body: dict[str, object]) -> dict[str, Any]:
-        return await self._fleet.api(endpoint, body, REQUEST_SECONDS)
+    async def _api(self, endpoint: str, body: dict[str, object]) -> dict[str, Any] | None:
+        """The answer about a message of CHUNKS, or None when it is not there (any more)."""
+        answer = await self._fleet.api(f"STREAM.{endpoint}.CHUNKS", body, REQUEST_SECONDS)
+        error = answer.get("error")
+        if error is None:
+            return answer
+        if error.get("err_code") in NO_MESSAGE:
+            return None
+        raise errors.Unavailable(f"the chunk store refuses: {error.get('description', error)}")
 
     async def _direct(self, writer: str, digest: str) -> bytes | None:
         require_name(digest)
         answer = await self._fleet.ask(
             f"$JS.API.DIRECT.GET.CHUNKS.chunk.{writer}.{digest}", b"", REQUEST_SECONDS
         )
+        if SEQUENCE in answer.headers:  # then all other headers are its writer's
+            return answer.data
         status = answer.headers.get(STATUS)
-        if status == "404":
+        if status == NOT_FOUND:
             return None
-        if status is not None:
-            raise errors.Unavailable(f"the chunk store answers {status}")
-        return answer.data
+        raise errors.Unavailable(f"the chunk store answers with status {status}; try again later")

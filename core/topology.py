@@ -7,6 +7,7 @@ Everything goes through the JSON API of JetStream (ADR-1 and ADR-13 of NATS): ty
 fields that are newer than they are.
 """
 
+import itertools
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -149,6 +150,9 @@ def load(path: Path | None = None) -> Topology:
 
 def _contradictions(topology: Topology) -> list[str]:
     problems = []
+    lanes = [name for name, stream in topology.streams.items() if stream.each_lane]
+    if len(lanes) != 1:
+        problems.append(f"one stream has each_lane, not {' and '.join(lanes) or 'none'}")
     for name, account in topology.accounts.items():
         reserved = sum(stream.max_mib for stream in topology.of_account(name).values())
         if reserved > (account.disk_mib or 0):
@@ -165,10 +169,36 @@ def _contradictions(topology: Topology) -> list[str]:
             problems.append(f"{name} belongs to {stream.account}, which is no account")
         if stream.max_mib < 1:
             problems.append(f"{name} is not bounded")
-        for consumer in stream.consumers.values():
+        if stream.allow_atomic and stream.persist == "async":
+            problems.append(f"{name} cannot be both allow_atomic and persist: async")
+        for consumer in (*stream.consumers.values(), *filter(None, [stream.each_lane])):
             if not any(covers(subject, consumer.filter) for subject in stream.subjects):
                 problems.append(f"{name} holds no {consumer.filter}")
-    return problems
+    return problems + _overlaps(topology)
+
+
+def _overlaps(topology: Topology) -> list[str]:
+    # The server would find them only when it has made the first of the two streams.
+    return [
+        f"{one} and {other} of {account} would both hold {subject}"
+        for account in topology.accounts
+        for (one, first), (other, second) in itertools.combinations(
+            topology.of_account(account).items(), 2
+        )
+        for subject in first.subjects
+        if any(overlap(subject, another) for another in second.subjects)
+    ]
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some subject fits both patterns."""
+    first, second = one.split("."), other.split(".")
+    for here, there in zip(first, second, strict=False):
+        if ">" in (here, there):
+            return True
+        if "*" not in (here, there) and here != there:
+            return False
+    return len(first) == len(second)
 
 
 def covers(pattern: str, subject: str) -> bool:

@@ -37,17 +37,9 @@ def _text(data: events.EventData, state: State) -> str:
             shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
             return f"{data.worker_id} completed {node} · {shown}"
         case events.RoundDecided():
-            row = state.rounds.table.get(data.round_id)
-            node_id = row.node_id if row else "?"
-            return f"judge: {node_id} → {data.verdict} · {data.reasons.en}"
+            return _decided(data, state)
         case events.ChampionPromoted():
-            champion = data.champion
-            side = "not below" if champion.below_baseline else "below"
-            reference = _figure(champion.baseline_error)
-            return (
-                f"new champion of {data.node_id}: {champion.rival}, error "
-                f"{_figure(champion.error)} ({side} the baseline {reference})"
-            )
+            return _promoted(data)
         case events.ClaimExpired():
             return f"{data.task_id}: attempt {data.attempt} lost ({data.reason}); queued again"
         case events.ClaimReleased():
@@ -70,6 +62,31 @@ def _text(data: events.EventData, state: State) -> str:
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
         case _:
             return ""
+
+
+def _decided(data: events.RoundDecided, state: State) -> str:
+    """A verdict that changes nothing; of a promotion the next line tells."""
+    if data.promoted:
+        return ""
+    row = state.rounds.table.get(data.round_id)
+    node_id = row.node_id if row else data.round_id
+    judged = next((one for one in data.candidates if one.ratio is not None), None)
+    if judged is None:
+        return f"judge: {node_id} stays as it is · {data.reasons.en}"
+    return (
+        f"judge: {node_id} stays as it is · {_figure(judged.error)} is not surely better "
+        f"({_figure(judged.ratio)} times, perhaps {_figure(judged.ratio_upper)}; look {data.look})"
+    )
+
+
+def _promoted(data: events.ChampionPromoted) -> str:
+    champion = data.champion
+    what = "new champion" if data.instead_of else "first champion"
+    side = "not yet below" if champion.below_baseline else "below"
+    return (
+        f"judge: {what} of {data.node_id} · {champion.rival}, error {_figure(champion.error)}, "
+        f"{side} the baseline {_figure(champion.baseline_error)}"
+    )
 
 
 def _node_of(task_id: str, state: State) -> str:

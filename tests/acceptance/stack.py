@@ -98,6 +98,13 @@ class Stack:
         self._process = None
         return code, time.monotonic() - began
 
+    def kill_up(self) -> None:
+        """Kill the supervisor itself."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
     def close(self) -> None:
         """End it, whatever state it is in."""
         if self._process is not None and self._process.poll() is None:

@@ -359,6 +359,7 @@ def cases_of_rounds() -> list[Case]:
         ("a second open round", "rounds",
          inserted(opened + 1, events.replace(at(opened), **second)), opened + 1),
         ("opened twice", "rounds", inserted(end, at(opened)), end),
+        ("a round of no node", "rounds", changed(opened, node_id="n"), opened),
         ("never opened", "rounds", inserted(end, unknown), end),
         ("an unknown task enters", "rounds", changed(entered, task_id="t9"), entered),
         ("a taken role", "rounds", inserted(entered + 1, at(entered)), entered + 1),
