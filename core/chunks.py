@@ -7,7 +7,6 @@ by the desk alone, after it has verified every chunk that they name.
 import asyncio
 import builtins
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -30,7 +29,8 @@ NOT_FOUND = "404"
 FULL = frozenset({WRITTEN_ALREADY, 10002, 10023, 10028, 10047})
 REQUEST_SECONDS = 10.0
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_-])?")
+_WRITER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -71,16 +71,19 @@ def decode_manifest(raw: bytes) -> Manifest:
 
 
 def require_sound(manifest: Manifest) -> None:
-    """Refuse names that could leave a directory and digests that are none.
+    """Refuse names that could leave a directory, and writers and digests that are none.
 
     Raises errors.ArtifactError.
     """
+    if not _WRITER.fullmatch(manifest.writer):
+        raise errors.ArtifactError(f"{manifest.writer[:80]!r} is no writer of an artifact")
     if len(manifest.files) > FILES_MAX:
         raise errors.ArtifactError(
             f"a manifest of {len(manifest.files)} files; it may have {FILES_MAX}"
         )
-    names = [file.name for file in manifest.files]
-    if len(set(names)) != len(names):
+    # Windows and macOS take names for the same that differ in case only.
+    names = {file.name.lower() for file in manifest.files}
+    if len(names) != len(manifest.files):
         raise errors.ArtifactError("a manifest that names a file twice")
     for file in manifest.files:
         if not _NAME.fullmatch(file.name):
@@ -118,30 +121,41 @@ def require_digest(piece: bytes, digest: str) -> None:
         )
 
 
+class _Fault(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Receipt(msgspec.Struct):
+    error: _Fault | None = None
+
+
 def require_stored(raw: bytes) -> None:
     """Check JetStream's answer to writing a chunk; one that stands already is as good.
 
     Raises errors.LogFull when the store has no room, errors.Unavailable otherwise.
     """
     try:
-        error = json.loads(raw).get("error")
-    except (ValueError, AttributeError) as fault:
-        raise errors.Unavailable(f"the chunk store answers nonsense: {raw[:80]!r}") from fault
-    if not error:
+        fault = msgspec.json.decode(raw, type=_Receipt).error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.Unavailable(f"the chunk store answers nonsense: {raw[:80]!r}") from error
+    if fault is None:
         return
-    words = str(error.get("description", error))
-    if error.get("err_code") == WRITTEN_ALREADY and "per subject" in words:
+    if fault.err_code == WRITTEN_ALREADY and "per subject" in fault.description:
         return
-    if error.get("err_code") in FULL:
-        raise errors.LogFull(f"the chunk store is full: {words}; free space or raise its bound")
-    raise errors.Unavailable(f"the chunk store does not take a chunk: {words}")
+    if fault.err_code in FULL:
+        raise errors.LogFull(
+            f"the chunk store is full: {fault.description}; free space or raise its bound"
+        )
+    raise errors.Unavailable(f"the chunk store does not take a chunk: {fault.description}")
 
 
 class ChunkStore(Protocol):
     """Where chunks and manifests lie. Implementations: MemoryChunks, JetStreamChunks."""
 
     async def has(self, writer: str, digest: str) -> int | None:
-        """The size of a stored chunk, or None. Raises Unavailable."""
+        """The size of a stored chunk, or None. Raises ArtifactError for a name that is no digest,
+        as all questions here do, and Unavailable."""
         ...
 
     async def get(self, writer: str, digest: str) -> bytes:
@@ -191,6 +205,8 @@ async def put_file(store: ChunkStore, writer: str, kind: str, name: str, data: b
 async def get_file(store: ChunkStore, writer: str, digest: str) -> bytes:
     """The file of an artifact of one. Raises as `assemble` does."""
     manifest = decode_manifest(await store.get(writer, digest))
+    if len(manifest.files) != 1:
+        raise errors.ArtifactError(f"an artifact of {len(manifest.files)} files, not of one")
     return await assemble(store, manifest, manifest.files[0].name)
 
 
@@ -202,11 +218,13 @@ class MemoryChunks:
 
     async def has(self, writer: str, digest: str) -> int | None:
         """As ChunkStore.has."""
+        require_name(digest)
         data = self.stored.get((writer, digest))
         return None if data is None else len(data)
 
     async def get(self, writer: str, digest: str) -> bytes:
         """As ChunkStore.get."""
+        require_name(digest)
         data = self.stored.get((writer, digest))
         if data is None:
             raise errors.NotFound(f"no chunk {digest[:12]}… of {writer} is stored")
@@ -221,6 +239,7 @@ class MemoryChunks:
 
     async def delete(self, writer: str, digest: str) -> None:
         """As ChunkStore.delete."""
+        require_name(digest)
         self.stored.pop((writer, digest), None)
 
 

@@ -329,13 +329,19 @@ def refusal(error: errors.AghsanError) -> bytes:
 
 
 def decode(raw: bytes, kind: type[T]) -> T:
-    """The answer in a frame. Raises the error it was refused with; Unavailable for nonsense."""
+    """The answer in a frame.
+
+    Raises the error it was refused with, Refused for one that is not known here, Unavailable for
+    nonsense.
+    """
     try:
         framed = msgspec.json.decode(raw, type=_Framed)
         if framed.ok:
             return msgspec.json.decode(framed.ok, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise errors.Unavailable(f"an answer that cannot be read: {error}") from error
+    if not framed.error:
+        raise errors.Unavailable("an answer that is neither one nor a refusal")
     raise _REFUSALS.get(framed.error, errors.Refused)(framed.detail)
 
 

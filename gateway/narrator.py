@@ -1,12 +1,15 @@
 """One quiet line for each event that matters to a person watching."""
 
+import datetime
+
 from core import events
 from core.projections.state import State
 from core.projections.tasks import Task
 
 
 def _time(event: events.Event) -> str:
-    return events.isoformat(event.at)[11:19]
+    """The time of an event on this machine's clock."""
+    return f"{datetime.datetime.fromtimestamp(event.at / 1e6, datetime.UTC).astimezone():%H:%M:%S}"
 
 
 def _figure(value: float | None) -> str:
