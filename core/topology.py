@@ -406,7 +406,9 @@ async def _plan_stream(api: Api, plan: _Plan, name: str, stream: Stream) -> bool
     differences = stream_differences(stream, found, wanted)
     if differences:
         change = Change(name, [one.field for one in differences])
-        plan.steps.append((change, f"STREAM.UPDATE.{name}", {**found, **wanted}))
+        # The window for duplicates, which may not outlast the messages, is set anew by the server.
+        kept = {field: value for field, value in found.items() if field != "duplicate_window"}
+        plan.steps.append((change, f"STREAM.UPDATE.{name}", {**kept, **wanted}))
         plan.problems += _refusal(f"stream {name}", differences, _way_out(name, stream))
     return True
 

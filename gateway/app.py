@@ -53,10 +53,11 @@ class JoinRoutes:
                 f"this server speaks protocol {wire.PROTOCOL}, the agent {asked.protocol}; install "
                 f"the same version on both"
             )
-        lane = msgspec.json.decode(asked.capabilities, type=_Capabilities).lane
-        await self._ensure_lane(lane)
+        lane = _lane(asked.capabilities)
         token = subjects.token(asked.worker_id)
+        # Lanes are few and stay: one is made only for an agent that may have it.
         credentials = self._authority.agent(token, [lane], asked.public_key)
+        await self._ensure_lane(lane)
         direct = self._nats_url if request.remote in LOOPBACK else None
         return schemas.JoinAnswer(
             agent=schemas.Agent(
@@ -72,6 +73,15 @@ class JoinRoutes:
 
 class _Capabilities(msgspec.Struct):
     lane: str = "cpu-1"
+
+
+def _lane(capabilities: msgspec.Raw) -> str:
+    try:
+        return msgspec.json.decode(capabilities, type=_Capabilities).lane
+    except msgspec.ValidationError as error:
+        raise errors.Invalid(
+            f"capabilities.lane names the agent's lane, as in \"cpu-16\": {error}"
+        ) from error
 
 
 class HealthRoutes:

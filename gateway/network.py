@@ -11,7 +11,7 @@ from core import chunks, commands, errors, events, runtime, specializations, sub
 from core.bus import Bus
 from core.chunks import ChunkStore
 from core.decide import tasks as rules
-from core.presence import Presence
+from core.presence import Presence, Seen
 from core.projections.graph import Node
 from core.projections.state import State
 from core.projections.tasks import Done, Task
@@ -165,7 +165,7 @@ class NetworkRoutes:
         """Give a worker the best task for it, or the one whose answer it may have lost."""
         meta = runtime.new_meta(BY)
         worker_id = asked.worker_id
-        seen = self._presence.workers.get(worker_id)
+        seen = self._known(worker_id)
         signalled_at = seen.signalled_at if seen else 0
         held = set(self._door.state.tasks.held.get(worker_id, ()))
         command = commands.ClaimTask(
@@ -197,7 +197,7 @@ class NetworkRoutes:
         if self._holds(asked.task_id, asked.worker_id):
             metrics, metrics_digest = await store_metrics(self._store, asked.metrics)
             if asked.artifact_payload is not None:
-                name = name or f"artifact-{asked.task_id}-{asked.worker_id}.json"
+                name = name or _artifact_name(asked.task_id, asked.worker_id)
                 digest = await chunks.put_file(
                     self._store, DESK, "payload", "payload.json", bytes(asked.artifact_payload)
                 )
@@ -219,10 +219,16 @@ class NetworkRoutes:
         except (errors.NotOwner, errors.Conflict) as error:
             self._refusals.record("task", asked.task_id, asked.worker_id, error)
             raise
-        seen = self._presence.workers.get(asked.worker_id)
+        seen = self._known(asked.worker_id)
         if seen is not None:
             seen.last_seen = meta.now
         return schemas.TaskAnswer(task=await self._answered(row))
+
+    def _known(self, worker_id: str) -> Seen | None:
+        """The signs of life of a worker that the state knows, be it from before a restart;
+        strangers leave none."""
+        known = worker_id in self._door.state.workers.table
+        return self._presence.of(worker_id) if known else None
 
     def _holds(self, task_id: str, worker_id: str) -> bool:
         """Whether a completion would be this task's first: only then are its bytes stored."""
@@ -232,6 +238,14 @@ class NetworkRoutes:
     async def _answered(self, row: Task | Done) -> schemas.Task:
         task = await self._records.whole(row)
         return task_of(task, await self._records.metrics(task) if task.result else None)
+
+
+def _artifact_name(task_id: str, worker_id: str) -> str:
+    """The name of an artifact that came without one; a worker id that fits no name goes hashed."""
+    name = f"artifact-{task_id}-{worker_id}.json"
+    if schemas.display_name_fault(name) is None:
+        return name
+    return f"artifact-{task_id}-{subjects.token(worker_id)}.json"
 
 
 def _open(state: State, task_id: str) -> Task:

@@ -77,7 +77,27 @@ def open_session(state: State, command: commands.OpenSession) -> list[events.Eve
                     reason="its worker began a new session without it",
                 )
             )
-    return happened
+    return [*happened, *_revivals(state, command)]
+
+
+def _revivals(state: State, command: commands.OpenSession) -> list[events.EventData]:
+    """Listed claims that expired meanwhile and are still unrivalled go on under the new session."""
+    revived: list[events.EventData] = []
+    for token in command.holding:
+        task = state.tasks.table.get(token.task_id)
+        if not isinstance(task, Task) or task.status != "queued" or task.claim is None:
+            continue
+        expired = task.claim.state == "expired" and task.claim.worker_id == command.worker_id
+        if expired and token_of(task) == token:
+            revived.append(
+                events.ClaimRevived(
+                    task_id=token.task_id,
+                    attempt=token.attempt,
+                    claim_id=token.claim_id,
+                    session=command.session,
+                )
+            )
+    return revived
 
 
 def require_session(state: State, worker_id: str, session: str) -> None:
