@@ -296,11 +296,12 @@ class WorkerRegistered(Data, frozen=True, kw_only=True):
 
 
 class WorkerChanged(Data, frozen=True, kw_only=True):
-    """A heartbeat changed a worker's status or capabilities."""
+    """A heartbeat changed a worker's status or capabilities (UNSET: as they were)."""
 
     worker_id: str
     status: str
-    capabilities: msgspec.Raw | None = None
+    # Not None: msgspec reads a Raw that may be None as None and nothing else.
+    capabilities: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionOpened(Data, frozen=True, kw_only=True):

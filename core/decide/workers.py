@@ -30,10 +30,10 @@ def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventDat
                 capabilities=msgspec.Raw(command.capabilities or b"{}"),
             )
         ]
-    capabilities = None
+    capabilities: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     if command.capabilities is not None and command.capabilities != bytes(worker.capabilities):
         capabilities = msgspec.Raw(command.capabilities)
-    if command.status == worker.status and capabilities is None:
+    if command.status == worker.status and capabilities is msgspec.UNSET:
         return []
     return [
         events.WorkerChanged(

@@ -66,7 +66,8 @@ class Workers:
             case events.WorkerChanged():
                 worker = self.table.rows[data.worker_id]
                 kept = worker.capabilities
-                capabilities = kept if data.capabilities is None else data.capabilities.copy()
+                told = data.capabilities
+                capabilities = kept if isinstance(told, msgspec.UnsetType) else told.copy()
                 self._put(
                     events.replace(
                         worker,

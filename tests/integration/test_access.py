@@ -54,6 +54,10 @@ async def pull(bus: Bus, endpoint: str) -> Incoming:
     return message
 
 
+async def ignore(message: Incoming) -> None:
+    """Have the server know that somebody waits."""
+
+
 class Site(NamedTuple):
     """All streams, the control process in both accounts, and what the desk heard."""
 
@@ -216,6 +220,7 @@ async def test_every_message_of_an_agent_arrives_once(site: Site) -> None:
         await agent.request("fleet.a1.claim", b"{}")
         await agent.request("hb.a1", b"{}")
         await agent.request("telemetry.a1.t", b"{}")
+        await agent.subscribe("_INBOX_a1.pull", ignore)
         await agent.publish(PULL_WORK, b'{"batch":1,"expires":60000000000}', "_INBOX_a1.pull")
         await agent.flush()
         info = await site.desk.api("CONSUMER.INFO.WORK.cpu")
@@ -233,6 +238,7 @@ async def test_a_judge_reads_pulls_acknowledges_and_sends_commands(site: Site) -
     await site.control.request("judge.cpu", b"round")
     async with site.nats.connect("judge") as judge:
         assert (await judge.api("STREAM.INFO.EVENTS"))["state"]["last_seq"] == 1
+        assert (await judge.api("INFO"))["streams"] == 4
         assert (await judge.ask("$JS.API.DIRECT.GET.EVENTS", b'{"seq":1}')).data == b"closed"
         assert (await judge.ask("$JS.API.DIRECT.GET.EVENTS.ev.round.r")).data == b"closed"
         offer = await pull(judge, PULL_JUDGEMENTS)

@@ -289,15 +289,12 @@ async def test_what_the_server_refuses_is_told_in_its_words(fleet: Bus) -> None:
         await topology.apply(fleet.api, "FLEET", small(S=truth()))
 
 
-async def test_without_jetstream_there_is_no_topology_to_compare(shared_nats: Nats) -> None:
+async def test_a_server_that_is_not_ready_is_unavailable_and_no_mismatch() -> None:
     async def not_ready(endpoint: str, body: dict[str, object]) -> Json:
         return {"error": {"code": 503, "err_code": 10008, "description": "unavailable"}}
 
     with pytest.raises(errors.Unavailable, match="Try again"):
         await topology.apply(not_ready, "FLEET", small(S=truth()))
-    async with shared_nats.connect("notifier") as agents:
-        with pytest.raises(errors.Unavailable):  # refused, there is no JetStream at all
-            await topology.apply(agents.api, "FLEET", small(S=truth()))
 
 
 # Lanes

@@ -1,0 +1,530 @@
+"""The routes beyond the nine: looking things up, people's verbs, joining, health."""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nkeys
+import pytest
+import pytest_asyncio
+
+from core import commands, events, runtime, wire
+from core.bus import Bus
+from core.decide.tasks import held_under
+from core.projections import tasks as projection
+from core.projections.state import State
+from core.projections.tasks import Task
+from tests.integration.gateway_stack import Reply, Stack, quoted, started
+
+SECRET = b"s" * 32
+COMMITMENT = hashlib.sha256(SECRET).hexdigest()
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """A stack of one's own."""
+    async with started(tmp_path / "data") as one:
+        yield one
+
+
+def words(reply: Reply) -> str:
+    """What a refusal says, whatever its shape."""
+    said = reply.json["detail"]
+    return str(said if isinstance(said, str) else said[0]["msg"])
+
+
+# ── tasks ──
+
+TASK_KEYS = [
+    "task_id",
+    "node_id",
+    "topic",
+    "priority",
+    "status",
+    "assigned_worker",
+    "created_at",
+    "updated_at",
+    "result",
+]
+
+
+async def pages(stack: Stack, path: str, key: str) -> list[list[str]]:
+    """The ids of a listing page by page, following `next`."""
+    found, after = [], ""
+    while after is not None:
+        answer = (await stack.get(path + (f"&after={quoted(after)}" if after else ""))).json
+        assert answer["status"] == "ok"
+        found.append([one[f"{key[:-1]}_id"] for one in answer[key]])
+        after = answer["next"]
+    return found
+
+
+async def test_tasks_are_listed_oldest_first_in_pages(stack: Stack) -> None:
+    ids = [await stack.enqueue(priority=number) for number in range(1, 6)]
+    assert await pages(stack, "/tasks?limit=2", "tasks") == [ids[:2], ids[2:4], ids[4:]]
+    assert await pages(stack, "/tasks?limit=5", "tasks") == [ids]
+    assert await pages(stack, f"/tasks?limit=9&after={ids[1]}", "tasks") == [ids[2:]]
+
+
+async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
+    done = await stack.held("w")
+    await stack.complete(done, "w", metrics={"a": 1})
+    elsewhere = await stack.enqueue(node_id="opt-convex")
+    here = await stack.enqueue()
+    assert await pages(stack, "/tasks?status=completed", "tasks") == [[done]]
+    assert await pages(stack, "/tasks?status=queued", "tasks") == [[elsewhere, here]]
+    assert await pages(stack, "/tasks?status=queued&node_id=root-math", "tasks") == [[here]]
+    assert await pages(stack, "/tasks?node_id=nope", "tasks") == [[]]
+
+
+@pytest.mark.parametrize("query", ["after=task-0", "status=done", "limit=0", "limit=x"])
+async def test_a_page_that_is_none_is_refused(stack: Stack, query: str) -> None:
+    assert (await stack.get(f"/tasks?{query}")).status == 422
+
+
+async def test_a_listed_task_is_the_contracts_task_and_three_keys_more(stack: Stack) -> None:
+    task_id = await stack.held("w")
+    first = await stack.complete(task_id, "w", metrics={"a": 1})
+    (listed,) = (await stack.get("/tasks")).json["tasks"]
+    assert list(listed) == [*TASK_KEYS, "role", "claimed_at", "completed_at"]
+    assert {key: listed[key] for key in TASK_KEYS} == first.task
+    assert listed["completed_at"] == first.task["result"]["completed_at"]
+    assert listed["created_at"] < listed["claimed_at"] < listed["completed_at"]
+
+
+async def test_a_task_is_shown_with_its_whole_history(stack: Stack) -> None:
+    task_id = await stack.enqueue(
+        node_id="physics-fluid",
+        role="reinventor",
+        budget_seconds=3,
+        seed=7,
+        requires={"memory_gb": 2},
+    )
+    task = await stack.task(task_id)
+    assert list(task) == [
+        *TASK_KEYS,
+        *("role", "claimed_at", "completed_at", "method", "seed", "budget_seconds", "requires"),
+        *("workload", "base", "attempts", "resume", "candidates", "losses", "round_id"),
+        *("reasons", "log_tail"),
+    ]
+    assert (task["role"], task["seed"], task["budget_seconds"]) == ("reinventor", 7, 3.0)
+    assert task["requires"] == {"device": "", "memory_gb": 2.0}
+    inherited = {"specialist": "root-math", "parameters": {}, "inherited": True}
+    assert task["workload"] == inherited
+    assert (task["claimed_at"], task["completed_at"], task["attempts"]) == (None, None, [])
+
+
+async def test_an_ended_attempt_stays_in_the_record_of_a_completed_task(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "RECENT_MAX", 0)  # so that the log alone remembers
+    task_id = await stack.held("w")
+    await stack.after(2_000)
+    await stack.register("w2")
+    assert await stack.claim("w2") == task_id
+    await stack.complete(task_id, "w2", metrics={"a": 1})
+    attempts = (await stack.task(task_id))["attempts"]
+    assert [(one["attempt"], one["worker_id"], one["state"]) for one in attempts] == [
+        (1, "w", "expired"),
+        (2, "w2", "completed"),
+    ]
+    assert "1800 s" in attempts[0]["reason"]
+
+
+async def test_losses_come_from_heartbeats_and_then_from_the_result(stack: Stack) -> None:
+    task_id = await stack.held("w")
+    beat = wire.TaskBeat(task_id=task_id, attempt=1, rival="evolver", step=3, loss=0.5)
+    stack.parts.presence.beat("w", runtime.now(), "", 0, [beat])
+    assert (await stack.task(task_id))["losses"] == [{"rival": "evolver", "step": 3, "loss": 0.5}]
+    await stack.complete(task_id, "w", metrics={"losses": [["evolver", 9, 0.25]]})
+    assert (await stack.task(task_id))["losses"] == [{"rival": "evolver", "step": 9, "loss": 0.25}]
+
+
+@pytest.mark.parametrize("losses", ["[1]", '"x"', '{"a":1}', '[["evolver",1,null]]'])
+async def test_metrics_that_only_look_like_losses_are_shown_as_they_are(
+    stack: Stack, losses: str
+) -> None:
+    task_id = await stack.held("w")
+    await stack.complete(task_id, "w", metrics={"losses": json.loads(losses)})
+    task = await stack.task(task_id)
+    assert task["losses"] == []
+    assert task["result"]["metrics"] == {"losses": json.loads(losses)}
+
+
+ODD_IDS = ["task-0", "%00", "%ff", "a%2Fb", "%D9%81", "."]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+async def test_what_does_not_exist_is_a_404_in_words(stack: Stack, odd: str) -> None:
+    for path in (f"/tasks/{odd}", f"/nodes/{odd}", f"/rounds/{odd}"):
+        reply = await stack.get(path)
+        assert reply.status in (404, 307 if odd == "." else 404)
+        assert words(reply)
+
+
+# ── people's verbs ──
+
+
+async def test_a_cancelled_task_can_be_queued_again(stack: Stack) -> None:
+    task_id = await stack.enqueue()
+    cancelled = await stack.post(f"/tasks/{task_id}/cancel", {"reason": "لا حاجة"})
+    assert (cancelled.task["status"], cancelled.task["reasons"]) == ("cancelled", ["لا حاجة"])
+    await stack.register("w")
+    assert await stack.claim("w") is None
+    retried = await stack.post(f"/tasks/{task_id}/retry", b"")
+    assert (retried.task["status"], retried.task["reasons"]) == ("queued", [])
+    assert await stack.claim("w") == task_id
+
+
+async def test_cancelling_needs_no_body_and_twice_is_once(stack: Stack) -> None:
+    task_id = await stack.enqueue()
+    first, second = [await stack.post(f"/tasks/{task_id}/cancel", b"") for _ in range(2)]
+    assert (first.status, first.body) == (200, second.body)
+
+
+async def test_the_holder_of_a_cancelled_task_owns_it_no_more(stack: Stack) -> None:
+    task_id = await stack.held("w")
+    await stack.post(f"/tasks/{task_id}/cancel", {})
+    assert (await stack.complete(task_id, "w")).status == 400
+    assert (await stack.task(task_id))["attempts"][0]["state"] == "cancelled"
+
+
+async def test_what_is_completed_is_neither_cancelled_nor_retried(stack: Stack) -> None:
+    task_id = await stack.held("w")
+    first = await stack.complete(task_id, "w")
+    for verb in ("cancel", "retry"):
+        reply = await stack.post(f"/tasks/{task_id}/{verb}", b"")
+        assert (reply.status, "completed" in words(reply)) == (409, True)
+    assert (await stack.complete(task_id, "w")).body == first.body
+
+
+async def test_what_is_queued_is_not_retried_and_what_is_unknown_is_a_404(stack: Stack) -> None:
+    task_id = await stack.enqueue()
+    assert (await stack.post(f"/tasks/{task_id}/retry", b"")).status == 409
+    for verb in ("cancel", "retry"):
+        assert (await stack.post(f"/tasks/task-0/{verb}", b"")).status == 404
+
+
+# ── workers ──
+
+
+async def test_workers_are_listed_with_what_they_hold(stack: Stack) -> None:
+    task_id = await stack.held("عامل ١")
+    (listed,) = (await stack.get("/workers")).json["workers"]
+    assert list(listed) == [
+        *("worker_id", "hostname", "capabilities", "status", "last_seen"),
+        *("via", "lane", "reason", "tasks", "step", "total_steps", "loss"),
+    ]
+    assert (listed["worker_id"], listed["via"], listed["tasks"]) == ("عامل ١", "http", [task_id])
+    assert listed["step"] is None
+
+
+async def test_a_worker_taken_for_offline_is_listed_with_the_reason(stack: Stack) -> None:
+    await stack.register("w")
+    await stack.after(91)
+    (listed,) = (await stack.get("/workers")).json["workers"]
+    assert (listed["status"], listed["reason"]) == ("offline", "not heard of for 90 s")
+
+
+# ── rounds, champions ──
+
+
+async def judged(stack: Stack) -> tuple[str, str]:
+    """Train a task as an agent does and promote its candidate; the task's and the round's id."""
+    await stack.do(commands.DepositCommitments(judge="j", first=0, commitments=[COMMITMENT]))
+    hello = commands.OpenSession(worker_id="a", session="s", hostname="h", lane="cpu-16", protocol=1)
+    await stack.do(hello)
+    task_id = await stack.enqueue(node_id="opt-convex", role="reinventor")
+    claim = commands.ClaimTask(
+        worker_id="a", via="nats", claim_id="c1", lease_seconds=60.0, session="s"
+    )
+    await stack.do(claim)
+    model = events.Candidate(
+        candidate_id="cand-1",
+        rival="reinventor",
+        manifest="e" * 64,
+        writer="a",
+        weights_sha256="f" * 64,
+        bytes=5,
+    )
+    token = events.Token(task_id=task_id, attempt=1, claim_id="c1")
+    await stack.do(
+        commands.CompleteTask(
+            task_id=task_id, worker_id="a", token=token, session="s", candidates=[model]
+        )
+    )
+    (round_id,) = await stack.parts.door.read(lambda state: list(state.rounds.undecided))
+    await stack.do(commands.CloseRound(round_id=round_id))
+    await stack.do(commands.StartJudging(round_id=round_id, judge="j"))
+    return task_id, round_id
+
+
+async def decide(stack: Stack, round_id: str) -> None:
+    reasons = events.Reasons(ar="أفضل", en="better")
+    said = events.CandidateVerdict(
+        candidate_id="cand-1", verdict="promoted", reasons=reasons, error=0.1, evidence_rate=0.75
+    )
+    await stack.do(
+        commands.DecideRound(
+            round_id=round_id,
+            judge="j",
+            verdict="promote",
+            secret=SECRET.hex(),
+            reasons=reasons,
+            candidates=[said],
+            promoted="cand-1",
+            baseline_error=0.5,
+        )
+    )
+
+
+CANDIDATE = {
+    "candidate_id": "cand-1",
+    "worker_id": "a",
+    "role": "reinventor",
+    "weights_sha256": "f" * 64,
+}
+REASONS = {"ar": "أفضل", "en": "better"}
+
+
+async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> None:
+    task_id, round_id = await judged(stack)
+    before = (await stack.get(f"/rounds/{round_id}")).json["round"]
+    assert before == {
+        "round_id": round_id,
+        "node_id": "opt-convex",
+        "status": "judging",
+        "commitment": COMMITMENT,
+        "secret": None,
+        "base": None,
+        "candidates": [
+            {
+                **CANDIDATE,
+                "task_id": task_id,
+                "verdict": None,
+                "reasons": None,
+                "error": None,
+                "evidence_rate": None,
+                "ratio_upper": None,
+            }
+        ],
+        "verdict": None,
+        "reasons": None,
+        "decided_at": None,
+    }
+    await decide(stack, round_id)
+    after = (await stack.get(f"/rounds/{round_id}")).json["round"]
+    assert (after["status"], after["verdict"], after["reasons"]) == ("decided", "promote", REASONS)
+    assert hashlib.sha256(bytes.fromhex(after["secret"])).hexdigest() == after["commitment"]
+    (candidate,) = after["candidates"]
+    assert (candidate["verdict"], candidate["error"]) == ("promoted", 0.1)
+    assert after["decided_at"] is not None
+
+
+async def test_rounds_are_listed_by_status_and_node(stack: Stack) -> None:
+    task_id, round_id = await judged(stack)
+    assert (await stack.get("/rounds")).json == {
+        "status": "ok",
+        "rounds": [
+            {"round_id": round_id, "node_id": "opt-convex", "status": "judging", "verdict": None}
+        ],
+        "next": None,
+    }
+    assert await pages(stack, "/rounds?status=decided", "rounds") == [[]]
+    assert await pages(stack, "/rounds?node_id=root-math", "rounds") == [[]]
+    await decide(stack, round_id)
+    assert await pages(stack, "/rounds?status=decided&node_id=opt-convex", "rounds") == [[round_id]]
+    assert (await stack.task(task_id))["round_id"] == round_id
+
+
+async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> None:
+    task_id, round_id = await judged(stack)
+    await decide(stack, round_id)
+    node = (await stack.get("/nodes/opt-convex")).json["node"]
+    (graphed,) = [
+        one
+        for one in (await stack.get("/graph")).json["graph"]["nodes"]
+        if one["node_id"] == "opt-convex"
+    ]
+    assert {key: node[key] for key in graphed} == graphed
+    assert list(node)[len(graphed) :] == ["champion", "rounds", "lineage", "workload"]
+    champion = node["champion"]
+    promoted_at = champion.pop("promoted_at")
+    assert champion == {
+        **CANDIDATE,
+        "round_id": round_id,
+        "task_id": task_id,
+        "manifest": "e" * 64,
+        "error": 0.1,
+        "baseline_error": 0.5,
+        "evidence_rate": 0.75,
+        "below_baseline": True,
+        "params": 0,
+        "bytes": champion["bytes"],
+    }
+    assert node["rounds"] == [{"round_id": round_id, "status": "decided", "verdict": "promote"}]
+    assert [(one["candidate_id"], one["promoted_at"]) for one in node["lineage"]] == [
+        ("cand-1", promoted_at)
+    ]
+
+
+async def test_a_node_that_was_added_trains_what_its_ancestor_lends(stack: Stack) -> None:
+    asked = {"parent_id": "stats-bayesian", "name": "فرع"}
+    node_id = (await stack.post("/graph/expand", asked)).json["node"]["node_id"]
+    node = (await stack.get(f"/nodes/{node_id}")).json["node"]
+    assert node["workload"] == {
+        "specialist": "stats-bayesian",
+        "parameters": {},
+        "inherited": True,
+    }
+    assert (node["champion"], node["rounds"], node["lineage"]) == (None, [], [])
+
+
+# ── the log ──
+
+
+async def test_the_log_tells_the_hash_that_its_records_fold_to(stack: Stack) -> None:
+    await stack.complete(await stack.held("w"), "w", metrics={"a": 1})
+    told = (await stack.get("/log/state")).json["log"]
+    replayed = State()
+    await runtime.fold(stack.parts.log, replayed)
+    assert told == {"last_seq": replayed.seq, "state_hash": replayed.hash()}
+
+
+async def refusals(stack: Stack, count: int) -> list[Any]:
+    """The refusals, once so many of them are stored."""
+    while True:
+        found = (await stack.get("/log/refusals")).json["refusals"]
+        if len(found) >= count:
+            return list(found)
+
+
+async def test_who_completes_what_is_not_its_own_is_on_record(stack: Stack) -> None:
+    assert (await stack.get("/log/refusals")).json == {
+        "status": "ok",
+        "refusals": [],
+        "next": None,
+    }
+    task_id = await stack.held("w")
+    await stack.complete(task_id, "لص")
+    async with asyncio.timeout(10):
+        (refused,) = await refusals(stack, 1)
+    assert list(refused) == ["at", "subject", "worker_id", "reason"]
+    assert (refused["subject"], refused["worker_id"]) == (f"task.{task_id}", "لص")
+    assert "does not own" in refused["reason"]
+
+
+async def test_refusals_come_in_pages(stack: Stack) -> None:
+    task_id = await stack.enqueue()
+    for number in range(3):
+        await stack.complete(task_id, f"w{number}")
+    async with asyncio.timeout(10):
+        await refusals(stack, 3)
+    first = (await stack.get("/log/refusals?limit=2")).json
+    last = (await stack.get(f"/log/refusals?limit=2&after={first['next']}")).json
+    shown = [one["worker_id"] for page in (first, last) for one in page["refusals"]]
+    assert (shown, last["next"]) == (["w0", "w1", "w2"], None)
+    assert (await stack.get("/log/refusals?after=x")).status == 422
+
+
+# ── joining ──
+
+
+class Joining:
+    """An agent that made a key of its own and wants in."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        self.seed = bytes(seed).decode()
+        self.public_key = nkeys.from_seed(seed).public_key.decode()
+
+    async def ask(self, **asked: object) -> Reply:
+        usual = {
+            "worker_id": "عامل ١",
+            "public_key": self.public_key,
+            "protocol": wire.PROTOCOL,
+            "capabilities": {"lane": "cpu-16"},
+        }
+        return await self._stack.post("/agents/join", {**usual, **asked})
+
+
+@pytest.mark.parametrize("relayed", [True, False])
+async def test_an_agent_joins_and_reaches_its_lane(stack: Stack, relayed: bool) -> None:
+    joining = Joining(stack)
+    agent = (await joining.ask()).json["agent"]
+    assert (agent["worker_id"], agent["lanes"]) == ("عامل ١", ["cpu-16"])
+    assert agent["nats"] == {"path": "/nats", "direct": stack.nats.url}
+    relay = stack.origin.replace("http://", "ws://") + agent["nats"]["path"]
+    bus = await Bus.connect(
+        relay if relayed else agent["nats"]["direct"],
+        credentials=(agent["jwt"], joining.seed),
+        name=agent["token"],
+        inbox_prefix=f"_INBOX_{agent['token']}",
+    )
+    try:
+        pull = b'{"no_wait":true,"batch":1}'
+        answer = await bus.ask("$JS.API.CONSUMER.MSG.NEXT.WORK.cpu-16", pull)
+        assert answer.headers["Status"] == "404"
+    finally:
+        await bus.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ({"protocol": wire.PROTOCOL + 1}, 409, "same version"),
+        ({"public_key": "SUAX"}, 422, "public key"),
+        ({"worker_id": "desk"}, 422, "choose another"),
+        ({"capabilities": {"lane": "WORK.>"}}, 422, "WORK.>"),
+        ({"capabilities": {"lane": 5}}, 422, "lane"),
+        ({"capabilities": {"lane": None}}, 422, "lane"),
+    ],
+)
+async def test_an_agent_that_cannot_join_is_told_why_and_leaves_no_lane(
+    stack: Stack, asked: dict[str, object], status: int, said: str
+) -> None:
+    reply = await Joining(stack).ask(**asked)
+    assert (reply.status, said in words(reply)) == (status, True)
+    listed = await stack.parts.connections.fleet.api("CONSUMER.NAMES.WORK")
+    assert listed["consumers"] in (None, [])
+
+
+# ── health ──
+
+
+async def test_a_healthy_gateway_says_so(stack: Stack) -> None:
+    (await stack.ask("GET", "/healthz")).require(200, '{"status":"ok"}')
+    (await stack.ask("GET", "/readyz")).require(200, '{"status":"ready"}')
+
+
+async def test_without_nats_the_gateway_lives_but_is_not_ready(stack: Stack) -> None:
+    stack.nats.server.stop()
+    async with asyncio.timeout(10):
+        while (reply := await stack.ask("GET", "/readyz")).status != 503:
+            assert reply.json == {"status": "ready"}
+    assert reply.json["status"] == "not ready"
+    assert "CONTROL" in reply.json["reasons"][0]
+    assert (await stack.ask("GET", "/healthz")).status == 200
+    stack.nats.server.start()
+    async with asyncio.timeout(10):
+        while (await stack.ask("GET", "/readyz")).status != 200:
+            pass
+    assert await stack.enqueue()
+
+
+async def test_the_document_names_every_route_that_is_served(stack: Stack) -> None:
+    document = (await stack.ask("GET", "/openapi.json")).json
+    assert document["openapi"].startswith("3.1")
+    for path, operations in document["paths"].items():
+        for method in operations:
+            target = path.replace("{task_id}", "t").replace("{node_id}", "n")
+            reply = await stack.ask(method.upper(), target.replace("{round_id}", "r"))
+            assert reply.status not in (405, 500)
+            assert reply.body != b'{"detail":"Not Found"}'
