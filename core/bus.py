@@ -49,6 +49,8 @@ PINGS_UNANSWERED_MAX = 2
 PING = b"PING\r\n"
 STATUS = "Status"
 NO_RESPONDERS = "503"
+SEQUENCE = "Nats-Sequence"
+"""The header that JetStream gives to every message it hands out on request, and to nothing else."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _JWT = re.compile(r"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
@@ -497,8 +499,9 @@ class Bus:
         finally:
             del self._questions[token]
         first = question.answers[0]
-        # That and nothing else: a stored message may come with any header its writer liked.
-        if not first.data and first.headers == {STATUS: NO_RESPONDERS}:
+        # A stored message comes with whatever headers its writer liked.
+        stored = SEQUENCE in first.headers
+        if not first.data and first.headers.get(STATUS) == NO_RESPONDERS and not stored:
             raise errors.Unavailable(f"Nobody listens on {subject}; try again later.")
         return question.answers
 

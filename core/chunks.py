@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from core import errors
-from core.bus import STATUS, Bus
+from core.bus import SEQUENCE, STATUS, Bus
 
 CHUNK_BYTES = 1024 * 1024 - 4096
 MANIFEST_BYTES_MAX = 1024 * 1024 - 4096
@@ -23,8 +23,6 @@ WRITTEN_ALREADY = 10077
 """JetStream's error code where a subject's only message stands already (and for a full stream)."""
 NO_MESSAGE = frozenset({10037, 10043})
 """JetStream's error codes where nothing stands: none of this subject, none of this sequence."""
-SEQUENCE = "Nats-Sequence"
-"""The header that JetStream gives to every message it hands out, and to nothing else."""
 NOT_FOUND = "404"
 FULL = frozenset({WRITTEN_ALREADY, 10002, 10023, 10028, 10047})
 REQUEST_SECONDS = 10.0

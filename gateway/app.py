@@ -80,7 +80,7 @@ def _lane(capabilities: msgspec.Raw) -> str:
         return msgspec.json.decode(capabilities, type=_Capabilities).lane
     except msgspec.ValidationError as error:
         raise errors.Invalid(
-            f"capabilities.lane names the agent's lane, as in \"cpu-16\": {error}"
+            f'capabilities.lane names the agent\'s lane, as in "cpu-16": {error}'
         ) from error
 
 

@@ -37,8 +37,8 @@ VICTIMS = [
 ]
 
 
-async def pull(bus: Bus, endpoint: str) -> Incoming:
-    """What one pull brings at once: a message, or a status."""
+async def pull(bus: Bus, endpoint: str, *, wait: bool = True) -> Incoming:
+    """The message that one pull brings; without `wait` what there is at once, or a status."""
     came: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
 
     async def take(message: Incoming) -> None:
@@ -47,7 +47,8 @@ async def pull(bus: Bus, endpoint: str) -> Incoming:
 
     inbox = f"{bus.inbox_prefix}.pull"
     subscription = await bus.subscribe(inbox, take)
-    await bus.publish(endpoint, b'{"batch":1,"no_wait":true}', reply=inbox)
+    asked = b'{"batch":1,"expires":%d}' % (SECONDS_MAX * 1e9) if wait else b'{"no_wait":true}'
+    await bus.publish(endpoint, asked, reply=inbox)
     async with asyncio.timeout(SECONDS_MAX):
         message = await came
     await subscription.unsubscribe()
@@ -154,7 +155,7 @@ async def test_an_agent_cannot_send_answers_to_its_questions_elsewhere(site: Sit
         # Served in order: when these are answered, so are those before.
         await agent.request("fleet.a1.claim", b"{}")
         await agent.request("chunk.a1.last", b"data")
-        await pull(agent, PULL_WORK)
+        await pull(agent, PULL_WORK, wait=False)
     stored = await site.stored()
     assert set(stored.pop("HEARTBEATS")) == {"hb.a1"}
     assert set(stored.pop("TELEMETRY")) == {"telemetry.a1.t"}
@@ -258,7 +259,7 @@ async def test_a_judge_cannot_append(site: Site) -> None:
             ["cmd.judge", PULL_JUDGEMENTS, "$JS.API.DIRECT.GET.EVENTS.ev.round.r"],
         )
         await judge.request("cmd.judge", b"{}")
-        await pull(judge, PULL_JUDGEMENTS)
+        await pull(judge, PULL_JUDGEMENTS, wait=False)
         await denied(
             judge,
             [

