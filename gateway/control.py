@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import runtime, topology
+import msgspec
+
+from core import errors, runtime, topology
 from core.accounts import Authority
-from core.bus import Bus
+from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, JetStreamChunks
 from core.log import Log
 from core.log_jetstream import JetStreamLog
 from core.presence import Presence
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,41 +75,43 @@ async def open_control(
         )
         await topology.apply(connections.control.api, "CONTROL", declared)
         await topology.apply(connections.fleet.api, "FLEET", declared)
-        log = JetStreamLog(connections.control)
-        door = runtime.Runtime(log, "control")
+        store = JetStreamLog(connections.control)
+        door = runtime.Runtime(store, "control")
         await door.start()
         yield Control(
             authority=authority,
             topology=declared,
             connections=connections,
-            log=log,
+            log=store,
             store=JetStreamChunks(connections.fleet),
             door=door,
             presence=Presence(runtime.now()),
         )
 
 
+class _Client(msgspec.Struct):
+    name: str = ""
+
+
+class _Advisory(msgspec.Struct):
+    """What the server tells of a connection that came or went."""
+
+    client: _Client = msgspec.field(default_factory=_Client)
+
+
+_decode_advisory = msgspec.json.Decoder(_Advisory).decode
+
+
 async def watch_connections(
     control: Control, on_gone: Callable[[str], None], on_here: Callable[[str], None]
 ) -> None:
     """Call back with the name of each agent connection that the server saw come or go."""
-    import msgspec
-
-    from core.bus import Incoming
-
-    class Client(msgspec.Struct):
-        name: str = ""
-
-    class Advisory(msgspec.Struct):
-        client: Client = msgspec.field(default_factory=Client)
-
-    decode = msgspec.json.Decoder(Advisory).decode
 
     async def gone(message: Incoming) -> None:
-        on_gone(decode(message.data).client.name)
+        on_gone(_decode_advisory(message.data).client.name)
 
     async def here(message: Incoming) -> None:
-        on_here(decode(message.data).client.name)
+        on_here(_decode_advisory(message.data).client.name)
 
     account = control.authority.public_key("AGENTS")
     system = control.connections.system
@@ -116,4 +123,7 @@ async def catch_up_loop(door: runtime.Runtime, seconds: float = 2.0) -> None:
     """Notice, every so often, records that somebody else put into the log."""
     while True:
         await asyncio.sleep(seconds)
-        await door.catch_up()
+        try:
+            await door.catch_up()
+        except errors.LogUnavailable as error:
+            log.info("the log cannot be asked: %s", error, extra={"action": "catch_up"})

@@ -251,16 +251,13 @@ class Desk:
     async def _tell(self, worker_id: str, notice: wire.Notice) -> None:
         """Push a notice; it is repeated on the heartbeats to come as long as it applies."""
         subject = f"_INBOX_{subjects.token(worker_id)}.notice"
-        await self._notices.publish(subject, msgspec.json.encode(notice))
+        try:
+            await self._notices.publish(subject, msgspec.json.encode(notice))
+        except errors.Unavailable as error:
+            log.info("a notice was not sent: %s", error, extra={"action": "tell"})
 
     async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
-        notice = wire.Notice(kind="stop", task_id=task_id, detail=detail)
-        try:
-            await self._tell(worker_id, notice)
-        except errors.Unavailable as error:
-            log.info(
-                "a notice was not sent, the next heartbeat repeats it", extra={"action": str(error)}
-            )
+        await self._tell(worker_id, wire.Notice(kind="stop", task_id=task_id, detail=detail))
 
     def connection_gone(self, name: str) -> None:
         """The server lost an agent's connection; `name` is the agent's token."""

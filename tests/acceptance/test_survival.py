@@ -74,9 +74,11 @@ def test_agents_outlive_the_control_process_and_nats_server_with_the_same_execut
     gateway = stack.kill("gateway")
     until(lambda: stack.pid("gateway") != gateway, "the control process again")
     before = training(stack, task_id)["losses"][-1]["step"]
+    control = stack.pid("gateway")
     server = stack.kill("nats-server")
     until(lambda: stack.pid("nats-server") != server, "nats-server again")
     task = stack.completed(task_id)
+    assert stack.pid("gateway") == control
     assert stack.pid("agent-1") == agent
     assert children(agent) == executor
     assert len(task["attempts"]) == 1

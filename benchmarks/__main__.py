@@ -1,0 +1,47 @@
+"""`python -m benchmarks`: measure, and write what was found into RESULTS.md."""
+
+import importlib
+from pathlib import Path
+
+import click
+
+from benchmarks import harness
+from core import platforms
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+NAMES = ("http", "append", "offer", "rebuild", "busy")
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--repetitions",
+    default=harness.REPETITIONS_MIN,
+    show_default=True,
+    type=click.IntRange(harness.REPETITIONS_MIN, 100),
+    help="How often each side is measured, in turn with the others.",
+)
+@click.option("--quick", is_flag=True, help="Small sizes, for a look; RESULTS.md stays as it is.")
+def main(names: tuple[str, ...], repetitions: int, quick: bool) -> None:
+    """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, busy.
+
+    Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
+    benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.
+    """
+    platforms.configure_stdio()
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise click.UsageError(
+            f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}"
+        )
+    run = harness.Run(repetitions=repetitions, quick=quick)
+    for name in names or NAMES:
+        print(f"{name}:", flush=True)
+        section: harness.Section = importlib.import_module(f"benchmarks.{name}").measure(run)
+        print(harness.rendered_now(section), flush=True)
+        if not quick:
+            harness.write(RESULTS, name, section, NAMES)
+
+
+if __name__ == "__main__":
+    main(prog_name="benchmarks")
