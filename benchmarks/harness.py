@@ -1,6 +1,7 @@
 """What every benchmark shares: alternating repetitions, ratios against a goal, and RESULTS.md."""
 
 import datetime
+import math
 import os
 import platform
 import re
@@ -125,7 +126,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least so many percent of the values do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 # Writing

@@ -201,8 +201,6 @@ class NetworkRoutes:
                 digest = await chunks.put_file(
                     self._store, DESK, "payload", "payload.json", bytes(asked.artifact_payload)
                 )
-        elif len(metrics) > events.DATA_BYTES_MAX:
-            metrics = b"{}"  # refused, or a repetition: nothing of it is kept
         command = commands.CompleteTask(
             task_id=asked.task_id,
             worker_id=asked.worker_id,

@@ -1,0 +1,324 @@
+"""The desk over a real server: what agents may ask, what is refused, and what stays on record."""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from agent import artifacts, machine
+from agent.link import Link, Pulled
+from core import chunks, commands, errors, events, subjects, wire
+from core.projections.tasks import Task
+from gateway.desk import Desk, Terms
+from gateway.refusals import Refusals
+from gateway.work import WorkStream
+from orchestrator.scheduler import Scheduler
+from tests.integration.gateway_stack import Stack, started
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MACHINE = machine.Machine(
+    hostname="h", device="cpu", devices=1, memory_gb=16.0, cores=2, system="test"
+)
+
+
+class Agents:
+    """The stack with its desk, and agents that join it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.notices: dict[str, asyncio.Queue[wire.Notice]] = {}
+        self._links: list[Link] = []
+
+    async def join(self, worker_id: str) -> Link:
+        """An agent with a session."""
+        notices = self.notices.setdefault(worker_id, asyncio.Queue())
+        link = await Link.join(
+            self.stack.origin,
+            worker_id,
+            MACHINE,
+            direct=True,
+            on_notice=notices.put_nowait,
+            on_reconnect=lambda: None,
+            on_closed=lambda _: None,
+        )
+        self._links.append(link)
+        await link.hello(MACHINE, [])
+        return link
+
+    async def holding(self, worker_id: str) -> tuple[Link, wire.Assignment]:
+        """An agent that holds a fresh task."""
+        link = await self.join(worker_id)
+        await self.stack.enqueue(node_id="stats-bayesian")
+        assignment = await link.claim(uuid.uuid4().hex, 0)
+        assert assignment is not None
+        return link, assignment
+
+    async def expire(self, token: events.Token) -> None:
+        await self.stack.do(commands.ExpireClaim(token=token, reason="silence"))
+
+    def row(self, task_id: str) -> Task:
+        row = self.stack.parts.door.state.tasks.table.rows[task_id]
+        assert isinstance(row, Task)
+        return row
+
+    async def refusals_of(self, subject: str) -> list[str]:
+        """The reasons on record, once there is one."""
+        async with asyncio.timeout(10):
+            while True:
+                page = (await self.stack.get("/log/refusals?limit=1000")).json["refusals"]
+                found = [one["reason"] for one in page if one["subject"] == subject]
+                if found:
+                    return found
+                await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        for link in self._links:
+            await link.close()
+
+
+@contextlib.asynccontextmanager
+async def opened(stack: Stack) -> AsyncIterator[Agents]:
+    parts = stack.parts
+    scheduler = Scheduler(parts.door, WorkStream(parts.connections.fleet))
+    refusals = Refusals(parts.connections.control)
+    desk = Desk(
+        parts.door,
+        parts.presence,
+        parts.store,
+        refusals=refusals,
+        fleet=parts.connections.fleet,
+        control=parts.connections.control,
+        notices=parts.connections.agents,
+        offers=scheduler,
+        ensure_lane=parts.ensure_lane,
+        terms=Terms(),
+    )
+    await desk.open()
+    loops = [asyncio.ensure_future(scheduler.run()), asyncio.ensure_future(refusals.run())]
+    agents = Agents(stack)
+    try:
+        yield agents
+    finally:
+        await agents.close()
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def agents(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Agents]:
+    async with (
+        started(tmp_path_factory.mktemp("desk") / "data") as stack,
+        opened(stack) as one,
+    ):
+        yield one
+
+
+async def test_an_offer_wakes_a_waiting_agent_and_its_claim_can_be_repeated(
+    agents: Agents,
+) -> None:
+    link = await agents.join("woken")
+    pulling = asyncio.ensure_future(link.pull())
+    task_id = await agents.stack.enqueue()
+    pulled = await pulling
+    assert isinstance(pulled, Pulled)
+    claim_id = uuid.uuid4().hex
+    first = await link.claim(claim_id, pulled.seq)
+    assert first is not None
+    assert first.token.task_id == task_id
+    assert await link.claim(claim_id, pulled.seq) == first
+    assert await link.claim(uuid.uuid4().hex, 0) is None
+    await link.release(first.token, "enough")
+    await agents.stack.do(commands.CancelTask(task_id=task_id))
+
+
+async def test_a_worker_of_any_name_can_work(agents: Agents) -> None:
+    link, assignment = await agents.holding("حاسوب سارة .*>")
+    await link.beat(wire.Beat(worker_id=link.worker_id, session=link.session))
+    await link.fail(assignment.token, "لا ذاكرة", "last words")
+    assert agents.row(assignment.token.task_id).claims[-1].reason == "لا ذاكرة"
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_nonsense_is_refused_and_kept_on_record_and_the_desk_goes_on(agents: Agents) -> None:
+    link = await agents.join("babbler")
+    bus = link._bus
+    for verb, raw in (
+        ("claim", b"\xff"),
+        ("claim", b"[" * 5_000),
+        ("claim", b'{"session":7}'),
+        ("complete", b"{}"),
+        ("no-such-verb", b"{}"),
+        ("hello", json.dumps({"worker_id": "somebody else", "protocol": 1}).encode()),
+    ):
+        with pytest.raises((errors.Refused, errors.Conflict)):
+            wire.decode(await bus.request(f"fleet.babbler.{verb}", raw), wire.Done)
+    await bus.publish("hb.babbler", b"not a heartbeat")
+    await bus.publish("hb.babbler", json.dumps({"worker_id": "victim"}).encode())
+    assert len(await agents.refusals_of("worker.babbler")) >= 1
+    assert await link.claim(uuid.uuid4().hex, 0) is None
+    assert agents.stack.parts.presence.last_seen("victim") == 0
+
+
+async def test_a_session_that_was_never_opened_may_do_nothing(agents: Agents) -> None:
+    link, assignment = await agents.holding("honest")
+    link.session = "f" * 32
+    with pytest.raises(errors.SupersededSession):
+        await link.release(assignment.token, "forged")
+    assert agents.row(assignment.token.task_id).status == "running"
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_a_rivalled_claim_is_stale_for_ever_and_the_refusal_is_kept(agents: Agents) -> None:
+    slow, old = await agents.holding("slow")
+    await agents.expire(old.token)
+    quick = await agents.join("quick")
+    taken = await quick.claim(uuid.uuid4().hex, 0)
+    assert taken is not None
+    assert taken.token.task_id == old.token.task_id
+    assert taken.token.attempt == old.token.attempt + 1
+    with pytest.raises(errors.StaleAttempt, match="stop this work"):
+        await slow.complete(wire.CompleteRequest(token=old.token, metrics={"loss": 0.0}))
+    reasons = await agents.refusals_of(f"task.{old.token.task_id}")
+    assert any("StaleAttempt" in reason for reason in reasons)
+    assert agents.row(old.token.task_id).claims[-1].worker_id == "quick"
+    await agents.stack.do(commands.CancelTask(task_id=old.token.task_id))
+
+
+async def test_an_expired_claim_that_nobody_rivals_is_welcome_back(agents: Agents) -> None:
+    link, assignment = await agents.holding("late")
+    await agents.expire(assignment.token)
+    await link.reattach(assignment.token)
+    task = agents.row(assignment.token.task_id)
+    assert (task.status, task.claims[-1].state, len(task.claims)) == ("running", "open", 1)
+    await link.complete(wire.CompleteRequest(token=assignment.token, metrics={"loss": 1.0}))
+    assert (await agents.stack.task(task.task_id))["result"]["metrics"] == {"loss": 1.0}
+
+
+async def test_a_second_agent_of_the_same_id_takes_over_and_the_first_is_told(
+    agents: Agents,
+) -> None:
+    first, assignment = await agents.holding("twin")
+    old = first.session
+    second = await agents.join("twin")
+    assert agents.row(assignment.token.task_id).claims[-1].state == "released"
+    await first.beat(wire.Beat(worker_id="twin", session=old))
+    async with asyncio.timeout(10):
+        notice = await agents.notices["twin"].get()
+    assert (notice.kind, notice.session) == ("superseded", old)
+    with pytest.raises(errors.SupersededSession):
+        await first.reattach(assignment.token)
+    again = await second.claim(uuid.uuid4().hex, 0)
+    assert again is not None
+    assert again.token.task_id == assignment.token.task_id
+    await agents.stack.do(commands.CancelTask(task_id=again.token.task_id))
+
+
+async def test_the_holder_of_a_cancelled_task_is_told_to_stop(agents: Agents) -> None:
+    _, assignment = await agents.holding("busy")
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+    async with asyncio.timeout(10):
+        notice = await agents.notices["busy"].get()
+    assert (notice.kind, notice.task_id) == ("stop", assignment.token.task_id)
+
+
+async def packed(tmp_path: Path, data: bytes, writer: str) -> artifacts.Packed:
+    directory = tmp_path / uuid.uuid4().hex
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(data)
+    return await asyncio.to_thread(artifacts.pack, directory, "checkpoint", writer)
+
+
+def announced(assignment: wire.Assignment, manifest: chunks.Manifest) -> wire.CheckpointRequest:
+    return wire.CheckpointRequest(
+        token=assignment.token, rival="evolver", step=10, total_steps=20, manifest=manifest
+    )
+
+
+async def test_a_checkpoint_is_stored_resumed_from_and_read_by_its_next_holder_only(
+    agents: Agents, tmp_path: Path
+) -> None:
+    link, assignment = await agents.holding("saver")
+    one = await packed(tmp_path, b"weights" * 300_000, link.token)
+    await link.upload(assignment.token, one.manifest, one.pieces)
+    await link.checkpoint(announced(assignment, one.manifest))
+    await agents.expire(assignment.token)
+    heir = await agents.join("heir")
+    stranger = await agents.join("stranger")
+    taken = await heir.claim(uuid.uuid4().hex, 0)
+    assert taken is not None
+    (point,) = taken.resume
+    assert point.step == 10
+    files = await heir.download(point.manifest)
+    assert files == {"model.safetensors": b"weights" * 300_000}
+    with pytest.raises(errors.NotOwner):
+        await stranger.download(point.manifest)
+    await agents.stack.do(commands.CancelTask(task_id=taken.token.task_id))
+
+
+async def test_a_chunk_that_is_not_what_its_name_says_is_refused_and_taken_away(
+    agents: Agents, tmp_path: Path
+) -> None:
+    link, assignment = await agents.holding("forger")
+    one = await packed(tmp_path, b"honest weights", link.token)
+    ((digest, piece),) = one.pieces.items()
+    chunks.require_stored(await link._bus.request(f"chunk.{link.token}.{digest}", b"others"))
+    with pytest.raises(errors.ArtifactError):
+        await link.checkpoint(announced(assignment, one.manifest))
+    assert agents.row(assignment.token.task_id).resume == ()
+    await link.upload(assignment.token, one.manifest, {digest: piece})
+    await link.checkpoint(announced(assignment, one.manifest))
+    assert len(agents.row(assignment.token.task_id).resume) == 1
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_a_manifest_cannot_reach_outside_of_a_directory_or_speak_for_others(
+    agents: Agents, tmp_path: Path
+) -> None:
+    link, assignment = await agents.holding("climber")
+    one = await packed(tmp_path, b"x", link.token)
+    file = one.manifest.files[0]
+    for manifest in (
+        chunks.Manifest(kind="checkpoint", writer="desk", files=[file]),
+        chunks.Manifest(
+            kind="checkpoint",
+            writer=link.token,
+            files=[chunks.File(name="../x", bytes=1, sha256=file.sha256, chunks=file.chunks)],
+        ),
+    ):
+        with pytest.raises((errors.Refused, errors.ArtifactError)):
+            await link.checkpoint(announced(assignment, manifest))
+    assert agents.row(assignment.token.task_id).resume == ()
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_a_completion_brings_its_candidate_into_a_round(
+    agents: Agents, tmp_path: Path
+) -> None:
+    await agents.stack.do(commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64]))
+    link, assignment = await agents.holding("winner")
+    one = await packed(tmp_path, b"weights of a candidate", link.token)
+    await link.upload(assignment.token, one.manifest, one.pieces)
+    request = wire.CompleteRequest(
+        token=assignment.token,
+        metrics={"loss": 0.5},
+        candidates=[
+            wire.BroughtCandidate(
+                rival="reinventor", manifest=one.manifest, weights_sha256="a" * 64
+            )
+        ],
+    )
+    await link.complete(request)
+    await link.complete(request)
+    task = await agents.stack.task(assignment.token.task_id)
+    state = agents.stack.parts.door.state
+    standing = state.rounds.table.rows[task["round_id"]].standings  # type: ignore[union-attr]
+    assert [one.candidate.rival for one in standing] == ["reinventor"]
+    assert state.tasks.table.rows[assignment.token.task_id].status == "completed"
+    assert subjects.token("winner") == standing[0].candidate.writer
