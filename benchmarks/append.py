@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from benchmarks import harness, history
 from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
 from core import commands, runtime, topology
+from core.bus import Bus
 from core.log import Message
 from core.log_jetstream import JetStreamLog
 from tests import nats_fixture
@@ -26,35 +27,53 @@ from tests import nats_fixture
 GOAL_RATE = Goal("at least", 0.5)
 GOAL_LONE = Goal("at most", 2)
 BATCHES = {10: Size(400, 20), 100: Size(150, 10), 500: Size(60, 5)}
-"""By the events of a batch, how many of them."""
+"""How many batches, by the events of one."""
 LONE = Size(500, 50)
 RAW = "RAW"
+
+NOTES = """
+- An event has {event_bytes} bytes and a subject of its own. Every answer waits for the disk.
+- With the runtime, half of the callers are decided while the events of the others are on their way;
+  without it, one batch follows another.
+- What the runtime is held to is the faster way without it in each repetition. A lone message is a
+  plain fenced publish; as an atomic batch of one it takes longer.
+"""
+
+Append = Callable[[list[Message], int], Awaitable[int]]
 
 
 class CountingLog(JetStreamLog):
     """A log that remembers how large its batches were."""
 
-    def __init__(self, bench: "Bench") -> None:
-        super().__init__(bench.control)
+    def __init__(self, connection: Bus) -> None:
+        super().__init__(connection)
         self.batches: list[int] = []
+        self.under_way = asyncio.Event()
 
     async def append(self, messages: Sequence[Message], expected_last: int) -> int:
+        """As `core.log.Log.append`."""
         self.batches.append(len(messages))
+        self.under_way.set()
         return await super().append(messages, expected_last)
 
 
-@dataclass
 class Bench:
-    """A runtime on EVENTS, and a stream like it to append to without one."""
+    """A runtime on EVENTS, and beside it a stream of the same kind to append to without one."""
 
-    control: "nats_fixture.Bus"
-    raw: JetStreamLog
-    client: Client
-    seeds: "itertools.count[int]"
+    def __init__(self, control: Bus, client: Client) -> None:
+        self.log = CountingLog(control)
+        self.door = runtime.Runtime(self.log, "bench")
+        self.raw = JetStreamLog(control, RAW)
+        self.client = client
+        self._seeds = itertools.count(2)
 
-    def messages(self, count: int) -> list[Message]:
-        """As many tasks being queued, as the runtime would write them, for the stream beside."""
-        story = history.Story(next(self.seeds))
+    def _orders(self, count: int) -> list[commands.EnqueueTask]:
+        story = history.Story(next(self._seeds))
+        return [story.enqueue_command() for _ in range(count)]
+
+    def _messages(self, count: int) -> list[Message]:
+        """So many tasks being queued, as the runtime writes them, for the stream beside."""
+        story = history.Story(next(self._seeds))
         start = len(story.messages)
         story.queue(count)
         return [
@@ -62,152 +81,116 @@ class Bench:
             for subject, data in story.messages[start:]
         ]
 
+    # ── batches ──
+
+    async def runtime_rate(self, size: int, batches: int) -> float:
+        """Events per second with twice as many callers as a batch has events: half of them are
+        decided while the events of the others are on their way."""
+        orders = iter(self._orders(size * batches))
+        self.log.batches.clear()
+        self.log.under_way.clear()
+
+        async def call() -> None:
+            for order in orders:
+                await self.door.execute(order, runtime.new_meta("bench"), runtime.nothing)
+
+        began = time.perf_counter()
+        callers = [asyncio.create_task(call()) for _ in range(size)]
+        await self.log.under_way.wait()
+        callers += [asyncio.create_task(call()) for _ in range(size)]
+        await asyncio.gather(*callers)
+        seconds = time.perf_counter() - began
+        assert statistics.median(self.log.batches) == size, self.log.batches
+        return size * batches / seconds
+
+    async def raw_rate(self, append: Append, size: int, batches: int) -> float:
+        """Events per second, one fenced batch after another."""
+        messages = self._messages(size * batches)
+        last = await self.raw.last_seq()
+        began = time.perf_counter()
+        for start in range(0, len(messages), size):
+            last = await append(messages[start : start + size], last)
+        return len(messages) / (time.perf_counter() - began)
+
+    # ── lone appends ──
+
+    async def lone_command(self, count: int) -> float:
+        """Median milliseconds of a command that is alone."""
+        times = []
+        for order in self._orders(count):
+            began = time.perf_counter()
+            await self.door.execute(order, runtime.new_meta("bench"), runtime.nothing)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times) * 1e3
+
+    async def lone_raw(self, append: Append, count: int) -> float:
+        """Median milliseconds of a message that is appended alone."""
+        times = []
+        messages = self._messages(count)
+        last = await self.raw.last_seq()
+        for message in messages:
+            began = time.perf_counter()
+            last = await append([message], last)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times) * 1e3
+
 
 @contextlib.asynccontextmanager
-async def _bench() -> AsyncIterator[tuple[Bench, runtime.Runtime, CountingLog]]:
-    with (
-        tempfile.TemporaryDirectory(prefix="aghsan-bench-") as folder,
-        nats_fixture.running(Path(folder) / "data") as server,
-    ):
+async def _bench() -> AsyncIterator[Bench]:
+    """Everything set up on a server of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-bench-"))
+        server = stack.enter_context(nats_fixture.running(Path(folder) / "data"))
         await server.apply()
-        async with server.connect("control") as control:
-            stream = msgspec.structs.replace(
-                topology.load().streams["EVENTS"], subjects=["raw.*.*"], max_mib=4_096
-            )
-            answer = await control.api("STREAM.CREATE." + RAW, topology.stream_config(RAW, stream))
-            assert "error" not in answer, answer
-            client = await nats.connect(
-                server.url,
-                user_credentials=str(server.creds("control")),
-                inbox_prefix=b"_INBOX_control",
-            )
-            raw = JetStreamLog(control, RAW)
-            bench = Bench(control, raw, client, itertools.count(2))
-            log = CountingLog(bench)
-            door = runtime.Runtime(log, "bench")
-            await door.start()
-            writer = asyncio.create_task(door.run())
-            await door.execute(
-                commands.SeedTree(), runtime.new_meta("bench"), runtime.nothing
-            )
-            try:
-                yield bench, door, log
-            finally:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
-                await client.close()
-                await raw.close()
-                await log.close()
+        control = await stack.enter_async_context(server.connect("control"))
+        events = server.authority.declared.streams["EVENTS"]
+        like_it = msgspec.structs.replace(events, subjects=["raw.*.*"], max_mib=2_048)
+        answer = await control.api(f"STREAM.CREATE.{RAW}", topology.stream_config(RAW, like_it))
+        assert "error" not in answer, answer
+        client = await nats.connect(
+            server.url,
+            user_credentials=str(server.creds("control")),
+            inbox_prefix=b"_INBOX_control",
+        )
+        stack.push_async_callback(client.close)
+        bench = Bench(control, client)
+        stack.push_async_callback(bench.raw.close)
+        stack.push_async_callback(bench.log.close)
+        await bench.door.start()
+        writing = asyncio.create_task(bench.door.run())
+        stack.callback(writing.cancel)
+        await bench.door.execute(commands.SeedTree(), runtime.new_meta("bench"), runtime.nothing)
+        yield bench
 
 
-# Batches
-
-
-async def _through_runtime(
-    bench: Bench, door: runtime.Runtime, log: CountingLog, size: int, batches: int
-) -> float:
-    """Events per second of twice as many callers as a batch has events: half of them are being
-    appended while the others are decided."""
-    story = history.Story(next(bench.seeds))
-    orders = iter([story.enqueue_command() for _ in range(size * batches)])
-    log.batches.clear()
-
-    async def call() -> None:
-        for command in orders:
-            await door.execute(command, runtime.new_meta("bench"), runtime.nothing)
-
-    began = time.perf_counter()
-    callers = [asyncio.create_task(call()) for _ in range(size)]
-    while not log.batches:
-        await asyncio.sleep(0)
-    callers += [asyncio.create_task(call()) for _ in range(size)]
-    await asyncio.gather(*callers)
-    seconds = time.perf_counter() - began
-    assert sum(log.batches) == size * batches
-    assert statistics.median(log.batches) == size, log.batches
-    return size * batches / seconds
-
-
-async def _through_log(bench: Bench, size: int, batches: int) -> float:
-    """Events per second of JetStreamLog alone, one fenced batch after another."""
-    return await _timed(bench, size, batches, bench.raw.append)
-
-
-async def _through_nats_py(bench: Bench, size: int, batches: int) -> float:
-    """Events per second of nats-py, one fenced batch after another."""
-    return await _timed(bench, size, batches, lambda *batch: _publish_batch(bench.client, *batch))
-
-
-async def _timed(
-    bench: Bench, size: int, batches: int, append: Callable[[list[Message], int], Awaitable[int]]
-) -> float:
-    messages = bench.messages(size * batches)
-    last = await bench.raw.last_seq()
-    began = time.perf_counter()
-    for start in range(0, len(messages), size):
-        last = await append(messages[start : start + size], last)
-    return len(messages) / (time.perf_counter() - began)
+# The same through nats-py
 
 
 async def _publish_batch(client: Client, messages: list[Message], expected_last: int) -> int:
-    """An atomic batch as ADR-50 of NATS has it; only its last message asks for an answer."""
+    """An atomic batch (ADR-50 of NATS), of which only the last message asks for an answer."""
     batch = secrets.token_hex(6)
-    for number, (subject, data) in enumerate(messages, 1):
-        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-        if number == 1:
-            headers["Nats-Expected-Last-Sequence"] = str(expected_last)
-        if number == len(messages):
-            headers["Nats-Batch-Commit"] = "1"
-            return _seq((await client.request(subject, data, headers=headers, timeout=5)).data)
-        await client.publish(subject, data, headers=headers)
-    raise AssertionError("a batch has messages")
+    for number, (subject, data) in enumerate(messages[:-1], 1):
+        await client.publish(subject, data, headers=_headers(batch, number, expected_last))
+    commit = {"Nats-Batch-Commit": "1"}
+    headers = _headers(batch, len(messages), expected_last) | commit
+    return await _publish(client, messages[-1], headers)
+
+
+def _headers(batch: str, number: int, expected_last: int) -> dict[str, str]:
+    fence = {"Nats-Expected-Last-Sequence": str(expected_last)} if number == 1 else {}
+    return {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **fence}
 
 
 async def _publish_one(client: Client, messages: list[Message], expected_last: int) -> int:
     (message,) = messages
-    headers = {"Nats-Expected-Last-Sequence": str(expected_last)}
+    return await _publish(client, message, {"Nats-Expected-Last-Sequence": str(expected_last)})
+
+
+async def _publish(client: Client, message: Message, headers: dict[str, str]) -> int:
     answer = await client.request(message.subject, message.data, headers=headers, timeout=5)
-    return _seq(answer.data)
-
-
-def _seq(answer: bytes) -> int:
-    decoded = json.loads(answer)
+    decoded = json.loads(answer.data)
     assert "error" not in decoded, decoded
     return int(decoded["seq"])
-
-
-# Lone appends
-
-
-async def _lone_command(bench: Bench, door: runtime.Runtime, count: int) -> float:
-    """Median milliseconds of a command that is alone."""
-    story = history.Story(next(bench.seeds))
-    times = []
-    for _ in range(count):
-        command = story.enqueue_command()
-        began = time.perf_counter()
-        await door.execute(command, runtime.new_meta("bench"), runtime.nothing)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times) * 1e3
-
-
-async def lone_append(
-    append: Callable[[list[Message], int], Awaitable[int]], messages: list[Message], last: int
-) -> list[float]:
-    """Milliseconds of each message appended alone, one after another."""
-    times = []
-    for message in messages:
-        began = time.perf_counter()
-        last = await append([message], last)
-        times.append((time.perf_counter() - began) * 1e3)
-    return times
-
-
-async def _lone(
-    bench: Bench, count: int, append: Callable[[list[Message], int], Awaitable[int]]
-) -> float:
-    messages = bench.messages(count)
-    return statistics.median(await lone_append(append, messages, await bench.raw.last_seq()))
 
 
 # The whole
@@ -221,56 +204,60 @@ def measure(run: Run) -> Section:
 async def _measure(run: Run) -> Section:
     ratios: list[Ratio] = []
     figures: list[Figure] = []
-    async with _bench() as (bench, door, log):
+    async with _bench() as bench:
         for size, batches in BATCHES.items():
-            count = run.size(batches)
-            found = await harness.alternate(
-                {
-                    f"runtime, batches of {size}": lambda size=size, count=count: _through_runtime(
-                        bench, door, log, size, count
-                    ),
-                    f"JetStreamLog, batches of {size}": lambda size=size, count=count: _through_log(
-                        bench, size, count
-                    ),
-                    f"nats-py, batches of {size}": lambda size=size, count=count: _through_nats_py(
-                        bench, size, count
-                    ),
-                },
-                run.repetitions,
-            )
-            ours, *raws = found.values()
-            ratios.append(
-                Ratio(
-                    what=f"batches of {size}: runtime / the faster without",
-                    values=harness.ratios(ours, list(map(max, *raws))),
-                    goal=GOAL_RATE,
-                )
-            )
-            figures += [Figure(what=k, unit="events/s", values=v) for k, v in found.items()]
-        lone = await _measure_lone(run, bench, door)
-    ours, *raws = lone.values()
-    ratios.append(
-        Ratio(
-            what="a lone command / the faster lone append",
-            values=harness.ratios(ours, list(map(min, *raws))),
-            goal=GOAL_LONE,
-        )
-    )
-    figures += [Figure(what=k, unit="ms, median", values=v) for k, v in lone.items()]
-    event_bytes = statistics.mean(len(message.data) for message in history_messages())
+            rates = await _rates(bench, run, size, run.size(batches))
+            ours, *raws = rates.values()
+            values = harness.ratios(ours, list(map(max, *raws)))
+            what = f"batches of {size}: runtime / the faster without"
+            ratios.append(Ratio(what=what, values=values, goal=GOAL_RATE))
+            figures += [Figure(what=what, unit="events/s", values=v) for what, v in rates.items()]
+        times = await _lone_times(bench, run)
+        event_bytes = await _event_bytes(bench)
+    ours, *raws = times.values()
+    values = harness.ratios(ours, list(map(min, *raws)))
+    what = "a lone command / the fastest lone append"
+    ratios.append(Ratio(what=what, values=values, goal=GOAL_LONE))
+    figures += [Figure(what=what, unit="ms, a median", values=v) for what, v in times.items()]
     return Section(
         title="append: durable appends through the whole runtime",
         about="Queueing tasks: decided, batched, appended, folded, answered; against the same "
         "bytes appended to a stream of the same kind on the same server.",
         ratios=ratios,
         figures=figures,
-        notes=[
-            f"An event has {event_bytes:.0f} bytes and a subject of its own. Every answer waits "
-            "for the disk.",
-            "Of the runtime, half of the callers are decided while the events of the other half "
-            "are on their way; without it, one batch follows another.",
-            "The limit is the faster one of JetStreamLog and nats-py in each repetition. A lone "
-            "message goes as a plain fenced publish; as an atomic batch of one it is slower, and "
-            "stands here for comparison.",
-        ],
+        notes=NOTES.format(event_bytes=event_bytes),
     )
+
+
+async def _rates(bench: Bench, run: Run, size: int, batches: int) -> dict[str, list[float]]:
+    through_nats_py = partial(_publish_batch, bench.client)
+    return await harness.alternate(
+        {
+            f"runtime, batches of {size}": lambda: bench.runtime_rate(size, batches),
+            f"JetStreamLog, batches of {size}": lambda: bench.raw_rate(
+                bench.raw.append, size, batches
+            ),
+            f"nats-py, batches of {size}": lambda: bench.raw_rate(through_nats_py, size, batches),
+        },
+        run.repetitions,
+    )
+
+
+async def _lone_times(bench: Bench, run: Run) -> dict[str, list[float]]:
+    count = run.size(LONE)
+    publish, batch = partial(_publish_one, bench.client), partial(_publish_batch, bench.client)
+    return await harness.alternate(
+        {
+            "runtime, a lone command": lambda: bench.lone_command(count),
+            "JetStreamLog, a lone append": lambda: bench.lone_raw(bench.raw.append, count),
+            "nats-py, a lone publish": lambda: bench.lone_raw(publish, count),
+            "nats-py, an atomic batch of one": lambda: bench.lone_raw(batch, count),
+        },
+        run.repetitions,
+    )
+
+
+async def _event_bytes(bench: Bench) -> int:
+    record = await bench.log.get(await bench.log.last_seq())
+    assert record is not None
+    return len(record.data)

@@ -94,7 +94,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     ratios: list[Ratio]
     figures: list[Figure]
-    notes: list[str] = []
+    notes: str = ""
 
 
 # Measuring
@@ -107,7 +107,7 @@ async def alternate(
     a drift of the machine meets all alike."""
     found: dict[str, list[T]] = {name: [] for name in sides}
     for repetition in range(repetitions):
-        order = list(sides) if repetition % 2 == 0 else list(reversed(sides))
+        order = list(sides) if repetition % 2 == 0 else list(sides)[::-1]
         for name in order:
             found[name].append(await sides[name]())
             print(f"  {repetition + 1}/{repetitions} {name}: {_shown(found[name][-1])}", flush=True)
@@ -176,7 +176,7 @@ def _file_system(folder: str) -> str:
 
 
 def _server_version() -> str:
-    argv = [nats_server.find_binary(), "--version"]
+    argv = [str(nats_server.find_binary()), "--version"]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return said.strip().replace(": v", " ")
 
@@ -191,7 +191,7 @@ def render(section: Section, when: datetime.datetime, machine: str) -> str:
         lines += ["", "| measured | median | min | max | unit |", "| --- |" + " --- |" * 4]
         lines += [f"| {one.what} | {_spread(one.values)} | {one.unit} |" for one in section.figures]
     if section.notes:
-        lines += ["", *(f"- {note}" for note in section.notes)]
+        lines += ["", section.notes.strip()]
     return "\n".join(lines) + "\n"
 
 

@@ -36,6 +36,13 @@ WARM_UP_TASKS = Size(640, 64)
 STOP_SECONDS_MAX = 10.0
 PREFIX = "/api/v1/network"
 
+NOTES = """
+- A task is three requests. Each repetition has a fresh nats-server and gateway, {warm_up:,} tasks to
+  warm up and {count:,} that count.
+- Of the stored tasks {completed:,} are completed and {queued:,} wait in the queue.
+- The clients are a process of their own and share the cores with gateway and nats-server.
+"""
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -78,9 +85,7 @@ class Client:
 
     async def do_one_task(self) -> None:
         """Enqueue a task, claim the best one, complete it."""
-        await self.post(
-            "/training/enqueue", {"topic": history.TOPIC, "node_id": "stats-bayesian"}
-        )
+        await self.post("/training/enqueue", {"topic": history.TOPIC, "node_id": "stats-bayesian"})
         claimed = await self.post("/training/claim", {"worker_id": self.worker_id})
         body = {
             "task_id": claimed["task"]["task_id"],
@@ -199,12 +204,10 @@ async def _measure(run: Run) -> Section:
             Figure(what="none stored", unit="tasks/s", values=found["none"]),
             Figure(what=f"{stored:,} stored", unit="tasks/s", values=found["stored"]),
         ],
-        notes=[
-            "A task is three requests. Each repetition has a fresh nats-server and gateway, "
-            f"{run.size(WARM_UP_TASKS):,} tasks to warm up and {run.size(TASKS):,} that count.",
-            f"Of the stored tasks {run.size(STORED_COMPLETED):,} are completed and "
-            f"{run.size(STORED_QUEUED):,} wait in the queue.",
-            "The clients are a process of their own beside gateway and nats-server, and share the "
-            "cores with them.",
-        ],
+        notes=NOTES.format(
+            warm_up=run.size(WARM_UP_TASKS),
+            count=run.size(TASKS),
+            completed=run.size(STORED_COMPLETED),
+            queued=run.size(STORED_QUEUED),
+        ),
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
 import msgspec
 
-from core import subjects
+from core import errors, subjects
 from core.log import Record
 
 Role: TypeAlias = Literal["dual", "evolver", "reinventor", "merge"]
@@ -548,9 +548,19 @@ def encode(event: Event) -> bytes:
     )
 
 
-def size(data: EventData) -> int:
-    """Bytes of the stored form of an event's data."""
-    return len(_encode(data))
+def reread(data: EventData) -> tuple[EventData, int]:
+    """An event's data as it will be read back from its stored form, and the bytes of that.
+
+    Folding what is read back makes the live state what a replay makes. Raises errors.UnfitEvent for
+    data that could not be read again.
+    """
+    raw = _encode(data)
+    try:
+        return _decode_data[type(data).__name__](raw), len(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise errors.UnfitEvent(
+            f"{type(data).__name__} could not be read back, so it is not stored: {error}"
+        ) from error
 
 
 def decode(seq: int, subject: str, raw: bytes) -> Event | Undecodable:

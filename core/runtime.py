@@ -122,9 +122,9 @@ class Runtime:
     def _decide(self, work: _Work) -> None:
         """Decide one command on the state as it will be, and fold what it causes."""
         try:
-            happened = decide.decide(self.state, work.command, work.meta)
-            for data in happened:
-                self._require_storable(data)
+            happened = [
+                self._storable(data) for data in decide.decide(self.state, work.command, work.meta)
+            ]
         except errors.AghsanError as error:
             self._refuse(work, error)
             return
@@ -133,21 +133,24 @@ class Runtime:
         while following := decide.follow(self.state, happened, work.meta):
             assert len(happened) < FOLLOWING_MAX, "what follows must come to an end"
             for data in following:
-                self._fold(work, data)
+                self._fold(work, events.reread(data)[0])
             happened = [*happened, *following]
         work.result = work.view(self.state)
 
-    def _require_storable(self, data: events.EventData) -> None:
+    def _storable(self, data: events.EventData) -> events.EventData:
+        """The data as the log will give it back. Raises errors.Refused where it cannot take it."""
         if self.state.read_only and events.subject_of(data) in self.state.read_only:
             raise errors.ReadOnlyAggregate(
                 f"{events.subject_of(data)} holds a record this program cannot read; "
                 f"it is read-only here until the program is upgraded"
             )
-        if events.size(data) > events.DATA_BYTES_MAX:
+        stored, size = events.reread(data)
+        if size > events.DATA_BYTES_MAX:
             raise errors.Invalid(
-                f"{events.size(data)} bytes do not fit into one event, which holds "
+                f"{size} bytes do not fit into one event, which holds "
                 f"{events.DATA_BYTES_MAX}; shorten the request"
             )
+        return stored
 
     def _fold(self, work: _Work, data: events.EventData) -> None:
         meta = work.meta

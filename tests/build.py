@@ -24,12 +24,13 @@ class World:
         """Decide and fold a command; what happened. Raises as decide does."""
         self.now += 1
         meta = Meta(self.now, f"cmd{next(self._ids)}", "test", "test")
-        happened = decide.decide(self.state, command, meta)
+        decided = decide.decide(self.state, command, meta)
+        happened = [events.reread(data)[0] for data in decided]
         for data in happened:
             self._fold(meta, data)
         while following := decide.follow(self.state, happened, meta):
             for data in following:
-                self._fold(meta, data)
+                self._fold(meta, events.reread(data)[0])
             happened = [*happened, *following]
         return happened
 

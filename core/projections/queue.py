@@ -26,16 +26,20 @@ class Queue:
     def __init__(self) -> None:
         self._heaps: dict[tuple[Requires, bool], list[tuple[int, int, str]]] = {}
         self._lengths: dict[tuple[Requires, bool], int] = {}
+        self._entries = self._live = 0
 
     def add(self, task_id: str, requires: Requires, merge: bool, key: int, ticket: int) -> None:
         """Queue a task under a ticket no other entry has."""
         heap = self._heaps.setdefault((requires, merge), [])
         heapq.heappush(heap, (key, ticket, task_id))
         self._lengths[requires, merge] = self._lengths.get((requires, merge), 0) + 1
+        self._entries += 1
+        self._live += 1
 
     def removed(self, requires: Requires, merge: bool) -> None:
         """Say that one queued task of this kind left the queue; its entry is now stale."""
         self._lengths[requires, merge] -= 1
+        self._live -= 1
 
     def count(self, fits: Callable[[Requires, bool], bool]) -> int:
         """How many queued tasks fit."""
@@ -51,6 +55,7 @@ class Queue:
                 continue
             while heap and ticket_of(heap[0][2]) != heap[0][1]:
                 heapq.heappop(heap)
+                self._entries -= 1
             if heap and (best is None or heap[0] < best):
                 best = heap[0]
         return best[2] if best else None
@@ -65,10 +70,9 @@ class Queue:
 
     def compact(self, ticket_of: Callable[[str], int]) -> None:
         """Drop stale entries when they are most of what is held."""
-        held = sum(len(heap) for heap in self._heaps.values())
-        live = sum(self._lengths.values())
-        if held - live < max(_GARBAGE_MIN, live):
+        if self._entries - self._live < max(_GARBAGE_MIN, self._live):
             return
         for heap in self._heaps.values():
             heap[:] = [entry for entry in heap if ticket_of(entry[2]) == entry[1]]
             heapq.heapify(heap)
+        self._entries = sum(len(heap) for heap in self._heaps.values())

@@ -15,6 +15,8 @@ ATTEMPTS_MAX = 5
 IDEMPOTENCY_KEYS_MAX = 100_000
 LOG_TAIL_CHARS_MAX = 4_000
 RECENT_MAX = 1_024
+OPEN = ("queued", "running")
+"""The statuses of tasks that are still to be done."""
 
 TaskEvent: TypeAlias = (
     events.TaskQueued
@@ -285,17 +287,31 @@ class Tasks:
         """Fold an event of a task."""
         task_id = data.task_id
         before = self.table.rows.get(task_id)
-        if isinstance(before, Done) or (before and isinstance(data, events.TaskQueued)):
+        if before is None:
+            self._add(evolve(None, seq, at, data), data)
+            return
+        if type(before) is Done or type(data) is events.TaskQueued:
             raise errors.UnfitEvent(f"{type(data).__name__} on a task that is {before.status}")
+        assert isinstance(before, Task), "what is not done is whole"
         after = evolve(before, seq, at, data)
-        if before is None or before.status != after.status:
-            self._index(before, after)
+        if after.status != before.status:
+            self._left(before)
+            self._entered(before, after)
         if after.status == "completed":
             self._complete(after)
         else:
             self.table.put(task_id, after)
-        if before is None:
-            self._added(seq, data)
+
+    def _add(self, task: Task, data: TaskEvent) -> None:
+        assert isinstance(data, events.TaskQueued), "a task begins by being queued"
+        self.open_of_node[task.node_id] = self.open_of_node.get(task.node_id, 0) + 1
+        self.counts["queued"] += 1
+        self._enqueue(task)
+        self.table.put(task.task_id, task)
+        self.ids.append(task.task_id)
+        self.first_seqs.append(task.first_seq)
+        if data.idempotency_key:
+            self._remember(data.idempotency_key, task.task_id)
 
     def _complete(self, task: Task) -> None:
         self.table.put(task.task_id, _brief(task))
@@ -303,42 +319,42 @@ class Tasks:
         if len(self.recent) > RECENT_MAX:
             del self.recent[next(iter(self.recent))]
 
-    def _added(self, seq: int, data: TaskEvent) -> None:
-        assert isinstance(data, events.TaskQueued), "a task begins by being queued"
-        self.ids.append(data.task_id)
-        self.first_seqs.append(seq)
-        if data.idempotency_key:
-            self._remember(data.idempotency_key, data.task_id)
-
     def entered_round(self, data: events.RoleEntered) -> None:
         """Fold RoleEntered: the task's candidate stands in this round."""
         task = self.table.rows[data.task_id]
         self.table.put(data.task_id, events.replace(task, round_id=data.round_id))
 
-    def _index(self, before: Task | None, after: Task) -> None:
-        was_open = before is not None and before.status in ("queued", "running")
-        is_open = after.status in ("queued", "running")
-        if was_open != is_open:
-            count = self.open_of_node.get(after.node_id, 0)
-            self.open_of_node[after.node_id] = count + (1 if is_open else -1)
-        if before is not None:
-            self.counts[before.status] -= 1
-            if before.status == "running":
-                held = self.held[before.claims[-1].worker_id]
-                held.pop(before.task_id)
-                if not held:
-                    del self.held[before.claims[-1].worker_id]
-            elif before.status == "queued":
-                self.queue.removed(before.requires, before.role == "merge")
+    def _left(self, before: Task) -> None:
+        """Take a task out of the index of the status it had."""
+        self.counts[before.status] -= 1
+        if before.status == "running":
+            worker_id = before.claims[-1].worker_id
+            held = self.held[worker_id]
+            del held[before.task_id]
+            if not held:
+                del self.held[worker_id]
+        elif before.status == "queued":
+            self.queue.removed(before.requires, before.role == "merge")
+
+    def _entered(self, before: Task, after: Task) -> None:
+        """Put a task into the index of the status it has now."""
         self.counts[after.status] += 1
         if after.status == "running":
             self.held.setdefault(after.claims[-1].worker_id, {})[after.task_id] = None
+            if before.status not in OPEN:
+                self.open_of_node[after.node_id] += 1
         elif after.status == "queued":
-            key = order_key(after.created_at, after.priority)
-            merge = after.role == "merge"
-            self.queue.add(after.task_id, after.requires, merge, key, after.ticket)
-        elif before is not None and before.status == "queued":
+            self._enqueue(after)
+            if before.status not in OPEN:
+                self.open_of_node[after.node_id] += 1
+        elif before.status in OPEN:
+            self.open_of_node[after.node_id] -= 1
+        if before.status == "queued":
             self.queue.compact(self.ticket)
+
+    def _enqueue(self, task: Task) -> None:
+        key = order_key(task.created_at, task.priority)
+        self.queue.add(task.task_id, task.requires, task.role == "merge", key, task.ticket)
 
     def ticket(self, task_id: str) -> int:
         """The ticket under which a task is queued now, or -1."""

@@ -179,8 +179,7 @@ class TestJetStreamChunks(ChunksContract):
     async def test_headers_that_are_nonsense_hide_no_chunk(
         self, shared_nats: Nats, bench: JetStreamBench, header: bytes
     ) -> None:
-        written = nats_wire.publication_with(f"chunk.{WRITER}.{DIGEST}", "", header, b"weights")
-        await send(shared_nats, written)
+        await write(shared_nats, f"chunk.{WRITER}.{DIGEST}", header, b"weights")
         assert await bench.store.get(WRITER, DIGEST) == b"weights"
 
     async def test_a_chunk_larger_than_a_chunk_is_refused(self, bench: JetStreamBench) -> None:
@@ -199,15 +198,18 @@ class TestJetStreamChunks(ChunksContract):
                 await question
 
 
-async def send(nats: Nats, raw: bytes) -> None:
-    """Write protocol as the agent `a1`, and wait until the server has dealt with it."""
+async def write(nats: Nats, subject: str, header: bytes, data: bytes) -> None:
+    """Write a chunk as the agent `a1` does, with a header of any bytes."""
     minted = nats.authority.agent(WRITER, ["cpu"], None)
     assert minted.seed is not None
     credentials = bus.Credentials(minted.jwt, minted.seed)
     wire = await nats_wire.Wire.connect(nats.url, credentials, "raw", SECONDS_MAX)
-    wire.write(raw + b"PING\r\n")
-    while b"PONG" not in (await wire.receive()).controls:
+    inbox = f"_INBOX_{WRITER}.raw"
+    wire.write(b"SUB %s 1\r\n" % inbox.encode())
+    wire.write(nats_wire.publication_with(subject, inbox, header, data))
+    while not (replies := (await wire.receive()).replies):
         pass
+    assert "error" not in json.loads(replies[0].data)
     wire.close()
 
 

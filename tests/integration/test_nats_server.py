@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,3 +220,24 @@ async def test_accounts_that_changed_count_from_the_next_start(tmp_path: Path) -
         async with nats.connect("desk") as desk:
             limits = (await desk.api("INFO"))["limits"]
     assert limits["max_storage"] == 20_000 * MIB
+
+
+async def test_what_a_clock_that_ran_ahead_left_behind_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority.load_or_create(tmp_path / "keys")
+    fleet = msgspec.structs.replace(authority.declared.accounts["FLEET"], disk_mib=5)
+    wrong = msgspec.structs.replace(
+        authority.declared, accounts={**authority.declared.accounts, "FLEET": fleet}
+    )
+    resolver = tmp_path / "nats" / "resolver"
+    resolver.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        tomorrow = time.time() + 86_400
+        patch.setattr(time, "time", lambda: tomorrow)
+        jwt = Authority.load_or_create(tmp_path / "keys", wrong).account_jwt("FLEET")
+    (resolver / f"{authority.public_key('FLEET')}.jwt").write_text(jwt)
+    with running(tmp_path) as nats:
+        async with nats.connect("desk") as desk:
+            limits = (await desk.api("INFO"))["limits"]
+    assert limits["max_storage"] != 5 * MIB
