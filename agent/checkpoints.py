@@ -34,8 +34,12 @@ CONFIG_BYTES_MAX = 64 * 1024
 HEADER_BYTES_MAX = 1024 * 1024
 DIMENSIONS_MAX = 8
 STATES_KEPT = 3
+STATE_BYTES_MAX = 64 * 1024
 _PREFIX = "step-"
 _DAMAGED = "damaged-"
+_SAVING = ".saving-"
+_FILES = {WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE, RANDOM_FILE}
+"""Beside its description, a state has these and no others."""
 
 _WIDTHS = {
     "BOOL": 1,
@@ -102,6 +106,9 @@ def weights_sha256(blob: bytes) -> str:
     digest = hashlib.sha256()
     view = memoryview(blob)
     for tensor in sorted(_tensors(blob)):
+        if not tensor.name.isprintable():
+            # Such a name could pass for the end of another tensor, or have no bytes at all.
+            raise errors.ArtifactError(f"{ascii(tensor.name[:80])} is no name of a tensor")
         digest.update(f"{tensor.name}\x1f{tensor.dtype}\x1f{tensor.shape}\x1e".encode())
         digest.update(view[tensor.start : tensor.end])
     return digest.hexdigest()
@@ -132,10 +139,7 @@ def load_weights(path: Path, module: torch.nn.Module) -> None:
                 f"{path.name} does not fit its configuration: {name} has the shape "
                 f"{list(tensor.shape)}, the model {list(wanted[name].shape)}"
             )
-    try:
-        loaded = safetensors.torch.load(blob)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise errors.ArtifactError(f"{path.name} cannot be read: {error}") from error
+    loaded = _loaded(path, blob)
     for name, value in loaded.items():
         if value.dtype != wanted[name].dtype:
             raise errors.ArtifactError(
@@ -231,20 +235,24 @@ def save_state(
 ) -> Path:
     """Write a state below `directory`, durably and at once; older ones beyond three go.
 
+    One process at a time saves there: what another one was killed over is swept away.
+
     Raises OSError.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(f"{_SAVING}*"):
+        shutil.rmtree(left, ignore_errors=True)
     target = directory / f"{_PREFIX}{state.step:08d}"
-    temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".saving-"))
+    temporary = Path(tempfile.mkdtemp(dir=directory, prefix=_SAVING))
     try:
         write_model(temporary, module, config)
         tensors = _on_cpu(_optimizer_tensors(module, optimizer))
         _write(temporary / OPTIMIZER_FILE, safetensors.torch.save(tensors))
-        random = {"cpu": torch.get_rng_state()}
-        _write(temporary / RANDOM_FILE, safetensors.torch.save(random))
+        _write(temporary / RANDOM_FILE, safetensors.torch.save(_random_state()))
         files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         complete = msgspec.structs.replace(state, files=files)
         _write(temporary / STATE_FILE, msgspec.json.encode(complete))
+        platforms.sync_folder(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.replace(target)
@@ -269,27 +277,66 @@ def newest_state(directory: Path) -> tuple[Path, State] | None:
 
 def load_state(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put model, optimizer and random state back as they were. Raises errors.ArtifactError."""
-    load_weights(folder / WEIGHTS_FILE, module)
     tensors = _load(folder / OPTIMIZER_FILE)
-    for name, parameter in module.named_parameters():
-        slots = {
-            slot: tensors[f"{name}\x1f{slot}"]
-            for slot in ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}\x1f{slot}" in tensors
-        }
-        if slots:
-            moved = {
-                slot: value if slot == "step" else value.to(parameter.device)
-                for slot, value in slots.items()
-            }
-            optimizer.state[parameter] = moved
-    torch.set_rng_state(_load(folder / RANDOM_FILE)["cpu"])
+    random = _load(folder / RANDOM_FILE)
+    slots = {
+        parameter: _slots_of(name, parameter, tensors)
+        for name, parameter in module.named_parameters()
+    }
+    if tensors:
+        raise errors.ArtifactError(
+            f"{OPTIMIZER_FILE} does not fit the model: {_some(sorted(tensors))} too many"
+        )
+    load_weights(folder / WEIGHTS_FILE, module)
+    optimizer.state.update({parameter: found for parameter, found in slots.items() if found})
+    try:
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise errors.ArtifactError(f"{RANDOM_FILE} is no random state: {error}") from error
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _slots_of(
+    name: str, parameter: torch.Tensor, tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Take what AdamW remembers of a parameter out of `tensors`; nothing for one never moved.
+
+    Raises errors.ArtifactError when some of it is missing or does not fit.
+    """
+    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    found = {slot: tensors.pop(f"{name}\x1f{slot}", None) for slot in shapes}
+    if all(value is None for value in found.values()):
+        return {}
+    taken = {}
+    for slot, shape in shapes.items():
+        value = found[slot]
+        if value is None or value.shape != shape or not value.is_floating_point():
+            raise errors.ArtifactError(f"{OPTIMIZER_FILE} does not fit the model: {slot} of {name}")
+        taken[slot] = value if slot == "step" else value.to(parameter.device)
+    return taken
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file. Raises errors.ArtifactError."""
     blob = _read(path)
     _tensors(blob)
-    return safetensors.torch.load(blob)
+    return _loaded(path, blob)
+
+
+def _loaded(path: Path, blob: bytes) -> dict[str, torch.Tensor]:
+    """Tensors of bytes whose header was found sound. Raises errors.ArtifactError."""
+    try:
+        return safetensors.torch.load(blob)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise errors.ArtifactError(f"{path.name} cannot be read: {error}") from error
 
 
 def _optimizer_tensors(
@@ -314,12 +361,19 @@ def _states(directory: Path) -> list[Path]:
 
 
 def _sound(folder: Path) -> State | None:
+    """A state's description if all it describes is there; names from elsewhere are not followed."""
     try:
-        state = msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=State)
+        with (folder / STATE_FILE).open("rb") as file:
+            raw = file.read(STATE_BYTES_MAX + 1)
+        if len(raw) > STATE_BYTES_MAX:
+            return None
+        state = msgspec.json.decode(raw, type=State)
+        if state.files.keys() != _FILES or not 0 <= state.step <= state.total_steps:
+            return None
         is_whole = all(_sha256(folder / name) == digest for name, digest in state.files.items())
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return state if is_whole and WEIGHTS_FILE in state.files else None
+    return state if is_whole else None
 
 
 def _sha256(path: Path) -> str:

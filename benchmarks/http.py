@@ -37,8 +37,8 @@ STOP_SECONDS_MAX = 10.0
 PREFIX = "/api/v1/network"
 
 NOTES = """
-- A task is three requests. Each repetition has a fresh nats-server and gateway, {warm_up:,} tasks to
-  warm up and {count:,} that count.
+- A task is three requests. Each repetition has a fresh nats-server and gateway, {warm_up:,} tasks
+  to warm up and {count:,} that count.
 - Of the stored tasks {completed:,} are completed and {queued:,} wait in the queue.
 - The clients are a process of their own and share the cores with gateway and nats-server.
 """

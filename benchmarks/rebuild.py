@@ -30,8 +30,8 @@ SECONDS_MAX = 300.0
 
 NOTES = """
 - {bytes_mean:.0f} bytes an event on average: {mix}.
-- Alone means one after another on the same bytes, all of them kept in between; a whole rebuild reads
-  ahead while it decodes and folds.
+- Alone means one after another on the same bytes, all of them kept in between; a whole rebuild
+  reads ahead while it decodes and folds.
 """
 
 

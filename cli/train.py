@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,8 @@ def train(
     """
     if (steps is None) == (seconds is None):
         raise click.UsageError("say either --steps or --seconds")
+    if base is not None and role == "reinventor":
+        raise click.UsageError("a reinventor starts from nothing: leave out --base")
     specialist, _ = specializations.workload_of(node_id)
     _require_folder(out, resume)
     if seed is None:
@@ -94,10 +97,35 @@ def train(
     )
     outcome = asyncio.run(_train(job))
     if isinstance(outcome, jobs.Stopped):
-        again = f"aghsan train … --seed {seed} --out {out} --resume" if outcome.directory else ""
-        click.echo(f"stopped at step {outcome.step}. {again}".strip(), err=True)
+        click.echo(_words_of(outcome, node_id, role, seed, steps, seconds, out, base), err=True)
         raise SystemExit(INTERRUPTED)
+    if outcome.deadline:
+        click.echo(
+            f"the time was over after {outcome.steps} of {outcome.total_steps} steps; the model is "
+            "the one of that step",
+            err=True,
+        )
     _show(outcome, seed, as_json)
+
+
+def _words_of(
+    stopped: "Stopped",
+    node_id: str,
+    role: str,
+    seed: int,
+    steps: int | None,
+    seconds: float | None,
+    out: Path,
+    base: Path | None,
+) -> str:
+    """What happened, and the command that goes on from there."""
+    if not stopped.directory:
+        return "stopped before the first step; nothing to go on from"
+    length = ["--steps", str(steps)] if steps is not None else ["--seconds", f"{seconds:g}"]
+    start = ["--base", str(base)] if base is not None else []
+    what = ["--node", node_id, "--role", role, "--seed", str(seed), *length, *start]
+    again = shlex.join(["aghsan", "train", *what, "--out", str(out), "--resume"])
+    return f"stopped at step {stopped.step}, which is saved; go on with\n  {again}"
 
 
 def _require_folder(out: Path, resume: bool) -> None:

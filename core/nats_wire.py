@@ -1,8 +1,8 @@
 """A bare NATS connection for the two hot paths of the log: whole batches out, whole blocks in.
 
 nats-py makes several objects and a trip through a queue of every message; here a batch is one
-write and a block of messages one pass over its bytes (benchmarks/log.py has the difference).
-Everything else goes through `core.bus`.
+write and a block of messages one pass over its bytes (`append` and `rebuild` of benchmarks/ have
+the difference). Everything else goes through `core.bus`.
 
 The protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 """

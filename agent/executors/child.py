@@ -41,9 +41,9 @@ class _Inbox:
         os._exit(0)
 
     def stop_of(self, job: jobs.Job) -> jobs.Stop | None:
-        """The wish to stop this very job, if there is one."""
+        """The wish to stop this job, or a later one that waits for it, if there is one."""
         stop = self._stop
-        return stop if stop is not None and stop.number == job.number else None
+        return stop if stop is not None and stop.number >= job.number else None
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
     report(jobs.Warmed(pid=os.getpid(), device=device))
     while True:
         job = inbox.jobs.get()
+        report(jobs.Taken(number=job.number))
         try:
             report(training.run(job, report, functools.partial(inbox.stop_of, job)))
         except errors.AghsanError as error:

@@ -33,7 +33,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
-    """End the job of this number at its next step, its state saved or not."""
+    """End the job of this number, or an earlier one, at its next step, its state saved or not."""
 
     number: int
     save: bool
@@ -44,6 +44,12 @@ class Warmed(msgspec.Struct, frozen=True, kw_only=True, tag="warmed"):
 
     pid: int
     device: str
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, tag="taken"):
+    """What is reported from here on is about the job of this number."""
+
+    number: int
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
@@ -113,4 +119,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 Request: TypeAlias = Job | Stop
-Report: TypeAlias = Warmed | Started | Progress | Saved | Result | Stopped | Failed
+Report: TypeAlias = Warmed | Taken | Started | Progress | Saved | Result | Stopped | Failed

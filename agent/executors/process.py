@@ -20,9 +20,12 @@ from agent.executors import jobs
 from core import errors, platforms
 
 WARM_SECONDS_MAX = 180.0
+ENDING_SECONDS_MAX = 5.0
 CLOSE_SECONDS_MAX = 1.0
 LAST_LINES = 40
 LINE_CHARS_MAX = 2_000
+# Without it cuBLAS has no way to be deterministic, and torch refuses to multiply on a GPU.
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 OnReport = Callable[[jobs.Report], None]
 _decode = msgspec.json.Decoder(jobs.Report).decode
@@ -36,6 +39,7 @@ class Executor:
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: asyncio.Queue[jobs.Report | None] = asyncio.Queue()
         self._words: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._listening: threading.Thread | None = None
         self._job: jobs.Job | None = None
         self._jobs = 0
         self.device = ""
@@ -53,33 +57,40 @@ class Executor:
         """
         if self.pid is not None:
             return
+        await self.close()
         self._reports = asyncio.Queue()
-        self._words.clear()
+        self._words = collections.deque(maxlen=LAST_LINES)
         loop = asyncio.get_running_loop()
         process = platforms.spawn(
             [sys.executable, "-m", "agent.executors.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
         )
         self._process = process
         assert process.stdout is not None, "asked for"
         assert process.stderr is not None, "asked for"
         listen = (process.stdout, loop, self._reports)
         threading.Thread(target=_listen, args=listen, daemon=True).start()
-        threading.Thread(target=_keep, args=(process.stderr, self._words), daemon=True).start()
+        keep = (process.stderr, self._words)
+        self._listening = threading.Thread(target=_keep, args=keep, daemon=True)
+        self._listening.start()
         try:
             async with asyncio.timeout(WARM_SECONDS_MAX):
                 warmed = await self._reports.get()
-        except TimeoutError:
+        except TimeoutError as error:
             process.kill()
-            warmed = None
+            await self._ending(process)
+            raise errors.TrainingError(
+                "\n".join([f"the executor was not ready in {WARM_SECONDS_MAX:g} s", *self._words])
+            ) from error
         if not isinstance(warmed, jobs.Warmed):
             raise errors.TrainingError(f"the executor did not start{await self._ending(process)}")
         self.device = warmed.device
 
     async def run(self, job: jobs.Job, on_report: OnReport) -> jobs.Result | jobs.Stopped:
-        """Do a job; its reports on the way go to `on_report`.
+        """Do a job; its reports on the way go to `on_report`. Cancelled, it drops the work.
 
         Raises errors.TrainingError when it cannot be finished: after a first line with the reason
         come the last words of the process.
@@ -89,10 +100,15 @@ class Executor:
         assert self._job is None, "one job at a time"
         self._jobs += 1
         self._job = job = msgspec.structs.replace(job, number=self._jobs)
+        taken = False
         try:
             self._send(job)
             while True:
                 report = await self._reports.get()
+                if report is not None and not taken:
+                    # Until then come the last words about a job that was cancelled.
+                    taken = report == jobs.Taken(number=job.number)
+                    continue
                 match report:
                     case jobs.Result() | jobs.Stopped():
                         return report
@@ -103,6 +119,10 @@ class Executor:
                         raise errors.TrainingError(f"the executor died{ending}")
                     case _:
                         on_report(report)
+        except BaseException:
+            # Nobody waits for it any more, if it is at work still.
+            self._send(jobs.Stop(number=job.number, save=False))
+            raise
         finally:
             self._job = None
 
@@ -135,8 +155,15 @@ class Executor:
             process.stdin.flush()
 
     async def _ending(self, process: subprocess.Popen[bytes]) -> str:
-        """How the process ended, and its last words."""
-        code = await asyncio.to_thread(process.wait)
+        """How the process ended, and its last words; one that only fell silent is ended."""
+        try:
+            code = await asyncio.to_thread(process.wait, ENDING_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            return "\n".join([": it stopped making sense and was ended", *self._words])
+        if self._listening is not None:
+            await asyncio.to_thread(self._listening.join, ENDING_SECONDS_MAX)
         how = f" with exit code {code}"
         if code < 0:
             how = f" by signal {signal.Signals(-code).name}"
@@ -150,13 +177,17 @@ def _listen(
     loop: asyncio.AbstractEventLoop,
     reports: "asyncio.Queue[jobs.Report | None]",
 ) -> None:
-    """Hand on reports, and None at their end."""
-    with contextlib.suppress(RuntimeError):  # the loop may end before the process does
-        for line in stream:
-            loop.call_soon_threadsafe(reports.put_nowait, _decode(line))
+    """Hand on reports, and None at their end, which anything but a report is too."""
+    # The loop may end before the process does.
+    with stream, contextlib.suppress(RuntimeError):
+        with contextlib.suppress(msgspec.MsgspecError):
+            for line in stream:
+                loop.call_soon_threadsafe(reports.put_nowait, _decode(line))
         loop.call_soon_threadsafe(reports.put_nowait, None)
 
 
 def _keep(stream: IO[bytes], words: "collections.deque[str]") -> None:
-    for line in stream:
-        words.append(line.decode("utf-8", "replace").rstrip()[:LINE_CHARS_MAX])
+    """Remember the last lines; a longer one comes in pieces."""
+    with stream:
+        while line := stream.readline(LINE_CHARS_MAX):
+            words.append(line.decode("utf-8", "replace").rstrip())

@@ -54,7 +54,12 @@ def prepare_process() -> str:
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.zeros(1, 2)).sum().backward()
     optimizer.step()
-    return str(accelerate.Accelerator().device.type)
+    return str(_accelerator().device.type)
+
+
+def _accelerator() -> accelerate.Accelerator:
+    """A CUDA device where there is one, else the CPU: Apple's GPUs know no float64."""
+    return accelerate.Accelerator(cpu=not torch.cuda.is_available())
 
 
 def learning_rate(step: int, total_steps: int, peak: float) -> float:
@@ -107,7 +112,7 @@ class _Training:
         key = tuple(sorted(job.parameters.items()))
         self._cases, self._baseline = _validation(job.specialist, key, job.node_id)
         self._directory = Path(job.directory)
-        self._accelerator = accelerate.Accelerator()
+        self._accelerator = _accelerator()
         self._seed = seeds.derive(job.node_id, "train", job.role, job.seed)
         self._base_sha256 = ""
         self._elapsed_before = 0.0
@@ -187,10 +192,13 @@ class _Training:
         return sorted(seconds)[TIMED_STEPS // 2]
 
     def _time_evaluation(self) -> float:
+        """An estimate, also for the deadline of this first training; on the CPU, as `finish` is."""
         part = {name: cases[::EVALUATION_PARTS] for name, cases in self._cases.items()}
+        module = copy.deepcopy(self._module).to("cpu")
         began = time.perf_counter()
-        evaluation.evaluate(self._specialist, self._module, part)
-        return (time.perf_counter() - began) * EVALUATION_PARTS
+        evaluation.evaluate(self._specialist, module, part)
+        seconds = (time.perf_counter() - began) * EVALUATION_PARTS
+        return _evaluation_seconds.setdefault(self._key, seconds)
 
     def _batch(self, step: int) -> Batch:
         batch = self._specialist.train_batch(self._seed, step)
@@ -225,8 +233,8 @@ class _Training:
                 saved = time.monotonic()
         self._last_step_at = time.time()
         if self.step > first:
+            report(self._progress(loss))  # reading the loss waits for the device
             _step_seconds[self._key] = (time.monotonic() - steps_began) / (self.step - first)
-            report(self._progress(loss))
         return None
 
     def _deadline(self) -> float:

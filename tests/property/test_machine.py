@@ -1,0 +1,418 @@
+"""Whatever anybody does in whatever order, the rules hold and a replay gives the same state."""
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from core import commands, errors, events, specializations
+from core.decide import tasks as rules
+from core.events import Token
+from core.projections.rounds import Round
+from core.projections.state import State
+from core.projections.tasks import OPEN, Done, Task
+from tests.build import World
+
+AGENTS = ("a1", "a2", "عامل ٣")
+HTTP = ("w1", "w 2")
+NODES = ("root-math", "stats-bayesian", "opt-convex")
+KEYS = ("", "", "k1", "k2")
+CONFIGURED = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+agents, http_workers, nodes = map(st.sampled_from, (AGENTS, HTTP, NODES))
+
+
+def secret(index: int) -> bytes:
+    return hashlib.sha256(str(index).encode()).digest()
+
+
+def candidate(task_id: str, rival: events.Rival, number: int) -> events.Candidate:
+    return events.Candidate(
+        candidate_id=f"cand-{task_id}-{rival}-{number}",
+        rival=rival,
+        manifest="a" * 64,
+        writer="a1",
+        weights_sha256="b" * 64,
+        bytes=10,
+        claims={"loss": 0.5},
+    )
+
+
+class Network(RuleBasedStateMachine):
+    """Agents, old workers, judges, people and liveness, all at once and none of them careful."""
+
+    tasks: Bundle[str] = Bundle("tasks")
+    tokens: Bundle[tuple[str, Token]] = Bundle("tokens")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.count = 0
+        self.completions: dict[str, bytes] = {}
+
+    @property
+    def state(self) -> State:
+        return self.world.state
+
+    def attempt(self, command: commands.AnyCommand) -> list[events.EventData]:
+        """Do it; what is refused changes nothing."""
+        before = self.state.seq
+        try:
+            return self.world.do(command)
+        except errors.Refused:
+            assert self.state.seq == before, "a refusal changes nothing"
+            return []
+
+    def number(self) -> int:
+        self.count += 1
+        return self.count
+
+    def session(self, worker_id: str) -> str:
+        worker = self.state.workers.table.get(worker_id)
+        return worker.session if worker else ""
+
+    @initialize()
+    def begin(self) -> None:
+        self.attempt(commands.StartWriter(process="test"))
+        self.world.seeded()
+
+    # ── workers ──
+
+    @rule(worker_id=agents, keep=st.booleans())
+    def says_hello(self, worker_id: str, keep: bool) -> None:
+        held = self.state.tasks.held.get(worker_id, ())
+        rows = [self.state.tasks.table.rows[task_id] for task_id in held]
+        holding = [
+            Token(task_id=row.task_id, attempt=len(row.claims), claim_id=row.claims[-1].claim_id)
+            for row in rows
+            if isinstance(row, Task)
+        ]
+        self.attempt(
+            commands.OpenSession(
+                worker_id=worker_id,
+                session=f"s{self.number()}",
+                hostname="h",
+                lane="cpu-16",
+                protocol=1,
+                holding=holding if keep else [],
+            )
+        )
+
+    @rule(
+        worker_id=http_workers, status=st.sampled_from(("online", "draining")), more=st.booleans()
+    )
+    def beats(self, worker_id: str, status: str, more: bool) -> None:
+        capabilities = b'{"slots":2}' if more else None
+        self.attempt(
+            commands.Heartbeat(worker_id=worker_id, status=status, capabilities=capabilities)
+        )
+
+    @rule(worker_id=http_workers)
+    def registers(self, worker_id: str) -> None:
+        self.attempt(commands.RegisterWorker(worker_id=worker_id, hostname="h"))
+
+    @rule(worker_id=st.sampled_from(AGENTS + HTTP), gone=st.booleans())
+    def is_lost_or_found(self, worker_id: str, gone: bool) -> None:
+        session = self.session(worker_id)
+        if gone:
+            self.attempt(commands.MarkOffline(worker_id=worker_id, reason="r", session=session))
+        else:
+            self.attempt(commands.MarkOnline(worker_id=worker_id, session=session))
+
+    # ── tasks ──
+
+    @rule(
+        target=tasks,
+        node_id=nodes,
+        role=st.sampled_from(("dual", "evolver", "reinventor")),
+        priority=st.integers(1, 10),
+        key=st.sampled_from(KEYS),
+        memory=st.sampled_from((0.0, 8.0, 80.0)),
+    )
+    def enqueues(
+        self, node_id: str, role: events.Role, priority: int, key: str, memory: float
+    ) -> str:
+        task_id = f"t{self.number()}"
+        self.attempt(
+            commands.EnqueueTask(
+                task_id=task_id,
+                node_id=node_id,
+                topic="موضوع",
+                priority=priority,
+                role=role,
+                seed=7,
+                requires=events.Requires(memory_gb=memory),
+                idempotency_key=key,
+            )
+        )
+        return task_id
+
+    @rule(target=tokens, worker_id=agents)
+    def claims(self, worker_id: str) -> tuple[str, Token]:
+        best = rules.claimable(self.state, worker_id, "nats")
+        token = Token(task_id="none", attempt=1, claim_id="none")
+        command = commands.ClaimTask(
+            worker_id=worker_id,
+            via="nats",
+            claim_id=f"c{self.number()}",
+            lease_seconds=60,
+            session=self.session(worker_id),
+        )
+        for data in self.attempt(command):
+            if isinstance(data, events.TaskClaimed):
+                assert data.task_id == best
+                token = Token(task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id)
+        assert self.attempt(command) == [], "the same claim id gives the same task"
+        return worker_id, token
+
+    @rule(target=tokens, worker_id=http_workers, signalled=st.booleans())
+    def claims_over_http(self, worker_id: str, signalled: bool) -> tuple[str, Token]:
+        command = commands.ClaimTask(
+            worker_id=worker_id,
+            via="http",
+            claim_id=f"c{self.number()}",
+            lease_seconds=1800,
+            signalled_at=self.world.now if signalled else 0,
+        )
+        for data in self.attempt(command):
+            if isinstance(data, events.TaskClaimed):
+                return worker_id, Token(
+                    task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id
+                )
+        return worker_id, Token(task_id="none", attempt=1, claim_id="none")
+
+    @rule(held=tokens, rival=st.sampled_from(("evolver", "reinventor")), step=st.integers(1, 99))
+    def saves(self, held: tuple[str, Token], rival: events.Rival, step: int) -> None:
+        worker_id, token = held
+        checkpoint = events.Checkpoint(
+            rival=rival, step=step, total_steps=100, manifest="c" * 64, writer="a1", bytes=1
+        )
+        self.attempt(
+            commands.StoreCheckpoint(
+                token=token,
+                worker_id=worker_id,
+                session=self.session(worker_id),
+                checkpoint=checkpoint,
+            )
+        )
+
+    @rule(held=tokens, rivals=st.sets(st.sampled_from(("evolver", "reinventor"))))
+    def completes(self, held: tuple[str, Token], rivals: set[events.Rival]) -> None:
+        worker_id, token = held
+        number = self.number()
+        self.completed(
+            commands.CompleteTask(
+                task_id=token.task_id,
+                worker_id=worker_id,
+                token=token,
+                session=self.session(worker_id),
+                metrics=b'{"loss":%d}' % number,
+                candidates=[candidate(token.task_id, one, number) for one in sorted(rivals)],
+            )
+        )
+
+    @rule(task_id=tasks, worker_id=http_workers)
+    def completes_over_http(self, task_id: str, worker_id: str) -> None:
+        self.completed(
+            commands.CompleteTask(
+                task_id=task_id, worker_id=worker_id, metrics=b'{"n":%d}' % self.number()
+            )
+        )
+
+    def completed(self, command: commands.CompleteTask) -> None:
+        for data in self.attempt(command):
+            if isinstance(data, events.TaskCompleted):
+                assert data.task_id not in self.completions, "a task is completed once"
+                self.completions[data.task_id] = command.metrics
+
+    @rule(held=tokens, how=st.sampled_from(("fail", "release", "reattach", "expire")))
+    def ends_a_claim(self, held: tuple[str, Token], how: str) -> None:
+        worker_id, token = held
+        session = self.session(worker_id)
+        match how:
+            case "fail":
+                self.attempt(
+                    commands.FailAttempt(
+                        token=token, worker_id=worker_id, session=session, reason="سبب"
+                    )
+                )
+            case "release":
+                self.attempt(
+                    commands.ReleaseClaim(
+                        token=token, worker_id=worker_id, session=session, reason="r"
+                    )
+                )
+            case "reattach":
+                self.attempt(
+                    commands.ReattachClaim(token=token, worker_id=worker_id, session=session)
+                )
+            case _:
+                self.attempt(commands.ExpireClaim(token=token, reason="silence"))
+
+    @rule(task_id=tasks, retry=st.booleans())
+    def changes_its_mind(self, task_id: str, retry: bool) -> None:
+        if retry:
+            self.attempt(commands.RetryTask(task_id=task_id))
+        else:
+            self.attempt(commands.CancelTask(task_id=task_id, reason="r"))
+
+    @rule(parent=nodes, seconds=st.sampled_from((1.0, 90.0, 400.0)))
+    def grows_and_time_passes(self, parent: str, seconds: float) -> None:
+        node_id = f"node-{self.number()}"
+        self.attempt(commands.ExpandNode(node_id=node_id, parent_id=parent, name="فرع"))
+        self.world.later(seconds)
+
+    # ── rounds ──
+
+    @rule(count=st.integers(1, 4))
+    def deposits(self, count: int) -> None:
+        first = self.state.rounds.next_deposit
+        commitments = [
+            hashlib.sha256(secret(index)).hexdigest() for index in range(first, first + count)
+        ]
+        self.attempt(commands.DepositCommitments(judge="j", first=first, commitments=commitments))
+
+    @rule(data=st.data(), judge=st.sampled_from(("j", "k")), honest=st.booleans())
+    def judges(self, data: Any, judge: str, honest: bool) -> None:
+        undecided = sorted(self.state.rounds.undecided)
+        if not undecided:
+            return
+        round_id = data.draw(st.sampled_from(undecided))
+        self.attempt(commands.CloseRound(round_id=round_id))
+        self.attempt(commands.StartJudging(round_id=round_id, judge=judge))
+        row = self.state.rounds.table.rows[round_id]
+        if not isinstance(row, Round):
+            return
+        standing = [one.candidate.candidate_id for one in row.standings]
+        promoted = data.draw(st.sampled_from([*standing, ""]))
+        champion = self.state.graph.base(row.node_id, row.workload)
+        revealed = secret(row.index) if honest else b"\0" * 32
+        self.attempt(
+            commands.DecideRound(
+                round_id=round_id,
+                judge="j",
+                verdict="promote" if promoted else "keep",
+                secret=revealed.hex(),
+                reasons=events.Reasons(ar="سبب", en="why"),
+                candidates=[
+                    events.CandidateVerdict(
+                        candidate_id=one,
+                        verdict="v",
+                        reasons=events.Reasons(ar="س", en="w"),
+                        error=1,
+                    )
+                    for one in standing
+                ],
+                promoted=promoted,
+                against=champion.candidate_id if champion else "",
+                baseline_error=0.5,
+            )
+        )
+
+    # ── what always holds ──
+
+    @invariant()
+    def every_task_has_at_most_one_open_claim_and_contiguous_attempts(self) -> None:
+        for row in self.state.tasks.table:
+            if isinstance(row, Task):
+                assert [claim.attempt for claim in row.claims] == list(
+                    range(1, len(row.claims) + 1)
+                )
+                is_open = [claim.state == "open" for claim in row.claims]
+                assert sum(is_open) == (row.status == "running")
+                assert not any(is_open[:-1])
+
+    @invariant()
+    def indexes_are_what_a_recount_gives(self) -> None:
+        tasks = self.state.tasks
+        assert +Counter(tasks.counts) == Counter(row.status for row in tasks.table)
+        held: dict[str, set[str]] = {}
+        still_open: Counter[str] = Counter()
+        for row in tasks.table:
+            if row.status == "running":
+                assert isinstance(row, Task)
+                held.setdefault(row.claims[-1].worker_id, set()).add(row.task_id)
+            if row.status in OPEN:
+                still_open[row.node_id] += 1
+        assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
+        assert +Counter(tasks.open_of_node) == still_open
+        online = sum(worker.status == "online" for worker in self.state.workers.table)
+        assert self.state.workers.online == online
+        assert tasks.ids == list(tasks.table.rows)
+
+    @invariant()
+    def the_queue_holds_the_queued_tasks_in_order(self) -> None:
+        tasks = self.state.tasks
+        queued = [row for row in tasks.table if row.status == "queued" and isinstance(row, Task)]
+        assert tasks.queue.count(lambda *_: True) == len(queued)
+        in_order = sorted(
+            queued, key=lambda row: (row.created_at - row.priority * 600_000_000, row.ticket)
+        )
+        ordered = [row.task_id for row in in_order]
+        assert tasks.queue.first(len(queued) + 1, tasks.ticket) == ordered
+        best = tasks.queue.best(lambda *_: True, tasks.ticket)
+        assert best == (ordered[0] if ordered else None)
+
+    @invariant()
+    def completed_tasks_keep_their_first_result(self) -> None:
+        for task_id, metrics in self.completions.items():
+            assert isinstance(self.state.tasks.table.rows[task_id], Done)
+            result = self.state.tasks.recent[task_id].result
+            assert result is not None
+            assert bytes(result.metrics) == metrics
+
+    @invariant()
+    def the_tree_is_a_tree_within_its_bounds(self) -> None:
+        nodes = self.state.graph.nodes
+        for node in nodes:
+            parent = nodes.get(node.parent_id) if node.parent_id else None
+            assert node.depth == (parent.depth + 1 if parent else 0)
+            assert node.depth <= specializations.DEPTH_MAX
+            assert parent is None or node.node_id in parent.children
+            assert len(node.children) <= specializations.CHILDREN_MAX
+
+    @invariant()
+    def rounds_gather_candidates_of_completed_tasks_one_round_a_node(self) -> None:
+        open_rounds: Counter[str] = Counter()
+        for row in self.state.rounds.table:
+            if not isinstance(row, Round):
+                continue
+            open_rounds[row.node_id] += row.status == "open"
+            admitted = {entry.rival: entry for entry in row.entries if entry.state == "admitted"}
+            for standing in row.standings:
+                assert standing.candidate.rival in admitted
+                assert self.state.tasks.table.rows[standing.task_id].status == "completed"
+        assert all(count <= 1 for count in open_rounds.values())
+
+    @invariant()
+    def nothing_of_our_own_is_quarantined(self) -> None:
+        assert [row.reason for row in self.state.quarantine] == []
+
+    def teardown(self) -> None:
+        """A replay of what was stored gives the very same state."""
+        replayed = State()
+        for event in self.world.stored:
+            read = events.decode(event.seq, events.subject_of(event.data), events.encode(event))
+            assert isinstance(read, events.Event), read
+            replayed.evolve(read)
+        assert replayed.hash() == self.state.hash()
+        if len(self.world.stored) % 2:
+            # A digest kept up to date is the digest of all rows.
+            self.world.do(commands.ExpandNode(node_id="last", parent_id="root-math", name="n"))
+            kept = [table.digest() for table in self.state.tables()]
+            for table in self.state.tables():
+                table._before = None
+            assert [table.digest() for table in self.state.tables()] == kept
+
+
+Network.TestCase.settings = CONFIGURED
+TestNetwork = Network.TestCase
