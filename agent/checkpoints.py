@@ -108,7 +108,7 @@ def weights_sha256(blob: bytes) -> str:
     for tensor in sorted(_tensors(blob)):
         if not tensor.name.isprintable():
             # Such a name could pass for the end of another tensor, or have no bytes at all.
-            raise errors.ArtifactError(f"{ascii(tensor.name[:80])} is no name of a tensor")
+            raise errors.ArtifactError(f"{tensor.name[:80]!a} is no name of a tensor")
         digest.update(f"{tensor.name}\x1f{tensor.dtype}\x1f{tensor.shape}\x1e".encode())
         digest.update(view[tensor.start : tensor.end])
     return digest.hexdigest()
@@ -299,7 +299,7 @@ def load_state(folder: Path, module: torch.nn.Module, optimizer: torch.optim.Opt
 
 def _random_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

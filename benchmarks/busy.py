@@ -25,8 +25,8 @@ TASK_SECONDS_MAX = 30.0
 NOTES = """
 - Next is the next task in the order of claims. Where an agent claims it while the one before is
   still being delivered, the gap is negative and counts as 0.
-- The goal is held against the stricter sum, of rivals: what lies between the two rivals of a task is
-  no training there. Wall time runs from the first step of all to the last.
+- The goal is held against the stricter sum, of rivals: what lies between the two rivals of a task
+  is no training there. Wall time runs from the first step of all to the last.
 - Lone appends go to a nats-server of their own on the same disk, while no agent runs. The judge
   works beside the agent, as it always does under `up`.
 """

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.executors.jobs import Job, Result, Stopped
 
 INTERRUPTED = 130
+CHECKPOINT_SECONDS_MIN = 1.0
 KEYS = (
     "node_id",
     "role",
@@ -91,13 +92,13 @@ def train(
         directory=str(out.resolve()),
         steps=steps or 0,
         budget_seconds=seconds or 30.0,
-        checkpoint_seconds=max(2.0, min(60.0, (seconds or 0.0) / 6)),
+        checkpoint_seconds=max(CHECKPOINT_SECONDS_MIN, min(60.0, (seconds or 0.0) / 6)),
         base=str(base.resolve()) if base else "",
         resume=resume,
     )
     outcome = asyncio.run(_train(job))
     if isinstance(outcome, jobs.Stopped):
-        click.echo(_words_of(outcome, node_id, role, seed, steps, seconds, out, base), err=True)
+        click.echo(_words_of(outcome, job), err=True)
         raise SystemExit(INTERRUPTED)
     if outcome.deadline:
         click.echo(
@@ -108,23 +109,14 @@ def train(
     _show(outcome, seed, as_json)
 
 
-def _words_of(
-    stopped: "Stopped",
-    node_id: str,
-    role: str,
-    seed: int,
-    steps: int | None,
-    seconds: float | None,
-    out: Path,
-    base: Path | None,
-) -> str:
+def _words_of(stopped: "Stopped", job: "Job") -> str:
     """What happened, and the command that goes on from there."""
     if not stopped.directory:
-        return "stopped before the first step; nothing to go on from"
-    length = ["--steps", str(steps)] if steps is not None else ["--seconds", f"{seconds:g}"]
-    start = ["--base", str(base)] if base is not None else []
-    what = ["--node", node_id, "--role", role, "--seed", str(seed), *length, *start]
-    again = shlex.join(["aghsan", "train", *what, "--out", str(out), "--resume"])
+        return "stopped before the first step; there is nothing to go on from"
+    length = ["--steps", str(job.steps)] if job.steps else ["--seconds", f"{job.budget_seconds:g}"]
+    start = ["--base", job.base] if job.base else []
+    what = ["--node", job.node_id, "--role", job.role, "--seed", str(job.seed), *length, *start]
+    again = shlex.join(["aghsan", "train", *what, "--out", job.directory, "--resume"])
     return f"stopped at step {stopped.step}, which is saved; go on with\n  {again}"
 
 

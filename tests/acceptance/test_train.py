@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.acceptance.stack import aghsan
@@ -31,20 +32,50 @@ def test_it_trains_below_the_baseline_and_says_so_in_the_promised_keys(tmp_path:
     assert "step" in ran.stderr
 
 
-def test_interrupted_and_resumed_it_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
-    steps = ("--steps", "2500", "--json")
-    unbroken = aghsan("train", *WHAT, *steps, "--out", tmp_path / "unbroken")
-    argv = [sys.executable, "-m", "cli.main", "train", *WHAT, *steps, "--out", str(tmp_path / "b")]
+def begin(out: Path, *more: str) -> subprocess.Popen[str]:
+    """A training at work, which has saved something."""
+    before = set(out.glob("step-*"))
+    argv = [sys.executable, "-m", "cli.main", "train", *WHAT, *more, "--out", str(out)]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    while "step" not in process.stderr.readline():
-        assert process.poll() is None
+    while set(out.glob("step-*")) <= before:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_and_resumed_it_gives_the_weights_of_an_unbroken_run(
+    tmp_path: Path,
+) -> None:
+    length = ("--steps", "2000", "--json")
+    unbroken = aghsan("train", *WHAT, *length, "--out", tmp_path / "unbroken")
+    out = tmp_path / "broken"
+    killed = begin(out, *length)
+    killed.kill()
+    killed.communicate()
+    resumed = aghsan("train", *WHAT, *length, "--out", out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout) == json.loads(unbroken.stdout)
+
+
+def test_interrupted_it_saves_and_says_how_to_go_on_and_its_folder_is_not_taken_over(
+    tmp_path: Path,
+) -> None:
+    process = begin(tmp_path / "out", "--steps", "1000000")
+    saved = {path.name for path in (tmp_path / "out").glob("step-*")}
     process.send_signal(signal.SIGINT)
     words = process.communicate(timeout=60)[1]
     assert process.returncode == 130, words
-    resumed = aghsan("train", *WHAT, *steps, "--out", tmp_path / "b", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout) == json.loads(unbroken.stdout)
+    command = words.strip().splitlines()[-1]
+    what = "--steps 1000000 --out " + str(tmp_path / "out")
+    assert command.strip() == f"aghsan train {' '.join(WHAT)} {what} --resume"
+    assert {path.name for path in (tmp_path / "out").glob("step-*")} > saved
+    other = ("--steps", "7", "--out", str(tmp_path / "out"))
+    taken = aghsan("train", *WHAT, *other)
+    assert taken.returncode == 5
+    assert "--resume" in taken.stderr
+    unfit = aghsan("train", *WHAT, *other, "--resume")
+    assert unfit.returncode == 1
+    assert "another training" in unfit.stderr
 
 
 def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path) -> None:
@@ -54,7 +85,6 @@ def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path) -> None:
     assert "stats-bayesian" in unknown.stderr
     assert aghsan("train", *WHAT, *out).returncode == 2
     assert aghsan("train", *WHAT, "--steps", "1", "--seconds", "1", *out).returncode == 2
-    (tmp_path / "out" / "step-00000001").mkdir(parents=True)
-    taken = aghsan("train", *WHAT, "--steps", "1", *out)
-    assert taken.returncode == 5
-    assert "--resume" in taken.stderr
+    based = aghsan("train", *WHAT, "--steps", "1", "--base", tmp_path, *out)
+    assert based.returncode == 2
+    assert "from nothing" in based.stderr

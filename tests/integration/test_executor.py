@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from core.events import Rival
 
 NODE = "stats-bayesian"
 STEPS = 400
+ENDS_SECONDS_MAX = 60.0
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,7 +42,7 @@ async def executor(shared: Executor) -> Executor:
 
 
 def job(directory: Path, *, role: Rival = "reinventor", **more: object) -> jobs.Job:
-    values: dict[str, object] = {"steps": STEPS, "checkpoint_seconds": 0.05, **more}
+    values: dict[str, object] = {"steps": STEPS, "checkpoint_seconds": 1_000.0, **more}
     return jobs.Job(
         task_id="t",
         node_id=NODE,
@@ -89,7 +91,7 @@ async def test_a_killed_process_ends_its_job_with_the_reason_and_resumes_to_the_
             os.kill(executor.pid, signal.SIGKILL)
 
     with pytest.raises(errors.TrainingError, match="died by signal SIGKILL"):
-        await executor.run(job(tmp_path / "broken"), kill)
+        await executor.run(job(tmp_path / "broken", checkpoint_seconds=0.05), kill)
     assert executor.pid is None
     await executor.start()
     resumed = await finished(executor, job(tmp_path / "broken", resume=True))
@@ -101,21 +103,27 @@ async def test_a_job_that_is_stopped_leaves_a_state_to_go_on_from(
     executor: Executor, tmp_path: Path
 ) -> None:
     unbroken = await finished(executor, job(tmp_path / "unbroken"))
-    started = asyncio.Event()
-    one = job(tmp_path / "stopped", checkpoint_seconds=1_000.0)
-    running = asyncio.ensure_future(executor.run(one, lambda _: started.set()))
-    await started.wait()
+    saved = asyncio.Event()
+
+    def watch(report: jobs.Report) -> None:
+        if isinstance(report, jobs.Saved):
+            saved.set()
+
+    one = job(tmp_path / "stopped", checkpoint_seconds=0.05)
+    running = asyncio.ensure_future(executor.run(one, watch))
+    await saved.wait()
     await executor.stop(save=True)
     stopped = await running
     assert isinstance(stopped, jobs.Stopped)
-    if stopped.directory:
-        assert (Path(stopped.directory) / checkpoints.STATE_FILE).exists()
+    assert 0 < stopped.step < STEPS
+    assert Path(stopped.directory).name == f"step-{stopped.step:08d}"
     resumed = await finished(executor, job(tmp_path / "stopped", resume=True))
+    assert resumed.resumed_from == stopped.step
     assert resumed.weights_sha256 == unbroken.weights_sha256
 
 
 async def test_a_job_that_is_dropped_leaves_nothing(executor: Executor, tmp_path: Path) -> None:
-    one = job(tmp_path, steps=100_000, checkpoint_seconds=1_000.0)
+    one = job(tmp_path, steps=100_000)
     started = asyncio.Event()
     running = asyncio.ensure_future(executor.run(one, lambda _: started.set()))
     await started.wait()
@@ -124,6 +132,37 @@ async def test_a_job_that_is_dropped_leaves_nothing(executor: Executor, tmp_path
     assert isinstance(stopped, jobs.Stopped)
     assert stopped.directory == ""
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_job_whose_caller_gave_up_is_dropped_and_the_next_gets_its_own_result(
+    executor: Executor, tmp_path: Path
+) -> None:
+    pid = executor.pid
+    started = asyncio.Event()
+    one = job(tmp_path / "given-up", steps=1_000_000)
+    running = asyncio.ensure_future(executor.run(one, lambda _: started.set()))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    mine = await finished(executor, job(tmp_path / "mine", steps=3))
+    assert mine.steps == 3
+    assert Path(mine.candidate_directory).parent == tmp_path / "mine"
+    assert executor.pid == pid
+
+
+async def test_training_goes_on_while_the_agents_loop_is_busy(
+    executor: Executor, tmp_path: Path
+) -> None:
+    def keep_the_loop_busy(report: jobs.Report) -> None:
+        if isinstance(report, jobs.Started):
+            until = time.monotonic() + ENDS_SECONDS_MAX
+            while not (tmp_path / "candidate" / checkpoints.CONFIG_FILE).exists():
+                assert time.monotonic() < until, "nothing was trained meanwhile"
+
+    result = await executor.run(job(tmp_path), keep_the_loop_busy)
+    assert isinstance(result, jobs.Result)
+    assert result.steps == STEPS
 
 
 async def test_an_evolver_starts_from_its_base(executor: Executor, tmp_path: Path) -> None:

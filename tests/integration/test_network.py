@@ -664,6 +664,20 @@ async def test_an_artifact_is_stored_under_its_digest(
     assert json.loads(stored) == sent["artifact_payload"]
 
 
+async def test_what_is_refused_or_repeated_leaves_no_bytes_behind(stack: Stack) -> None:
+    async def pieces() -> int:
+        info = await stack.parts.connections.fleet.api("STREAM.INFO.CHUNKS")
+        return int(info["state"]["messages"])
+
+    task_id = await stack.held("w")
+    await stack.complete(task_id, "thief", metrics={"a": "x" * 70_000}, artifact_payload={"a": 1})
+    assert await pieces() == 0
+    await stack.complete(task_id, "w", artifact_payload={"a": 2})
+    before = await pieces()
+    await stack.complete(task_id, "w", artifact_payload={"a": 3})
+    assert (await pieces(), before > 0) == (before, True)
+
+
 async def test_a_name_without_an_artifact_is_kept_as_given(stack: Stack) -> None:
     reply = await stack.complete(await stack.held("w"), "w", artifact_name="m.json")
     reply.require(200, completed("w", "{}", '"m.json"', "false"))

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from core import commands, errors, events, specializations
 from core.decide import tasks as rules
@@ -18,11 +18,13 @@ from tests.build import World
 
 AGENTS = ("a1", "a2", "عامل ٣")
 HTTP = ("w1", "w 2")
-NODES = ("root-math", "stats-bayesian", "opt-convex")
+NODES = ("stats-bayesian", "opt-convex")
 KEYS = ("", "", "k1", "k2")
+RECENT = 5
+"""What rules speak of is drawn from so many of the newest tasks and tokens, old ones among them."""
 CONFIGURED = settings(
-    max_examples=60,
-    stateful_step_count=60,
+    max_examples=120,
+    stateful_step_count=100,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
@@ -50,13 +52,14 @@ def candidate(task_id: str, rival: events.Rival, number: int) -> events.Candidat
 class Network(RuleBasedStateMachine):
     """Agents, old workers, judges, people and liveness, all at once and none of them careful."""
 
-    tasks: Bundle[str] = Bundle("tasks")
-    tokens: Bundle[tuple[str, Token]] = Bundle("tokens")
-
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
         self.count = 0
+        self.tasks: list[str] = []
+        self.tokens: list[tuple[str, Token]] = [
+            ("a1", Token(task_id="none", attempt=1, claim_id="none"))
+        ]
         self.completions: dict[str, bytes] = {}
 
     @property
@@ -84,18 +87,17 @@ class Network(RuleBasedStateMachine):
     def begin(self) -> None:
         self.attempt(commands.StartWriter(process="test"))
         self.world.seeded()
+        for worker_id in AGENTS:
+            self.world.agent(worker_id, session=f"first-{worker_id}")
+        for worker_id in HTTP:
+            self.world.http_worker(worker_id)
+        self.deposits(2)
 
     # ── workers ──
 
     @rule(worker_id=agents, keep=st.booleans())
     def says_hello(self, worker_id: str, keep: bool) -> None:
-        held = self.state.tasks.held.get(worker_id, ())
-        rows = [self.state.tasks.table.rows[task_id] for task_id in held]
-        holding = [
-            Token(task_id=row.task_id, attempt=len(row.claims), claim_id=row.claims[-1].claim_id)
-            for row in rows
-            if isinstance(row, Task)
-        ]
+        holding = [token for holder, token in self.tokens[-RECENT:] if holder == worker_id]
         self.attempt(
             commands.OpenSession(
                 worker_id=worker_id,
@@ -120,10 +122,10 @@ class Network(RuleBasedStateMachine):
     def registers(self, worker_id: str) -> None:
         self.attempt(commands.RegisterWorker(worker_id=worker_id, hostname="h"))
 
-    @rule(worker_id=st.sampled_from(AGENTS + HTTP), gone=st.booleans())
-    def is_lost_or_found(self, worker_id: str, gone: bool) -> None:
+    @rule(worker_id=st.sampled_from(AGENTS + HTTP), luck=st.integers(0, 3))
+    def is_lost_or_found(self, worker_id: str, luck: int) -> None:
         session = self.session(worker_id)
-        if gone:
+        if not luck:
             self.attempt(commands.MarkOffline(worker_id=worker_id, reason="r", session=session))
         else:
             self.attempt(commands.MarkOnline(worker_id=worker_id, session=session))
@@ -131,16 +133,20 @@ class Network(RuleBasedStateMachine):
     # ── tasks ──
 
     @rule(
-        target=tasks,
         node_id=nodes,
         role=st.sampled_from(("dual", "evolver", "reinventor")),
         priority=st.integers(1, 10),
         key=st.sampled_from(KEYS),
-        memory=st.sampled_from((0.0, 8.0, 80.0)),
+        memory=st.sampled_from((0.0, 0.0, 8.0, 80.0)),
     )
+    def asks_for_training(
+        self, node_id: str, role: events.Role, priority: int, key: str, memory: float
+    ) -> None:
+        self.enqueues(node_id, role, priority, key, memory)
+
     def enqueues(
         self, node_id: str, role: events.Role, priority: int, key: str, memory: float
-    ) -> str:
+    ) -> None:
         task_id = f"t{self.number()}"
         self.attempt(
             commands.EnqueueTask(
@@ -154,12 +160,35 @@ class Network(RuleBasedStateMachine):
                 idempotency_key=key,
             )
         )
-        return task_id
+        self.tasks.append(task_id)
 
-    @rule(target=tokens, worker_id=agents)
-    def claims(self, worker_id: str) -> tuple[str, Token]:
+    def a_token(self, data: Any) -> tuple[str, Token]:
+        drawn: tuple[str, Token] = data.draw(st.sampled_from(self.tokens[-RECENT:]))
+        return drawn
+
+    def a_task(self, data: Any) -> str:
+        return str(data.draw(st.sampled_from(["none", *self.tasks[-RECENT:]])))
+
+    @rule(worker_id=agents, node_id=nodes, role=st.sampled_from(("dual", "dual", "evolver")))
+    def gets_to_work(self, worker_id: str, node_id: str, role: events.Role) -> None:
+        """The usual way things go, so that what is rare happens to something."""
+        self.enqueues(node_id, role, 5, "", 0.0)
+        self.claims(worker_id)
+
+    @rule(data=st.data())
+    def goes_on(self, data: Any) -> None:
+        """The newest claim goes the way of most."""
+        worker_id, token = self.tokens[-1]
+        self.save(worker_id, token, "evolver", 10)
+        if data.draw(st.booleans()):
+            self.complete(worker_id, token, {"evolver", "reinventor"})
+
+    @rule(worker_id=agents)
+    def asks_for_work(self, worker_id: str) -> None:
+        self.claims(worker_id)
+
+    def claims(self, worker_id: str) -> None:
         best = rules.claimable(self.state, worker_id, "nats")
-        token = Token(task_id="none", attempt=1, claim_id="none")
         command = commands.ClaimTask(
             worker_id=worker_id,
             via="nats",
@@ -167,32 +196,38 @@ class Network(RuleBasedStateMachine):
             lease_seconds=60,
             session=self.session(worker_id),
         )
-        for data in self.attempt(command):
-            if isinstance(data, events.TaskClaimed):
-                assert data.task_id == best
-                token = Token(task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id)
+        assert self.claimed(command) == best
         assert self.attempt(command) == [], "the same claim id gives the same task"
-        return worker_id, token
 
-    @rule(target=tokens, worker_id=http_workers, signalled=st.booleans())
-    def claims_over_http(self, worker_id: str, signalled: bool) -> tuple[str, Token]:
-        command = commands.ClaimTask(
-            worker_id=worker_id,
-            via="http",
-            claim_id=f"c{self.number()}",
-            lease_seconds=1800,
-            signalled_at=self.world.now if signalled else 0,
+    @rule(worker_id=http_workers, signalled=st.booleans())
+    def claims_over_http(self, worker_id: str, signalled: bool) -> None:
+        self.claimed(
+            commands.ClaimTask(
+                worker_id=worker_id,
+                via="http",
+                claim_id=f"c{self.number()}",
+                lease_seconds=1800,
+                signalled_at=self.world.now if signalled else 0,
+            )
         )
+
+    def claimed(self, command: commands.ClaimTask) -> str | None:
         for data in self.attempt(command):
             if isinstance(data, events.TaskClaimed):
-                return worker_id, Token(
-                    task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id
-                )
-        return worker_id, Token(task_id="none", attempt=1, claim_id="none")
+                token = Token(task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id)
+                self.tokens.append((command.worker_id, token))
+                return data.task_id
+        return None
 
-    @rule(held=tokens, rival=st.sampled_from(("evolver", "reinventor")), step=st.integers(1, 99))
-    def saves(self, held: tuple[str, Token], rival: events.Rival, step: int) -> None:
-        worker_id, token = held
+    @rule(
+        data=st.data(),
+        rival=st.sampled_from(("evolver", "reinventor")),
+        step=st.integers(1, 99),
+    )
+    def saves(self, data: Any, rival: events.Rival, step: int) -> None:
+        self.save(*self.a_token(data), rival, step)
+
+    def save(self, worker_id: str, token: Token, rival: events.Rival, step: int) -> None:
         checkpoint = events.Checkpoint(
             rival=rival, step=step, total_steps=100, manifest="c" * 64, writer="a1", bytes=1
         )
@@ -205,9 +240,11 @@ class Network(RuleBasedStateMachine):
             )
         )
 
-    @rule(held=tokens, rivals=st.sets(st.sampled_from(("evolver", "reinventor"))))
-    def completes(self, held: tuple[str, Token], rivals: set[events.Rival]) -> None:
-        worker_id, token = held
+    @rule(data=st.data(), rivals=st.sets(st.sampled_from(("evolver", "reinventor"))))
+    def completes(self, data: Any, rivals: set[events.Rival]) -> None:
+        self.complete(*self.a_token(data), rivals)
+
+    def complete(self, worker_id: str, token: Token, rivals: set[events.Rival]) -> None:
         number = self.number()
         self.completed(
             commands.CompleteTask(
@@ -220,8 +257,9 @@ class Network(RuleBasedStateMachine):
             )
         )
 
-    @rule(task_id=tasks, worker_id=http_workers)
-    def completes_over_http(self, task_id: str, worker_id: str) -> None:
+    @rule(data=st.data(), worker_id=http_workers)
+    def completes_over_http(self, data: Any, worker_id: str) -> None:
+        task_id = self.a_task(data)
         self.completed(
             commands.CompleteTask(
                 task_id=task_id, worker_id=worker_id, metrics=b'{"n":%d}' % self.number()
@@ -234,9 +272,9 @@ class Network(RuleBasedStateMachine):
                 assert data.task_id not in self.completions, "a task is completed once"
                 self.completions[data.task_id] = command.metrics
 
-    @rule(held=tokens, how=st.sampled_from(("fail", "release", "reattach", "expire")))
-    def ends_a_claim(self, held: tuple[str, Token], how: str) -> None:
-        worker_id, token = held
+    @rule(data=st.data(), how=st.sampled_from(("expire", "reattach", "fail", "release")))
+    def ends_a_claim(self, data: Any, how: str) -> None:
+        worker_id, token = self.a_token(data)
         session = self.session(worker_id)
         match how:
             case "fail":
@@ -258,8 +296,9 @@ class Network(RuleBasedStateMachine):
             case _:
                 self.attempt(commands.ExpireClaim(token=token, reason="silence"))
 
-    @rule(task_id=tasks, retry=st.booleans())
-    def changes_its_mind(self, task_id: str, retry: bool) -> None:
+    @rule(data=st.data(), retry=st.booleans())
+    def changes_its_mind(self, data: Any, retry: bool) -> None:
+        task_id = self.a_task(data)
         if retry:
             self.attempt(commands.RetryTask(task_id=task_id))
         else:
@@ -274,6 +313,9 @@ class Network(RuleBasedStateMachine):
     # ── rounds ──
 
     @rule(count=st.integers(1, 4))
+    def a_judge_deposits(self, count: int) -> None:
+        self.deposits(count)
+
     def deposits(self, count: int) -> None:
         first = self.state.rounds.next_deposit
         commitments = [
@@ -281,8 +323,8 @@ class Network(RuleBasedStateMachine):
         ]
         self.attempt(commands.DepositCommitments(judge="j", first=first, commitments=commitments))
 
-    @rule(data=st.data(), judge=st.sampled_from(("j", "k")), honest=st.booleans())
-    def judges(self, data: Any, judge: str, honest: bool) -> None:
+    @rule(data=st.data(), judge=st.sampled_from(("j", "j", "k")), honest=st.integers(0, 4))
+    def judges(self, data: Any, judge: str, honest: int) -> None:
         undecided = sorted(self.state.rounds.undecided)
         if not undecided:
             return

@@ -1,5 +1,6 @@
 """Models and states of training on disk, and what is refused instead of loaded."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -83,6 +84,12 @@ def test_what_is_no_sound_safetensors_is_refused_before_anything_is_made(
         checkpoints.weights_sha256_of_file(path)
     with pytest.raises(errors.ArtifactError):
         checkpoints.load_weights(path, linear())
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1fF32\x1f(2,)\x1e12345678b"])
+def test_a_tensor_name_that_could_pass_for_something_else_is_refused(name: str) -> None:
+    with pytest.raises(errors.ArtifactError, match="no name"):
+        checkpoints.weights_sha256(blob({name: tensor()}, b"\0" * 8))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +182,75 @@ def test_a_state_without_its_description_does_not_count(tmp_path: Path) -> None:
     run.step()
     (run.save(tmp_path, 1) / checkpoints.STATE_FILE).unlink()
     assert checkpoints.newest_state(tmp_path) is None
+
+
+def change_state(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = folder / checkpoints.STATE_FILE
+    told = json.loads(path.read_bytes())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["files"].pop(checkpoints.OPTIMIZER_FILE),
+        lambda told: told["files"].update({"../outside": hashlib.sha256(b"x").hexdigest()}),
+        lambda told: told.update(step=101),
+        lambda told: told.update(step=-1),
+        lambda told: told.update(role="x" * 70_000),
+    ],
+)
+def test_a_state_that_lacks_a_file_names_others_or_is_impossible_does_not_count(
+    change: Callable[[dict[str, object]], object], tmp_path: Path
+) -> None:
+    run = Run()
+    run.step()
+    run.save(tmp_path, 1)
+    (tmp_path / "outside").write_bytes(b"x")
+    change_state(run.save(tmp_path, 2), change)
+    found = checkpoints.newest_state(tmp_path)
+    assert found is not None
+    assert found[1].step == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("optimizer", {}),
+        ("optimizer", {"weight\x1fexp_avg": torch.zeros(7)}),
+        ("optimizer", {"weight\x1fexp_avg": None}),
+        ("optimizer", {"other\x1fexp_avg": torch.zeros(2)}),
+        ("random", {"cpu": torch.zeros(3)}),
+        ("random", {"cpu": None}),
+    ],
+)
+def test_a_state_whose_tensors_do_not_fit_is_refused_in_words(
+    name: str, tensors: dict[str, torch.Tensor | None], tmp_path: Path
+) -> None:
+    run = Run()
+    run.step()
+    folder = run.save(tmp_path, 1)
+    path = folder / f"{name}.safetensors"
+    changed = {**safetensors.torch.load(path.read_bytes()), **tensors}
+    path.write_bytes(
+        safetensors.torch.save({key: value for key, value in changed.items() if value is not None})
+    )
+    if not tensors:
+        path.write_bytes(b"nothing")
+    with pytest.raises(errors.ArtifactError):
+        checkpoints.load_state(folder, run.module, run.optimizer)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away_by_the_next_save(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".saving-abc").mkdir()
+    (tmp_path / ".saving-abc" / checkpoints.WEIGHTS_FILE).write_bytes(b"half")
+    run = Run()
+    run.step()
+    run.save(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_only_the_last_three_states_are_kept(tmp_path: Path) -> None:
