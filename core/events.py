@@ -603,10 +603,11 @@ def read_facts(records: Sequence[Record]) -> list[Fact] | None:
     for (seq, subject, _), envelope in zip(records, envelopes, strict=True):
         data = envelope.data
         prefix, field, version = _LAYOUT[type(data)]
-        plain = prefix + getattr(data, field) if field else prefix
-        if envelope.v != version or (
-            (subject != plain or "x-" in subject) and subject != subject_of(data)
-        ):
+        if envelope.v != version:
+            return None
+        identity = getattr(data, field) if field else ""
+        usual = subject == prefix + identity and (not field or subjects.is_plain(identity))
+        if not usual and subject != subject_of(data):
             return None
         # Microseconds since 1970 stay exact in a float until the year 2255.
         facts.append((seq, round(envelope.at.timestamp() * 1e6), data))

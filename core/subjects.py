@@ -8,7 +8,8 @@ EVENTS_ALL = "ev.>"
 LOG_WRITER = "ev.log.writer"
 LOG_COMMITMENTS = "ev.log.commitments"
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+is_plain = re.compile(r"(?!x-)[A-Za-z0-9_-]{1,64}").fullmatch
+"""Whether an id stands in subjects as it is."""
 
 
 def token(identity: str) -> str:
@@ -17,7 +18,7 @@ def token(identity: str) -> str:
     Ids of 1 to 64 letters, digits, `_` and `-` that do not begin with `x-` stand as they are;
     any other string becomes `x-` and 26 base32 characters of its SHA-256.
     """
-    if _PLAIN.fullmatch(identity) and not identity.startswith("x-"):
+    if is_plain(identity):
         return identity
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
     return "x-" + base64.b32encode(digest).decode().lower()[:26]

@@ -1,0 +1,245 @@
+"""Rounds: opened by claims, closed by completions, decided by whoever has the secret."""
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from core import commands, errors, events
+from core.decide import rounds
+from core.events import Token
+from core.projections.rounds import Round
+from tests.build import World
+
+
+def secret(index: int) -> bytes:
+    return hashlib.sha256(b"%d" % index).digest()
+
+
+def deposited(count: int = 3) -> World:
+    world = World().seeded()
+    world.do(
+        commands.DepositCommitments(
+            judge="j",
+            first=0,
+            commitments=[hashlib.sha256(secret(index)).hexdigest() for index in range(count)],
+        )
+    )
+    world.agent("a1")
+    return world
+
+
+def claimed(world: World, task_id: str = "t1", **more: Any) -> Token:
+    world.task(task_id, **more)
+    token = world.claim("a1")
+    assert token is not None
+    return token
+
+
+def brought(world: World, token: Token, *rivals: events.Rival) -> None:
+    world.do(
+        commands.CompleteTask(
+            task_id=token.task_id,
+            worker_id="a1",
+            token=token,
+            session="session-a1",
+            candidates=[
+                events.Candidate(
+                    candidate_id=f"{token.task_id}-{rival}",
+                    rival=rival,
+                    manifest="a" * 64,
+                    writer="a1",
+                    weights_sha256="b" * 64,
+                    bytes=1,
+                )
+                for rival in rivals
+            ],
+        )
+    )
+
+
+def only(world: World) -> Round:
+    (row,) = [row for row in world.state.rounds.table if isinstance(row, Round)]
+    return row
+
+
+def verdict(row: Round, **more: object) -> commands.DecideRound:
+    values: dict[str, object] = {
+        "round_id": row.round_id,
+        "judge": "j",
+        "verdict": "promote",
+        "secret": secret(row.index).hex(),
+        "reasons": events.Reasons(ar="س", en="w"),
+        "candidates": [
+            events.CandidateVerdict(
+                candidate_id=one.candidate.candidate_id,
+                verdict="v",
+                reasons=events.Reasons(ar="س", en="w"),
+                error=0.25,
+            )
+            for one in row.standings
+        ],
+        "promoted": row.standings[0].candidate.candidate_id,
+        "baseline_error": 0.5,
+        "below_baseline": False,
+    }
+    return commands.DecideRound(**{**values, **more})  # type: ignore[arg-type]
+
+
+def judged(world: World) -> Round:
+    world.do(commands.StartJudging(round_id=only(world).round_id, judge="j"))
+    return only(world)
+
+
+def promoted() -> World:
+    world = deposited()
+    brought(world, claimed(world), "evolver", "reinventor")
+    world.do(verdict(judged(world)))
+    return world
+
+
+def test_a_claim_opens_a_round_against_a_commitment_and_enters_both_its_roles() -> None:
+    world = deposited()
+    claimed(world)
+    row = only(world)
+    assert row.status == "open"
+    assert row.commitment == hashlib.sha256(secret(0)).hexdigest()
+    assert {entry.rival for entry in row.entries} == {"evolver", "reinventor"}
+
+
+def test_without_a_commitment_the_task_waits_and_a_deposit_opens_its_round() -> None:
+    world = World().seeded()
+    world.agent("a1")
+    claimed(world)
+    assert len(world.state.rounds.table) == 0
+    world.do(commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64]))
+    assert only(world).entries[0].task_id == "t1"
+
+
+def test_a_round_closes_when_both_rivals_are_in_and_a_missing_candidate_closes_its_role() -> None:
+    for rivals in (("evolver", "reinventor"), ("reinventor",), ()):
+        world = deposited()
+        brought(world, claimed(world), *rivals)
+        row = only(world)
+        assert row.status == "closed"
+        assert [one.candidate.rival for one in row.standings] == list(rivals)
+
+
+def test_a_further_task_of_a_role_waits_for_the_next_round() -> None:
+    world = deposited()
+    first = claimed(world)
+    second = claimed(world, "t2")
+    brought(world, second, "evolver", "reinventor")
+    assert only(world).standings == ()
+    brought(world, first, "evolver", "reinventor")
+    tasks = [row.entries[0].task_id for row in world.state.rounds.table if isinstance(row, Round)]
+    assert tasks == ["t1", "t2"]
+
+
+def test_a_rounds_deadline_closes_it_and_nothing_is_admitted_later() -> None:
+    world = deposited()
+    token = claimed(world)
+    round_id = only(world).round_id
+    assert world.do(commands.CloseRound(round_id=round_id)) == []
+    world.later(rounds.ROUND_SECONDS_MIN + 1)
+    world.do(commands.CloseRound(round_id=round_id))
+    brought(world, token, "evolver")
+    closed = world.state.rounds.table.rows[round_id]
+    assert isinstance(closed, Round)
+    assert (closed.status, closed.standings) == ("closed", ())
+
+
+def test_a_cancelled_task_closes_its_roles() -> None:
+    world = deposited()
+    claimed(world)
+    world.do(commands.CancelTask(task_id="t1"))
+    row = only(world)
+    assert row.status == "closed"
+    assert {entry.state for entry in row.entries} == {"closed"}
+
+
+def test_only_the_secret_of_the_commitment_decides() -> None:
+    world = deposited()
+    brought(world, claimed(world), "evolver")
+    row = judged(world)
+    for forged in (secret(1).hex(), "zz", ""):
+        with pytest.raises(errors.Invalid):
+            world.do(verdict(row, secret=forged))
+    with pytest.raises(errors.Conflict, match="take it first"):
+        world.do(verdict(row, judge="k"))
+    happened = world.do(verdict(row))
+    assert [type(data).__name__ for data in happened] == ["RoundDecided", "ChampionPromoted"]
+    with pytest.raises(errors.Conflict, match="decided already"):
+        world.do(verdict(row))
+
+
+def test_a_verdict_names_every_candidate_and_promotes_one_of_them() -> None:
+    world = deposited()
+    brought(world, claimed(world), "evolver", "reinventor")
+    row = judged(world)
+    with pytest.raises(errors.Invalid, match="every candidate"):
+        world.do(verdict(row, candidates=[]))
+    with pytest.raises(errors.Invalid, match="can be promoted"):
+        world.do(verdict(row, promoted="someone"))
+    with pytest.raises(errors.Invalid, match="naming whom"):
+        world.do(verdict(row, verdict="keep"))
+
+
+def test_the_champion_is_what_the_next_evolver_starts_from() -> None:
+    world = promoted()
+    champion = world.state.graph.champions.rows["stats-bayesian"]
+    assert (champion.error, champion.below_baseline) == (0.25, False)
+    claimed(world, "t2", role="evolver")
+    claimed(world, "t3", role="reinventor")
+    rows = world.state.tasks.table.rows
+    assert rows["t2"].base.candidate_id == champion.candidate_id  # type: ignore[union-attr]
+    assert rows["t3"].base is None  # type: ignore[union-attr]
+    assert only(world).base is not None
+
+
+def test_a_champion_that_changed_meanwhile_sends_the_round_to_another_look() -> None:
+    world = deposited()
+    brought(world, claimed(world), "evolver")
+    brought(world, claimed(world, "t2"), "evolver")
+    first, second = (row for row in world.state.rounds.table if isinstance(row, Round))
+    for row in (first, second):
+        world.do(commands.StartJudging(round_id=row.round_id, judge="j"))
+    world.do(verdict(first))
+    with pytest.raises(errors.Conflict, match="judge it again"):
+        world.do(verdict(second))
+    world.do(commands.StartJudging(round_id=second.round_id, judge="j"))
+    reigning = world.state.graph.champions.rows["stats-bayesian"].candidate_id
+    world.do(verdict(only(world), against=reigning))
+    assert world.state.graph.champions.rows["stats-bayesian"].candidate_id == "t2-evolver"
+
+
+def test_looks_are_counted_against_the_same_champion_and_begin_anew_with_the_next() -> None:
+    world = promoted()
+    looks = []
+    for number, keeps in enumerate((True, True, False, True)):
+        reigning = world.state.graph.champions.rows["stats-bayesian"].candidate_id
+        brought(world, claimed(world, f"n{number}"), "evolver")
+        if number == 1:
+            world.do(
+                commands.DepositCommitments(
+                    judge="j",
+                    first=3,
+                    commitments=[hashlib.sha256(secret(i)).hexdigest() for i in (3, 4, 5)],
+                )
+            )
+        row = judged(world)
+        looks.append(row.look)
+        how = {"verdict": "keep", "promoted": ""} if keeps else {}
+        world.do(verdict(row, against=reigning, **how))
+    assert looks == [1, 2, 3, 1]
+
+
+def test_commitments_go_on_where_the_last_deposit_ended() -> None:
+    world = deposited()
+    with pytest.raises(errors.Conflict, match="has index 3"):
+        world.do(commands.DepositCommitments(judge="j", first=7, commitments=["0" * 64]))
+    repeated = commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64] * 3)
+    assert world.do(repeated) == []
+    for wrong in ("0" * 63, "g" * 64, "A" * 64):
+        with pytest.raises(errors.Invalid):
+            world.do(commands.DepositCommitments(judge="j", first=3, commitments=[wrong]))

@@ -1,0 +1,255 @@
+"""The life of a task: fencing, revival, sessions, strikes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from core import commands, errors, events
+from core.events import Token
+from core.projections.tasks import ATTEMPTS_MAX, Task
+from tests.build import World
+
+CHECKPOINT = events.Checkpoint(
+    rival="evolver", step=5, total_steps=10, manifest="a" * 64, writer="a1", bytes=1
+)
+
+
+def working(worker_id: str = "a1", **more: Any) -> tuple[World, Token]:
+    world = World().seeded()
+    world.agent(worker_id)
+    world.task(**more)
+    token = world.claim(worker_id)
+    assert token is not None
+    return world, token
+
+
+def session(world: World, worker_id: str = "a1") -> str:
+    return world.state.workers.table.rows[worker_id].session
+
+
+def task(world: World, task_id: str = "t1") -> Task:
+    row = world.state.tasks.table.rows[task_id]
+    assert isinstance(row, Task)
+    return row
+
+
+def save(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+    return world.do(
+        commands.StoreCheckpoint(
+            token=token,
+            worker_id=worker_id,
+            session=session(world, worker_id),
+            checkpoint=CHECKPOINT,
+        )
+    )
+
+
+def complete(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+    return world.do(
+        commands.CompleteTask(
+            task_id=token.task_id,
+            worker_id=worker_id,
+            token=token,
+            session=session(world, worker_id),
+            metrics=b'{"loss":1}',
+        )
+    )
+
+
+def reattach(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+    return world.do(
+        commands.ReattachClaim(token=token, worker_id=worker_id, session=session(world, worker_id))
+    )
+
+
+def fail(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+    return world.do(
+        commands.FailAttempt(
+            token=token, worker_id=worker_id, session=session(world, worker_id), reason="why"
+        )
+    )
+
+
+def release(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+    return world.do(
+        commands.ReleaseClaim(
+            token=token, worker_id=worker_id, session=session(world, worker_id), reason="why"
+        )
+    )
+
+
+def expire(world: World, token: Token) -> list[events.EventData]:
+    return world.do(commands.ExpireClaim(token=token, reason="silence"))
+
+
+def names(happened: list[events.EventData]) -> list[str]:
+    return [type(data).__name__ for data in happened]
+
+
+def test_an_expired_claim_revives_with_whatever_its_holder_does_while_unrivalled() -> None:
+    for act in (save, complete, reattach):
+        world, token = working()
+        expire(world, token)
+        assert names(act(world, token))[0] == "ClaimRevived"
+        assert len(task_claims(world)) == 1
+
+
+def task_claims(world: World) -> list[str]:
+    row = world.state.tasks.table.rows["t1"]
+    return ["done"] if not isinstance(row, Task) else [claim.state for claim in row.claims]
+
+
+@pytest.mark.parametrize("act", [save, complete, reattach, fail, release])
+def test_a_rivalled_claim_is_stale_whatever_it_tries(
+    act: Callable[[World, Token], list[events.EventData]],
+) -> None:
+    world, token = working()
+    expire(world, token)
+    world.agent("a2")
+    assert world.claim("a2") is not None
+    with pytest.raises(errors.StaleAttempt, match="attempt 2 is the latest"):
+        act(world, token)
+
+
+@pytest.mark.parametrize("given_up", [fail, release])
+def test_who_gave_a_task_up_has_no_claim_to_come_back_to(
+    given_up: Callable[[World, Token], list[events.EventData]],
+) -> None:
+    world, token = working()
+    given_up(world, token)
+    with pytest.raises(errors.StaleAttempt):
+        reattach(world, token)
+    assert task(world).status == "queued"
+
+
+def test_a_stored_result_ends_all_claims_and_its_repetition_is_no_event() -> None:
+    world, token = working()
+    complete(world, token)
+    assert complete(world, token) == []
+    with pytest.raises(errors.StaleAttempt):
+        save(world, token)
+    world.agent("a2")
+    with pytest.raises(errors.NotOwner):
+        complete(world, token, "a2")
+
+
+def test_an_older_session_may_do_nothing_any_more() -> None:
+    world, token = working()
+    old = session(world)
+    world.agent("a1", session="newer")
+    with pytest.raises(errors.SupersededSession):
+        world.do(commands.ReattachClaim(token=token, worker_id="a1", session=old))
+    assert task(world).claims[-1].state == "released"
+
+
+def test_a_new_session_keeps_the_claims_it_lists_expired_ones_too() -> None:
+    for lost in (False, True):
+        world, token = working()
+        if lost:
+            expire(world, token)
+        world.do(
+            commands.OpenSession(
+                worker_id="a1",
+                session="newer",
+                hostname="h",
+                lane="cpu-16",
+                protocol=1,
+                holding=[token],
+            )
+        )
+        assert task(world).status == "running"
+        assert task(world).claims[-1].session == "newer"
+        assert names(complete(world, token)) == ["TaskCompleted"]
+
+
+def test_five_strikes_fail_a_task_with_all_their_reasons_and_a_retry_starts_afresh() -> None:
+    world, token = working()
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        happened = fail(world, token)
+        if attempt < ATTEMPTS_MAX:
+            assert names(happened) == ["AttemptFailed"]
+            again = world.claim()
+            assert again is not None
+            token = again
+    assert names(happened) == ["AttemptFailed", "TaskFailed"]
+    assert len(task(world).reasons) == ATTEMPTS_MAX
+    assert world.claim() is None
+    world.do(commands.RetryTask(task_id="t1"))
+    again = world.claim()
+    assert again is not None
+    assert again.attempt == ATTEMPTS_MAX + 1
+    assert names(fail(world, again)) == ["AttemptFailed"]
+
+
+def test_giving_a_task_back_is_no_strike() -> None:
+    world, token = working()
+    for _ in range(3 * ATTEMPTS_MAX):
+        release(world, token)
+        again = world.claim()
+        assert again is not None
+        token = again
+    assert task(world).strikes == 0
+
+
+def test_a_claim_starts_from_the_last_checkpoint_of_whoever_held_it_before() -> None:
+    world, token = working()
+    save(world, token)
+    expire(world, token)
+    world.agent("a2")
+    assert world.claim("a2") is not None
+    claim = task(world).claims[-1]
+    assert claim.resumed_from == CHECKPOINT.step
+    assert task(world).resume == (CHECKPOINT,)
+
+
+def test_the_same_claim_id_gives_nothing_new() -> None:
+    world, token = working()
+    world.task("t2")
+    command = commands.ClaimTask(
+        worker_id="a1",
+        via="nats",
+        claim_id=token.claim_id,
+        lease_seconds=60.0,
+        session=session(world),
+    )
+    assert world.do(command) == []
+    assert task(world, "t2").status == "queued"
+
+
+def test_a_device_gets_only_what_it_can_run() -> None:
+    world = World().seeded()
+    world.agent("small", lane="cpu-16")
+    world.task("large", requires=events.Requires(memory_gb=80.0), priority=10)
+    world.task("gpu", requires=events.Requires(device="cuda"), priority=9)
+    assert world.claim("small") is None
+    world.agent("big", lane="cuda-80")
+    token = world.claim("big")
+    assert token is not None
+    assert token.task_id == "large"
+
+
+def test_an_http_worker_completes_only_what_it_holds_over_http() -> None:
+    world, token = working()
+    with pytest.raises(errors.NotOwner):
+        world.do(commands.CompleteTask(task_id=token.task_id, worker_id="a1"))
+    with pytest.raises(errors.NotFound):
+        world.do(commands.CompleteTask(task_id="nope", worker_id="a1"))
+
+
+def test_completed_tasks_are_neither_cancelled_nor_retried() -> None:
+    world, token = working()
+    complete(world, token)
+    with pytest.raises(errors.Conflict, match="completed"):
+        world.do(commands.CancelTask(task_id="t1"))
+    with pytest.raises(errors.Conflict, match="completed"):
+        world.do(commands.RetryTask(task_id="t1"))
+
+
+def test_an_expiry_seen_of_an_older_claim_changes_nothing() -> None:
+    world, token = working()
+    expire(world, token)
+    again = world.claim()
+    assert again is not None
+    assert expire(world, token) == []
+    assert task(world).status == "running"

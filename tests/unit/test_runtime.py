@@ -1,0 +1,182 @@
+"""The one door: grouped, durable before answered, settled when an answer is lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from core import commands, errors, events, runtime
+from core.log import Message
+from core.log_memory import MemoryLog
+from core.projections.state import State
+
+
+@contextlib.asynccontextmanager
+async def running(log: MemoryLog) -> AsyncIterator[runtime.Runtime]:
+    """A writer of the log, its loop beside."""
+    door = runtime.Runtime(log, "test")
+    await door.start()
+    loop = asyncio.ensure_future(door.run())
+    try:
+        await door.execute(commands.SeedTree(), runtime.new_meta("t"), runtime.nothing)
+        yield door
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
+def enqueue(task_id: str, topic: str = "t", node_id: str = "root-math") -> commands.EnqueueTask:
+    return commands.EnqueueTask(task_id=task_id, node_id=node_id, topic=topic, seed=1)
+
+
+async def do(door: runtime.Runtime, command: commands.AnyCommand) -> int:
+    """Execute; how many tasks the state had right after it."""
+    return await door.execute(command, runtime.new_meta("t"), lambda state: len(state.tasks.table))
+
+
+async def replayed(log: MemoryLog) -> State:
+    state = State()
+    await runtime.fold(log, state)
+    return state
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_commands_during_an_append_go_together_in_the_next_and_in_order() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        asked = [asyncio.ensure_future(do(door, enqueue(f"t{n}"))) for n in range(1)]
+        await settle()
+        asked += [asyncio.ensure_future(do(door, enqueue(f"t{n}"))) for n in range(1, 50)]
+        await settle()
+        assert not any(one.done() for one in asked)
+        log.release()
+        assert await asyncio.gather(*asked) == list(range(1, 51))
+        assert (await replayed(log)).hash() == door.state.hash()
+
+
+async def test_nobody_reads_what_is_not_durable_yet() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        asked = asyncio.ensure_future(do(door, enqueue("t1")))
+        await settle()
+        reading = asyncio.ensure_future(door.read(lambda state: len(state.tasks.table)))
+        await settle()
+        assert not reading.done()
+        log.release()
+        assert await reading == 1
+        assert await asked == 1
+
+
+async def test_a_refusal_waits_for_what_it_rests_on() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        first = asyncio.ensure_future(do(door, enqueue("t1")))
+        refused = asyncio.ensure_future(do(door, enqueue("t2", node_id="nope")))
+        await settle()
+        assert not refused.done()
+        log.release()
+        await first
+        with pytest.raises(errors.NotFound):
+            await refused
+
+
+@pytest.mark.parametrize("trouble", ["fail_next", "drop_next_answer"])
+async def test_an_append_without_answer_is_settled_to_exactly_once(trouble: str) -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        getattr(log, trouble)()
+        assert await do(door, enqueue("t1")) == 1
+        assert await do(door, enqueue("t2")) == 2
+        assert len(await log.of_subject("ev.task.t1")) == 1
+        assert (await replayed(log)).hash() == door.state.hash()
+
+
+async def test_a_foreign_record_is_quarantined_and_the_waiting_are_decided_again() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await log.append([Message("ev.task.x", b"no event")], await log.last_seq())
+        assert await do(door, enqueue("t1")) == 1
+        assert [row.subject for row in door.state.quarantine] == ["ev.task.x"]
+        assert (await replayed(log)).hash() == door.state.hash()
+        with pytest.raises(errors.ReadOnlyAggregate):
+            await do(door, enqueue("x"))
+
+
+async def test_a_foreign_record_is_noticed_without_a_command() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await log.append([Message("ev.task.x", b"no event")], await log.last_seq())
+        await door.catch_up()
+        assert len(door.state.quarantine) == 1
+
+
+async def test_a_newer_writer_ends_the_older_for_good() -> None:
+    log = MemoryLog()
+    async with running(log) as old:
+        async with running(log) as new:
+            assert new.state.epoch == old.state.epoch + 1
+            with pytest.raises(errors.SteppedDown):
+                await do(old, enqueue("t1"))
+            assert await do(new, enqueue("t2")) == 1
+        with pytest.raises(errors.SteppedDown):
+            await do(old, enqueue("t3"))
+        assert "t1" not in (await replayed(log)).tasks.table
+
+
+async def test_what_does_not_fit_into_an_event_is_refused_and_changes_nothing() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        before = door.state.hash()
+        with pytest.raises(errors.Invalid, match="shorten"):
+            await do(door, enqueue("t1", topic="x" * events.EVENT_BYTES_MAX))
+        assert door.state.hash() == before
+        assert await do(door, enqueue("t2")) == 1
+
+
+async def test_too_much_waiting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "PENDING_MAX", 3)
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        asked = []
+        for number in range(6):
+            asked.append(asyncio.ensure_future(do(door, enqueue(f"t{number}"))))
+            await settle()
+        refused = [one for one in asked if one.done()]
+        assert len(refused) == 2
+        for one in refused:
+            assert isinstance(one.exception(), errors.Overloaded)
+        log.release()
+        taken = [one for one in asked if one not in refused]
+        assert await asyncio.gather(*taken) == [1, 2, 3, 4]
+
+
+async def test_observers_see_each_durable_event_once_and_in_order() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        seen: list[int] = []
+        door.observe(lambda event: seen.append(event.seq))
+        log.drop_next_answer()
+        await asyncio.gather(*(do(door, enqueue(f"t{n}")) for n in range(20)))
+        assert seen == list(range(seen[0], await log.last_seq() + 1))
+        assert len(seen) == 20
+
+
+async def test_times_in_the_log_never_run_backwards() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        late = runtime.new_meta("t")
+        early = late._replace(now=late.now - 10_000_000)
+        await door.execute(enqueue("t1"), late, runtime.nothing)
+        await door.execute(enqueue("t2"), early, runtime.nothing)
+        rows = door.state.tasks.table.rows
+        assert rows["t2"].created_at >= rows["t1"].created_at  # type: ignore[union-attr]
