@@ -248,9 +248,7 @@ def test_weights_that_are_not_numbers_are_refused(shelf: Shelf) -> None:
 
 
 def test_weights_of_other_shapes_are_refused(shelf: Shelf, better: torch.nn.Module) -> None:
-    tensors = {
-        name: torch.zeros(*tensor.shape, 2) for name, tensor in better.state_dict().items()
-    }
+    tensors = {name: torch.zeros(*tensor.shape, 2) for name, tensor in better.state_dict().items()}
     assert_refused(shelf.judged(shelf.put(weights=safetensors.torch.save(tensors))))
 
 

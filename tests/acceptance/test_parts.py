@@ -1,0 +1,99 @@
+"""The parts that people start by themselves, each beside a server that runs already."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.stack import STOP_SECONDS_MAX, Stack, aghsan, until
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    one = Stack(tmp_path_factory.mktemp("parts"), "--no-orchestrator", "--agents", "0")
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@contextlib.contextmanager
+def part(log: Path, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A part that runs inside the block, and is stopped by Ctrl-C at its end."""
+    with log.open("wb") as words:
+        argv = [sys.executable, "-m", "cli.main", *args]
+        process = subprocess.Popen(argv, stdout=words, stderr=subprocess.STDOUT)
+    try:
+        yield process
+        assert process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(2 * STOP_SECONDS_MAX) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_agent_that_reaches_only_the_gateways_port_trains_under_any_name(
+    stack: Stack, tmp_path: Path
+) -> None:
+    name = "حاسوب سارة"
+    local = ("--directory", str(tmp_path / "agent"))
+    with part(tmp_path / "log", "agent", "--api", stack.http, "--worker-id", name, *local):
+        task = stack.completed(stack.enqueue("opt-convex", budget_seconds=1))
+        assert task["assigned_worker"] == name
+        assert set(task["result"]["metrics"]["rivals"]) == {"evolver", "reinventor"}
+        assert task["result"]["metrics"]["loss"] < task["result"]["metrics"]["baseline_loss"] * 20
+    workers = {one["worker_id"]: one for one in stack.ask("/workers")["workers"]}
+    assert workers[name]["status"] == "offline"
+    assert workers[name]["reason"] == "it said goodbye"
+
+
+def test_the_orchestrator_alone_keeps_the_queue_of_a_server_filled(
+    stack: Stack, tmp_path: Path
+) -> None:
+    stack.ask("/workers/register", {"worker_id": "w", "hostname": "h"})
+    options = ("--min-queue", "7", "--burst", "3", "--sleep-sec", "0.3", "--priority", "2")
+    with part(tmp_path / "log", "orchestrator", "--api", stack.http, *options):
+        until(
+            lambda: stack.ask("/status")["network"]["tasks"]["queued"] >= 7, "the queue is filled"
+        )
+        taken = stack.ask("/training/claim", {"worker_id": "w"})["task"]
+        assert taken["priority"] == 2
+        until(lambda: stack.ask("/status")["network"]["tasks"]["queued"] >= 7, "filled again")
+    nodes = {task["node_id"] for task in stack.ask("/tasks?limit=100")["tasks"]}
+    assert len(nodes) >= 3
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("status",),
+        ("enqueue", "موضوع"),
+        ("task", "ls"),
+        ("orchestrator",),
+    ],
+)
+def test_a_server_that_is_not_there_is_exit_69_with_what_to_do(args: tuple[str, ...]) -> None:
+    ran = aghsan(*args, "--api", NOWHERE)
+    assert ran.returncode == 69
+    assert "aghsan up" in ran.stderr
+
+
+def test_typos_and_unknown_things_are_told_apart(stack: Stack) -> None:
+    api = ("--api", stack.http)
+    assert aghsan("statsu").returncode == 2
+    assert aghsan("up", "--no-such-flag").returncode == 2
+    assert aghsan("task", "show", "task-nope", *api).returncode == 4
+    assert aghsan("node", "show", "nope", *api).returncode == 4
+    assert aghsan("enqueue", "t", "--node", "nope", *api).returncode == 4
+    task_id = stack.enqueue("opt-convex")
+    assert aghsan("task", "retry", task_id, *api).returncode == 5
+    assert aghsan("task", "cancel", task_id, *api).returncode == 0
+    assert aghsan("replay", "--data", stack.directory / "nowhere").returncode == 4
+    assert aghsan("audit", "--data", stack.directory).returncode == 1
