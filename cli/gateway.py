@@ -54,7 +54,7 @@ def gateway(
     limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec)
     try:
         asyncio.run(_run(nats_url, data, host, port, min_queue, limits, as_child))
-    except errors.TopologyMismatch as error:
+    except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
         raise

@@ -17,6 +17,7 @@ AghsanError
 ├── UnfitEvent              an event that contradicts the state it is folded into
 ├── SequenceConflict        the log holds something this writer did not write
 ├── LogFull                 the store refuses to grow
+├── LogDamaged              records are missing in the middle of the log
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DataDirectoryError      the data directory cannot be used as it is
 ├── ArtifactError           bytes that are not what they claim to be
@@ -92,6 +93,10 @@ class SequenceConflict(AghsanError):
 
 class LogFull(AghsanError):
     """The store refuses to grow."""
+
+
+class LogDamaged(AghsanError):
+    """Records are missing in the middle of the log; no state can be made of it."""
 
 
 class TopologyMismatch(AghsanError):

@@ -332,8 +332,17 @@ class Runtime:
 
 
 async def fold(store: Log, state: State, stop: int | None = None) -> None:
-    """Fold the records after `state.seq` up to `stop` (default: the end) into `state`."""
+    """Fold the records after `state.seq` up to `stop` (default: the end) into `state`.
+
+    Raises errors.LogUnavailable, and errors.LogDamaged where sequences are missing.
+    """
     async for records in store.read(state.seq + 1, stop):
+        first, last = records[0].seq, records[-1].seq
+        if first != state.seq + 1 or last - first != len(records) - 1:
+            raise errors.LogDamaged(
+                f"records are missing after sequence {state.seq} of the log; `aghsan audit` names "
+                f"the first one. Restore the data directory from a backup"
+            )
         facts = events.read_facts(records)
         if facts is not None:
             for fact in facts:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from core import commands, errors, events, runtime
-from core.log import Message
+from core.log import Message, Record
 from core.log_memory import MemoryLog
 from core.projections.state import State
 
@@ -169,6 +169,22 @@ async def test_observers_see_each_durable_event_once_and_in_order() -> None:
         await asyncio.gather(*(do(door, enqueue(f"t{n}")) for n in range(20)))
         assert seen == list(range(seen[0], await log.last_seq() + 1))
         assert len(seen) == 20
+
+
+class Gapped(MemoryLog):
+    """A log that lost one record."""
+
+    async def read(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Record]]:
+        async for records in super().read(start, stop):
+            yield [record for record in records if record.seq != 5]
+
+
+async def test_a_log_with_a_gap_makes_no_state() -> None:
+    log = Gapped()
+    async with running(log) as door:
+        await do(door, enqueue("t1"))
+    with pytest.raises(errors.LogDamaged, match="aghsan audit"):
+        await replayed(log)
 
 
 async def test_times_in_the_log_never_run_backwards() -> None:
