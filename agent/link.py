@@ -262,7 +262,7 @@ class Link:
 
     async def download(self, manifest_digest: str) -> dict[str, bytes]:
         """The files of a manifest, by name."""
-        manifest = chunks.decode_manifest(await self.read("desk", manifest_digest))
+        manifest = chunks.decode_manifest(await self.read(chunks.DESK, manifest_digest))
         files: dict[str, bytes] = {}
         for file in manifest.files:
             pieces = await self._read_all(manifest.writer, file.chunks)

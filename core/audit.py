@@ -21,7 +21,6 @@ from core.log import Log, Record
 
 SHOWN_MAX = 100
 DETAIL_CHARS_MAX = 400
-DESK = "desk"
 """Who writes manifests and large metrics."""
 
 RULES: dict[str, str] = {
@@ -697,9 +696,9 @@ async def check_artifacts(
         stored.artifacts += 1
         try:
             if not one.is_manifest:
-                stored.bytes += len(await store.get(DESK, one.digest))
+                stored.bytes += len(await store.get(chunks.DESK, one.digest))
                 continue
-            manifest = chunks.decode_manifest(await store.get(DESK, one.digest))
+            manifest = chunks.decode_manifest(await store.get(chunks.DESK, one.digest))
             _require_as_named(manifest, one)
             for file in manifest.files:
                 identity = (manifest.writer, file.sha256, tuple(file.chunks))

@@ -16,6 +16,8 @@ import msgspec
 from core import errors
 from core.bus import SEQUENCE, STATUS, Bus
 
+DESK = "desk"
+"""The writer of manifests, and of what control stores itself."""
 CHUNK_BYTES = 1024 * 1024 - 4096
 MANIFEST_BYTES_MAX = 1024 * 1024 - 4096
 FILES_MAX = 64

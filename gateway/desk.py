@@ -23,7 +23,6 @@ from core.projections.workers import Worker
 
 log = logging.getLogger(__name__)
 
-DESK = "desk"
 ARTIFACT_BYTES_MAX = 1024 * 1024 * 1024
 METRICS_BYTES_INLINE = 32 * 1024
 VERIFIED_MAX = 100_000
@@ -415,7 +414,7 @@ class Desk:
             raise errors.QuotaExceeded(
                 f"an artifact of {total} bytes; {ARTIFACT_BYTES_MAX} at most"
             )
-        digest = await self._store.put(DESK, manifest.encode())
+        digest = await self._store.put(chunks.DESK, manifest.encode())
         self._keep(digest, manifest)
         return digest
 
@@ -515,7 +514,7 @@ class Desk:
     async def _manifest(self, digest: str) -> Manifest:
         manifest = self._manifests.get(digest)
         if manifest is None:
-            manifest = chunks.decode_manifest(await self._store.get(DESK, digest))
+            manifest = chunks.decode_manifest(await self._store.get(chunks.DESK, digest))
             self._keep(digest, manifest)
         return manifest
 
@@ -591,7 +590,7 @@ async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]
     encoded = msgspec.json.encode(metrics)
     if len(encoded) <= METRICS_BYTES_INLINE:
         return encoded, ""
-    return b"{}", await chunks.put_file(store, DESK, "metrics", "metrics.json", encoded)
+    return b"{}", await chunks.put_file(store, chunks.DESK, "metrics", "metrics.json", encoded)
 
 
 def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:

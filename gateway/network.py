@@ -17,7 +17,7 @@ from core.projections.state import State
 from core.projections.tasks import Done, Task
 from core.projections.workers import Worker
 from gateway import schemas
-from gateway.desk import DESK, store_metrics
+from gateway.desk import store_metrics
 from gateway.records import Records, row_of
 from gateway.refusals import Refusals
 
@@ -199,7 +199,11 @@ class NetworkRoutes:
             if asked.artifact_payload is not None:
                 name = name or _artifact_name(asked.task_id, asked.worker_id)
                 digest = await chunks.put_file(
-                    self._store, DESK, "payload", "payload.json", bytes(asked.artifact_payload)
+                    self._store,
+                    chunks.DESK,
+                    "payload",
+                    "payload.json",
+                    bytes(asked.artifact_payload),
                 )
         command = commands.CompleteTask(
             task_id=asked.task_id,

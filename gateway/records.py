@@ -10,7 +10,6 @@ from core.projections.rounds import Round
 from core.projections.state import State
 from core.projections.tasks import Done, Task
 from core.runtime import Runtime
-from gateway.desk import DESK
 
 HISTORY_MAX = 100_000
 
@@ -77,7 +76,7 @@ class Records:
         if not task.result.metrics_digest:
             return task.result.metrics
         digest = task.result.metrics_digest
-        return msgspec.Raw(await chunks.get_file(self._store, DESK, digest))
+        return msgspec.Raw(await chunks.get_file(self._store, chunks.DESK, digest))
 
 
 def row_of(state: State, task_id: str) -> Task | Done:

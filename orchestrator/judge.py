@@ -44,7 +44,6 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 WEIGHTS_BYTES_MAX = 512 * 1024 * 1024
 CONFIG_BYTES_MAX = 64 * 1024
-DESK = "desk"
 
 COMMITMENTS_MIN = 64
 COMMITMENTS_KEPT = 128
@@ -140,7 +139,7 @@ async def fetch(store: chunks.ChunkStore, manifest_digest: str) -> Files:
 
     Raises errors.ArtifactError or NotFound when they are not what they should be.
     """
-    manifest = chunks.decode_manifest(await store.get(DESK, manifest_digest))
+    manifest = chunks.decode_manifest(await store.get(chunks.DESK, manifest_digest))
     files = []
     for name, bytes_max in ((WEIGHTS_FILE, WEIGHTS_BYTES_MAX), (CONFIG_FILE, CONFIG_BYTES_MAX)):
         file = next((file for file in manifest.files if file.name == name), None)

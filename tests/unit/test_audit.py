@@ -454,14 +454,14 @@ async def put(store: chunks.MemoryChunks, kind: str, content: bytes) -> tuple[st
         chunks=digests,
     )
     manifest = chunks.Manifest(kind=kind, writer="a1", files=[file])
-    return await store.put(audit.DESK, manifest.encode()), len(content), digests[0]
+    return await store.put(chunks.DESK, manifest.encode()), len(content), digests[0]
 
 
 Spoil = Callable[[chunks.MemoryChunks, str, str], None]
 
 
 def lose_manifest(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    del store.stored[audit.DESK, manifest]
+    del store.stored[chunks.DESK, manifest]
 
 
 def lose_chunk(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
@@ -473,7 +473,7 @@ def damage_chunk(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
 
 
 def damage_manifest(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    store.stored[audit.DESK, manifest] += b" "
+    store.stored[chunks.DESK, manifest] += b" "
 
 
 def stored_history(spoil: Spoil | None, **named: Any) -> tuple[audit.Findings, audit.Stored, int]:
@@ -525,9 +525,9 @@ def test_a_file_that_is_not_what_its_manifest_says_is_named(change: dict[str, An
     async def spoiled() -> audit.Findings:
         store = chunks.MemoryChunks()
         digest, _, _ = await put(store, "candidate", b"weights")
-        manifest = chunks.decode_manifest(await store.get(audit.DESK, digest))
+        manifest = chunks.decode_manifest(await store.get(chunks.DESK, digest))
         files = [events.replace(manifest.files[0], **change)]
-        digest = await store.put(audit.DESK, events.replace(manifest, files=files).encode())
+        digest = await store.put(chunks.DESK, events.replace(manifest, files=files).encode())
         findings = audit.Findings()
         named = audit.Named(7, "candidate c", digest, "a1")
         await audit.check_artifacts(store, [named], findings)

@@ -75,7 +75,7 @@ class Shelf:
     ) -> str:
         for piece in packed.pieces.values():
             await self.store.put(WRITER, piece)
-        return await self.store.put(judge.DESK, edit(packed.manifest).encode())
+        return await self.store.put(chunks.DESK, edit(packed.manifest).encode())
 
     def judged(self, *candidates: events.Candidate, **more: object) -> wire.Verdict:
         """The verdict on a round of these candidates."""
