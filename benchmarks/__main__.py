@@ -1,6 +1,8 @@
 """`python -m benchmarks`: measure, and write what was found into RESULTS.md."""
 
 import importlib
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -34,6 +36,8 @@ def main(names: tuple[str, ...], repetitions: int, quick: bool) -> None:
         raise click.UsageError(
             f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}"
         )
+    # So that servers and stacks are stopped on the way out, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run = harness.Run(repetitions=repetitions, quick=quick)
     for name in names or NAMES:
         print(f"{name}:", flush=True)

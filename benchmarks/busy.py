@@ -21,6 +21,7 @@ TASKS = Size(60, 6)
 APPENDS = Size(300, 30)
 TRAIN_SECONDS = 1
 TASK_SECONDS_MAX = 30.0
+ASKING_SECONDS = 1.0
 
 NOTES = """
 - Next is the next task in the order of claims. Where an agent claims it while the one before is
@@ -54,10 +55,7 @@ async def _lone_appends(run: Run) -> list[float]:
 
 async def _busy_agent(run: Run) -> list[dict[str, Any]]:
     """The tasks of one agent that always had more to do, in the order of their claims."""
-    return await asyncio.to_thread(_trained, run.size(TASKS))
-
-
-def _trained(count: int) -> list[dict[str, Any]]:
+    count = run.size(TASKS)
     with tempfile.TemporaryDirectory(prefix="aghsan-bench-") as folder:
         stack = Stack(
             Path(folder),
@@ -68,7 +66,7 @@ def _trained(count: int) -> list[dict[str, Any]]:
             stack.start()
             nodes = history.NODES
             queued = [stack.enqueue(nodes[number % len(nodes)]) for number in range(count)]
-            _await_completed(stack, count)
+            await _await_completed(stack, count)
             tasks = [stack.completed(task_id) for task_id in queued]
         finally:
             stack.close()
@@ -76,12 +74,12 @@ def _trained(count: int) -> list[dict[str, Any]]:
     return sorted(tasks, key=lambda task: _epoch(task["claimed_at"]))
 
 
-def _await_completed(stack: Stack, count: int) -> None:
+async def _await_completed(stack: Stack, count: int) -> None:
     """Ask rarely, so that asking takes nothing away from the agent."""
     deadline = time.monotonic() + count * TASK_SECONDS_MAX
     while stack.ask("/status")["network"]["tasks"]["completed"] < count:
         assert time.monotonic() < deadline, stack.words()
-        time.sleep(1.0)
+        await asyncio.sleep(ASKING_SECONDS)
 
 
 def gaps_ms(tasks: list[dict[str, Any]]) -> list[float]:
