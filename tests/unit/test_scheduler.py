@@ -1,0 +1,158 @@
+"""Offers: one per waiting pull, never before their task is durable, and none that is of no use."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from core import commands, runtime
+from core.log_memory import MemoryLog
+from core.projections.tasks import Task
+from orchestrator.scheduler import Scheduler, wanted
+
+FOREVER = 10**18
+
+
+class Queue:
+    """WORK as a list, at the seam that the scheduler has for it."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[str, str]] = {1: ("cpu-16", "left by an earlier run")}
+        self.waiting = 0
+        self._seq = 1
+
+    async def publish(self, lane: str, task_id: str) -> int:
+        self._seq += 1
+        self.held[self._seq] = (lane, task_id)
+        return self._seq
+
+    async def delete(self, seq: int) -> None:
+        self.held.pop(seq, None)
+
+    async def purge(self) -> None:
+        self.held.clear()
+
+    async def standing(self, lane: str) -> tuple[int, int]:
+        return self.waiting, len(self.held)
+
+    async def offers(self, lane: str) -> set[int]:
+        return {seq for seq, (name, _) in self.held.items() if name == lane}
+
+
+class Bench:
+    """A scheduler over a door in memory."""
+
+    def __init__(self, log: MemoryLog, door: runtime.Runtime) -> None:
+        self.log = log
+        self.door = door
+        self.queue = Queue()
+        self.scheduler = Scheduler(door, self.queue)
+
+    async def enqueue(self, *task_ids: str) -> None:
+        for task_id in task_ids:
+            command = commands.EnqueueTask(task_id=task_id, node_id="root-math", topic="t", seed=1)
+            await self.door.execute(command, runtime.new_meta("t"), runtime.nothing)
+
+    async def settled(self) -> list[str]:
+        """The tasks on offer, once nothing more happens by itself."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return [task_id for _, task_id in self.queue.held.values()]
+
+
+@contextlib.asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    log = MemoryLog()
+    door = runtime.Runtime(log, "test")
+    await door.start()
+    one = Bench(log, door)
+    loops = [asyncio.ensure_future(loop) for loop in (door.run(), one.scheduler.run())]
+    await door.execute(commands.SeedTree(), runtime.new_meta("t"), runtime.nothing)
+    try:
+        yield one
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+def test_offers_are_wanted_for_waiting_pulls_while_tasks_last() -> None:
+    assert wanted(queued=5, waiting=2, outstanding=0) == 2
+    assert wanted(queued=5, waiting=2, outstanding=4) == 1
+    assert wanted(queued=1, waiting=9, outstanding=0) == 1
+    assert wanted(queued=1, waiting=9, outstanding=3) == 0
+
+
+async def test_offers_of_an_earlier_run_are_withdrawn_at_the_start() -> None:
+    async with bench() as one:
+        assert await one.settled() == []
+
+
+async def test_each_waiting_pull_gets_one_offer_and_nobody_gets_one_unasked() -> None:
+    async with bench() as one:
+        await one.enqueue("t1", "t2", "t3")
+        assert await one.settled() == []
+        one.scheduler.pulled("cpu-16", 2, FOREVER)
+        assert len(await one.settled()) == 2
+
+
+async def test_a_task_wakes_who_waited_before_it_came() -> None:
+    async with bench() as one:
+        one.queue.waiting = 1
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == []
+        await one.enqueue("t1")
+        assert await one.settled() == ["t1"]
+
+
+async def test_nothing_is_offered_before_its_task_is_durable() -> None:
+    async with bench() as one:
+        one.log.hold()
+        asked = asyncio.ensure_future(one.enqueue("t1"))
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == []
+        one.log.release()
+        await asked
+        assert await one.settled() == ["t1"]
+
+
+async def test_a_pull_whose_time_is_over_gets_nothing() -> None:
+    async with bench() as one:
+        one.scheduler.pulled("cpu-16", 1, runtime.now() - 1)
+        await one.enqueue("t1")
+        assert await one.settled() == []
+
+
+async def test_an_answered_offer_stays_and_makes_room_for_the_next() -> None:
+    async with bench() as one:
+        await one.enqueue("t1", "t2")
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        await one.settled()
+        (first,) = one.queue.held
+        one.scheduler.answered("cpu-16", first)
+        await one.scheduler._reconcile()
+        assert first in one.queue.held
+        assert first not in one.scheduler.lane("cpu-16").offers
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert len(await one.settled()) == 2
+
+
+async def test_an_offer_whose_task_is_gone_is_withdrawn() -> None:
+    async with bench() as one:
+        await one.enqueue("t1")
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == ["t1"]
+        await one.door.execute(
+            commands.CancelTask(task_id="t1"), runtime.new_meta("t"), runtime.nothing
+        )
+        await one.scheduler._reconcile()
+        assert await one.settled() == []
+
+
+async def test_somebody_waits_only_where_the_lane_can_run_the_task() -> None:
+    async with bench() as one:
+        await one.enqueue("t1")
+        task = one.door.state.tasks.table.rows["t1"]
+        assert isinstance(task, Task)
+        assert not one.scheduler.someone_waits(task)
+        one.scheduler.lane("cpu-16").pulls.append(FOREVER)
+        assert one.scheduler.someone_waits(task)
