@@ -358,7 +358,7 @@ class Worker:
         except errors.TrainingError as error:
             await self._give_up(holding, str(error))
             return
-        except (errors.Refused, errors.ArtifactError) as error:
+        except (errors.Refused, errors.ArtifactError, OSError) as error:
             if holding.lost:
                 await self._forget(holding)
             else:
@@ -418,6 +418,8 @@ class Worker:
     ) -> jobs.Result | jobs.Stopped:
         if self._executor.pid is None:
             await self._executor.start()
+        if holding.lost or self._stopping.is_set():
+            return jobs.Stopped(directory="", step=0)  # asked for while the job was prepared
         return await self._executor.run(job, lambda report: self._on_report(holding, rival, report))
 
     def _on_report(self, holding: Holding, rival: Rival, report: jobs.Report) -> None:
@@ -527,7 +529,12 @@ class Worker:
         point: Checkpoint,
         files: dict[str, bytes],
     ) -> bool:
-        result = msgspec.json.decode(files.pop(RESULT_FILE), type=jobs.Result)
+        try:
+            result = msgspec.json.decode(files.pop(RESULT_FILE), type=jobs.Result)
+        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise errors.ArtifactError(
+                f"the finished {rival} of an earlier attempt cannot be taken over: {error}"
+            ) from error
         candidate = directory / "candidate"
         unpack(files, candidate)
         holding.results[rival] = result

@@ -6,6 +6,7 @@ going away, which closes it.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -37,9 +38,12 @@ def heard(line: str) -> dict[str, object] | None:
 
 
 def say(line: str) -> None:
-    """One line for people, at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """One line for people, at once; nothing in it can pass for what children tell, nor command the
+    terminal. Where nobody reads any more, nothing is said."""
+    text = "".join(letter if letter.isprintable() else " " for letter in line)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def configure_logging(verbose: bool = False) -> None:

@@ -57,8 +57,6 @@ class Supervisor:
     def on_signal(self, *_: object) -> None:
         """Ask for the end; a second time is no faster, the first is bounded already."""
         self._stopping = True
-        with contextlib.suppress(queue.Full):
-            self._events.put_nowait(("stop", "", ""))
 
     def add(self, name: str, *argv: str) -> Member:
         """Start one more member."""
@@ -195,6 +193,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
+        child.say("stopping")
         self._stopping = True
         deadline = time.monotonic() + STOP_SECONDS_MAX
         agents = [m for m in self._members.values() if m.name.startswith("agent-")]
@@ -326,7 +325,6 @@ def up(
         except KeyboardInterrupt:
             pass
         finally:
-            child.say("stopping")
             supervisor.stop()
 
 

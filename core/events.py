@@ -11,7 +11,7 @@ an upcaster in `UPCASTERS`.
 
 import datetime
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, Union, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args
 
 import msgspec
 
@@ -484,13 +484,16 @@ class Undecodable(NamedTuple):
     reason: str
 
 
+_Moment: TypeAlias = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
+
+
 class _Envelope(msgspec.Struct, frozen=True, gc=False):
     """An envelope of any type, known or not."""
 
     type: str
     v: int
     id: str
-    at: datetime.datetime
+    at: _Moment
     by: str
     cause: str
     corr: str
@@ -501,7 +504,7 @@ class _EnvelopeOut(msgspec.Struct, frozen=True, gc=False):
     type: str
     v: int
     id: str
-    at: datetime.datetime
+    at: _Moment
     by: str
     cause: str
     corr: str
@@ -510,10 +513,10 @@ class _EnvelopeOut(msgspec.Struct, frozen=True, gc=False):
 
 def _typed(cls: type[EventData]) -> type[msgspec.Struct]:
     """The envelope of one type of event, its data included, for decoding in one go."""
-    fields: list[tuple[str, type]] = [
+    fields: list[tuple[str, Any]] = [
         ("v", int),
         ("id", str),
-        ("at", datetime.datetime),
+        ("at", _Moment),
         ("by", str),
         ("cause", str),
         ("corr", str),

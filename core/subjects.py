@@ -5,6 +5,7 @@ import hashlib
 import re
 
 EVENTS_ALL = "ev.>"
+LOG = "ev.log."
 LOG_WRITER = "ev.log.writer"
 LOG_COMMITMENTS = "ev.log.commitments"
 

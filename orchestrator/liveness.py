@@ -226,6 +226,6 @@ class Liveness:
     async def _execute(self, command: Command) -> None:
         try:
             await self._door.execute(command, runtime.new_meta("liveness"), runtime.nothing)
-        except (errors.Refused, errors.Overloaded) as error:
+        except (errors.Refused, errors.Overloaded, errors.UnfitEvent) as error:
             # What still holds is planned again at the next tick.
             log.info("liveness was refused: %s", error, extra={"action": "liveness"})

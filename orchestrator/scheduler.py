@@ -103,7 +103,7 @@ class Scheduler:
     def someone_waits(self, task: Task) -> bool:
         """Whether an agent that could run this task waits for work."""
         now = runtime.now()
-        for name, lane in self.lanes.items():
+        for name, lane in list(self.lanes.items()):
             lane.expire(now)
             if lane.pulls and task_rules.lane_runs(name, task.requires):
                 return True
@@ -124,7 +124,8 @@ class Scheduler:
 
     async def run(self) -> None:
         """Offer, for ever; reconcile with the server every two seconds."""
-        await self._queue.purge()
+        purged = False
+        self._wake.set()
         reconciled = 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -135,6 +136,9 @@ class Scheduler:
                 pass
             self._wake.clear()
             try:
+                if not purged:
+                    await self._queue.purge()
+                    purged = True
                 await self._feed()
                 if loop.time() - reconciled > RECONCILE_SECONDS:
                     await self._reconcile()
@@ -145,14 +149,14 @@ class Scheduler:
     async def _feed(self) -> None:
         state = self._door.state
         now = runtime.now()
-        for name, lane in self.lanes.items():
+        for name, lane in list(self.lanes.items()):
             lane.expire(now)
             fits = fits_lane(name)
             queued = state.tasks.queue.count(fits)
             count = wanted(queued, len(lane.pulls), len(lane.offers) + lane.publishing)
             for _ in range(min(count, OFFERS_IN_FLIGHT_MAX)):
                 task_id = state.tasks.queue.best(fits, state.tasks.ticket)
-                if task_id is None:
+                if task_id is None or not lane.pulls:
                     break
                 lane.pulls.popleft()
                 await self._offer(name, lane, task_id, state)
@@ -171,7 +175,7 @@ class Scheduler:
 
     async def _reconcile(self) -> None:
         """Make what is remembered agree with what the server holds."""
-        for name, lane in self.lanes.items():
+        for name, lane in list(self.lanes.items()):
             waiting, _ = await self._queue.standing(name)
             held = await self._queue.offers(name)
             now = runtime.now()

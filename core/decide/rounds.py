@@ -161,10 +161,13 @@ def _opened(state: State, node_id: str, first: Waiting, meta: Meta) -> events.Ro
 
 
 def close(state: State, command: commands.CloseRound, meta: Meta) -> list[events.EventData]:
-    """Close a round whose deadline passed."""
+    """Close a round whose deadline passed, unless somebody trains for it right now."""
     row = _round(state, command.round_id)
     if not isinstance(row, Round) or row.status != "open" or meta.now < row.closes_at:
         return []
+    awaited = (entry.task_id for entry in row.entries if entry.state == "awaited")
+    if any(state.tasks.table.rows[task_id].status == "running" for task_id in awaited):
+        return []  # its candidates are on their way, however long their worker trains
     return [events.RoundClosed(round_id=row.round_id, reason="its deadline passed")]
 
 

@@ -12,6 +12,7 @@ from core.projections.workers import Worker
 
 OPEN_TASKS_MAX = 1_000_000
 HELD_MAX = 64
+REASON_CHARS_MAX = 1_000
 
 
 def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventData]:
@@ -277,12 +278,12 @@ def _used_up(task: Task, reason: str, log_tail: str = "") -> list[events.EventDa
     if task.strikes + 1 < ATTEMPTS_MAX:
         return []
     reasons = [
-        f"attempt {claim.attempt} ({claim.worker_id}): {claim.reason}"
-        for claim in task.claims[:-1]
+        f"attempt {claim.attempt} ({claim.worker_id[:64]}): {claim.reason[:REASON_CHARS_MAX]}"
+        for claim in task.claims[-ATTEMPTS_MAX:-1]
         if claim.reason
     ]
     last = task.claims[-1]
-    reasons.append(f"attempt {last.attempt} ({last.worker_id}): {reason}")
+    reasons.append(f"attempt {last.attempt} ({last.worker_id[:64]}): {reason[:REASON_CHARS_MAX]}")
     return [events.TaskFailed(task_id=task.task_id, reasons=reasons, log_tail=log_tail)]
 
 

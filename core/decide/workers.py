@@ -6,9 +6,13 @@ from core import commands, errors, events
 from core.projections.state import State
 from core.projections.tasks import Task, token_of
 
+HOLDING_MAX = 64
+"""Claims that a new session may list to keep them."""
+
 
 def register(state: State, command: commands.RegisterWorker) -> list[events.EventData]:
-    """Replace the worker's record."""
+    """Replace the worker's record. Raises Conflict for the id of an agent that is online."""
+    _require_no_agent(state, command.worker_id)
     return [
         events.WorkerRegistered(
             worker_id=command.worker_id,
@@ -18,8 +22,17 @@ def register(state: State, command: commands.RegisterWorker) -> list[events.Even
     ]
 
 
+def _require_no_agent(state: State, worker_id: str) -> None:
+    worker = state.workers.table.get(worker_id)
+    if worker is not None and worker.via == "nats" and worker.status == "online":
+        raise errors.Conflict(
+            f"worker {worker_id!r} is an agent that is online; choose another worker id"
+        )
+
+
 def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventData]:
     """Record what a heartbeat changes; one that changes nothing leaves no event."""
+    _require_no_agent(state, command.worker_id)
     worker = state.workers.table.get(command.worker_id)
     if worker is None:
         return [
@@ -83,7 +96,7 @@ def open_session(state: State, command: commands.OpenSession) -> list[events.Eve
 def _revivals(state: State, command: commands.OpenSession) -> list[events.EventData]:
     """Listed claims that expired meanwhile and are still unrivalled go on under the new session."""
     revived: list[events.EventData] = []
-    for token in command.holding:
+    for token in {one.task_id: one for one in command.holding[:HOLDING_MAX]}.values():
         task = state.tasks.table.get(token.task_id)
         if not isinstance(task, Task) or task.status != "queued" or task.claim is None:
             continue
@@ -103,7 +116,7 @@ def _revivals(state: State, command: commands.OpenSession) -> list[events.EventD
 def require_session(state: State, worker_id: str, session: str) -> None:
     """Raise SupersededSession unless this is the worker's newest session."""
     worker = state.workers.table.get(worker_id)
-    if worker is None or worker.session != session:
+    if worker is None or not session or worker.session != session:
         raise errors.SupersededSession(
             f"another session of worker {worker_id!r} took over; this one must stop its work"
         )

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from core import errors, events
+from core import errors, events, subjects
 from core.events import Event, Undecodable
 from core.projections.graph import Graph
 from core.projections.rounds import Rounds, Waiting
@@ -72,7 +72,9 @@ class State:
 
     def _quarantine(self, seq: int, subject: str, reason: str) -> None:
         self.quarantine.put(str(seq), Quarantined(seq=seq, subject=subject, reason=reason))
-        self.read_only.add(subject)
+        if not subject.startswith(subjects.LOG):
+            # The log's own aggregates stay open: without them nobody could write any more.
+            self.read_only.add(subject)
 
     def _table_of_folds(self) -> dict[type, Fold]:
         """How each type of event is folded. A table, since a rebuild asks it for every event."""

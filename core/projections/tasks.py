@@ -264,6 +264,19 @@ _EVOLVE: dict[type, Callable[[Task, int, int, Any], Task]] = {
 }
 
 
+_OF_A_CLAIM = frozenset(
+    {
+        events.ClaimAdopted,
+        events.ClaimExpired,
+        events.ClaimRevived,
+        events.ClaimReleased,
+        events.CheckpointStored,
+        events.AttemptFailed,
+        events.TaskCompleted,
+    }
+)
+
+
 class Tasks:
     """All tasks, the queue of the queued ones, and who holds the running ones."""
 
@@ -293,6 +306,10 @@ class Tasks:
         if type(before) is Done or type(data) is events.TaskQueued:
             raise errors.UnfitEvent(f"{type(data).__name__} on a task that is {before.status}")
         assert isinstance(before, Task), "what is not done is whole"
+        if type(data) in _OF_A_CLAIM:
+            claim = before.claim
+            if claim is None or (claim.attempt, claim.claim_id) != (data.attempt, data.claim_id):  # type: ignore[union-attr]
+                raise errors.UnfitEvent(f"{type(data).__name__} of a claim that is not the latest")
         after = evolve(before, seq, at, data)
         if after.status != before.status:
             self._left(before)

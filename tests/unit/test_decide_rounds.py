@@ -136,12 +136,14 @@ def test_a_further_task_of_a_role_waits_for_the_next_round() -> None:
     assert tasks == ["t1", "t2"]
 
 
-def test_a_rounds_deadline_closes_it_and_nothing_is_admitted_later() -> None:
+def test_a_rounds_deadline_closes_it_unless_somebody_trains_for_it() -> None:
     world = deposited()
     token = claimed(world)
     round_id = only(world).round_id
     assert world.do(commands.CloseRound(round_id=round_id)) == []
     world.later(rounds.ROUND_SECONDS_MIN + 1)
+    assert world.do(commands.CloseRound(round_id=round_id)) == []
+    world.do(commands.ExpireClaim(token=token, reason="silence"))
     world.do(commands.CloseRound(round_id=round_id))
     brought(world, token, "evolver")
     closed = world.state.rounds.table.rows[round_id]
