@@ -198,7 +198,6 @@ def change_state(folder: Path, change: Callable[[dict[str, object]], object]) ->
         lambda told: told["files"].update({"../outside": hashlib.sha256(b"x").hexdigest()}),
         lambda told: told.update(step=101),
         lambda told: told.update(step=-1),
-        lambda told: told.update(role="x" * 70_000),
     ],
 )
 def test_a_state_that_lacks_a_file_names_others_or_is_impossible_does_not_count(
@@ -212,6 +211,14 @@ def test_a_state_that_lacks_a_file_names_others_or_is_impossible_does_not_count(
     found = checkpoints.newest_state(tmp_path)
     assert found is not None
     assert found[1].step == 1
+
+
+def test_a_description_of_a_state_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
+    run = Run()
+    run.step()
+    with (run.save(tmp_path, 1) / checkpoints.STATE_FILE).open("ab") as file:
+        file.write(b" " * checkpoints.STATE_BYTES_MAX)
+    assert checkpoints.newest_state(tmp_path) is None
 
 
 @pytest.mark.parametrize(
