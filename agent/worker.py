@@ -7,10 +7,10 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS_MAX = 5.0
 FINISHING_MAX = 2
-STOP_SECONDS_MAX = 8.0
+STOP_SECONDS_MAX = 4.5
+BYE_SECONDS_MAX = 0.5
+FULL_SECONDS_MAX = 600.0
+"""How long a delivery waits for room on the server, while people may make some."""
 LOSSES_KEPT = 50
 BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
@@ -116,10 +119,11 @@ class Worker:
         """
         # What an earlier run left belongs to claims that its new session gives up.
         shutil.rmtree(self._settings.directory / "tasks", ignore_errors=True)
-        await self._executor.start()
         beating = asyncio.create_task(self._beat_loop())
+        beating.add_done_callback(self._spawned_ended)
         try:
-            await self._attach()
+            await self._unless_stopped(self._executor.start())
+            await self._unless_stopped(self._attach())
             if not self._stopping.is_set():
                 self.on_attached()
                 await self._work_until_stopped()
@@ -128,6 +132,18 @@ class Worker:
             await self._leave()
         if self._ended is not None:
             raise self._ended
+
+    async def _unless_stopped(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end, or to the moment the agent is asked to stop."""
+        doing = asyncio.ensure_future(coroutine)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})
+        if not doing.cancelled():
+            doing.result()
 
     async def _work_until_stopped(self) -> None:
         """Work; once asked to stop, leave a bounded time for what was begun."""
@@ -252,10 +268,12 @@ class Worker:
     ) -> Any:
         """Repeat a request until it is answered; a refusal is an answer too.
 
-        Raises errors.Refused as answered, Superseded when this session is over, and
-        errors.Unavailable only when the agent stops before any answer came.
+        Raises errors.Refused as answered, Superseded when this session is over, errors.Unavailable
+        only when the agent stops before any answer came, and errors.LogFull when the server has
+        been full for FULL_SECONDS_MAX.
         """
         pause = 0.1
+        give_up_at = time.monotonic() + FULL_SECONDS_MAX
         while True:
             link = self._linked
             try:
@@ -267,6 +285,8 @@ class Worker:
                 raise
             except (errors.Unavailable, errors.LogFull) as error:
                 if self._stopping.is_set() or (holding is not None and holding.lost):
+                    raise
+                if isinstance(error, errors.LogFull) and time.monotonic() > give_up_at:
                     raise
                 log.info("not answered, again: %s", error, extra={"action": "retry"})
                 await asyncio.sleep(pause)
@@ -330,7 +350,7 @@ class Worker:
             if assignment is not None:
                 return Holding(assignment, pulled)
             await self._linked.acknowledge(pulled)
-        except errors.Unavailable as error:
+        except (errors.Unavailable, errors.LogFull) as error:
             log.info("no work can be asked for: %s", error, extra={"action": "claim"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
@@ -358,7 +378,7 @@ class Worker:
         except errors.TrainingError as error:
             await self._give_up(holding, str(error))
             return
-        except (errors.Refused, errors.ArtifactError, OSError) as error:
+        except (errors.Refused, errors.LogFull, errors.ArtifactError, OSError) as error:
             if holding.lost:
                 await self._forget(holding)
             else:
@@ -441,8 +461,10 @@ class Worker:
                             holding, rival, directory, report.step, report.total_steps
                         ),
                     )
+            case jobs.Warmed() | jobs.Taken() | jobs.Result() | jobs.Stopped() | jobs.Failed():
+                pass  # the executor's own
             case _:
-                pass
+                assert_never(report)
 
     # ── artifacts ──
 
@@ -612,7 +634,7 @@ class Worker:
             await self._until_answered(
                 lambda link: link.release(holding.token, "its worker was asked to stop"), holding
             )
-        except (errors.Refused, errors.Unavailable) as error:
+        except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.info("not released: %s", error, extra={"action": "release"})
         finally:
             await self._forget(holding)
@@ -623,7 +645,7 @@ class Worker:
         first, _, tail = reason.partition("\n")
         try:
             await self._until_answered(lambda link: link.fail(holding.token, first, tail), holding)
-        except (errors.Refused, errors.Unavailable) as error:
+        except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.info("the failure was not taken: %s", error, extra={"action": "fail"})
         finally:
             await self._forget(holding)
@@ -643,8 +665,8 @@ class Worker:
             left = self._stop_by - asyncio.get_running_loop().time()
             await asyncio.wait(set(self._finishing), timeout=max(0.5, left))
         if self._link is not None:
-            with contextlib.suppress(errors.AghsanError):
-                await asyncio.wait_for(self._link.bye(), 1.0)
+            with contextlib.suppress(errors.AghsanError, TimeoutError):
+                await asyncio.wait_for(self._link.bye(), BYE_SECONDS_MAX)
             await self._link.close()
         await self._executor.close()
 

@@ -20,7 +20,11 @@ from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer
 
-STOP_SECONDS_MAX = 9.0
+AGENTS_STOP_SECONDS = 7.0
+CONTROL_STOP_SECONDS = 8.0
+SERVER_STOP_SECONDS = 9.5
+"""Counted from the signal: by then agents, then judge and control, then nats-server have ended, or
+are ended."""
 READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 60.0
@@ -52,10 +56,12 @@ class Supervisor:
         self._members: dict[str, Member] = {}
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
         self._stopping = self._complete = False
+        self._asked = 0.0
         self.http = ""
 
     def on_signal(self, *_: object) -> None:
         """Ask for the end; a second time is no faster, the first is bounded already."""
+        self._asked = self._asked or time.monotonic()
         self._stopping = True
 
     def add(self, name: str, *argv: str) -> Member:
@@ -194,30 +200,32 @@ class Supervisor:
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
         child.say("stopping")
-        self._stopping = True
-        deadline = time.monotonic() + STOP_SECONDS_MAX
+        self.on_signal()
         agents = [m for m in self._members.values() if m.name.startswith("agent-")]
         others = [self._members[name] for name in ("judge", "gateway") if name in self._members]
-        for group in (agents, *([other] for other in others)):
-            for member in group:
-                if member.process is not None and member.process.poll() is None:
-                    platforms.ask_to_stop(member.process)
-            for member in group:
-                self._end(member, deadline)
-        self._server.stop()
+        self._end(agents, self._asked + AGENTS_STOP_SECONDS)
+        for other in others:
+            self._end([other], self._asked + CONTROL_STOP_SECONDS)
+        self._server.stop(max(0.5, self._asked + SERVER_STOP_SECONDS - time.monotonic()))
         with contextlib.suppress(OSError):
             (self._data / "run.json").unlink()
 
-    def _end(self, member: Member, deadline: float) -> None:
-        process = member.process
-        if process is None:
-            return
-        try:
-            process.wait(max(0.5, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.say(f"{member.name} did not stop in time and is ended")
-            process.kill()
-            process.wait()
+    def _end(self, members: list[Member], deadline: float) -> None:
+        """Ask some members to stop, all at once, and end what has not by the deadline."""
+        running = [
+            (member, member.process)
+            for member in members
+            if member.process is not None and member.process.poll() is None
+        ]
+        for _, process in running:
+            platforms.ask_to_stop(process)
+        for member, process in running:
+            try:
+                process.wait(max(0.2, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.say(f"{member.name} did not stop in time and is ended")
+                process.kill()
+                process.wait()
 
 
 def _exit_words(code: int | None) -> str:

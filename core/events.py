@@ -557,10 +557,10 @@ def reread(data: EventData) -> tuple[EventData, int]:
     Folding what is read back makes the live state what a replay makes. Raises errors.UnfitEvent for
     data that could not be read again.
     """
-    raw = _encode(data)
     try:
+        raw = _encode(data)
         return _decode_data[type(data).__name__](raw), len(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise errors.UnfitEvent(
             f"{type(data).__name__} could not be read back, so it is not stored: {error}"
         ) from error

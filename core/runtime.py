@@ -26,6 +26,13 @@ PENDING_MAX = 20_000
 FOLLOWING_MAX = 10_000
 SETTLE_SECONDS_MAX = 2.0
 START_TRIES_MAX = 5
+_SIDE_EFFECTS = (
+    events.ClaimReleased,
+    events.ClaimAdopted,
+    events.CandidateAdmitted,
+    events.RoleClosed,
+)
+"""Events that may concern another aggregate than the one a command is about."""
 
 
 @dataclass(slots=True)
@@ -65,7 +72,6 @@ class Runtime:
         self.state = State()
         self.durable_seq = 0
         self.stepped_down = False
-        self._clock = 0
         self._pending: deque[_Work] = deque()
         self._wake = asyncio.Event()
         self._in_flight: list[_Work] = []
@@ -74,6 +80,7 @@ class Runtime:
         self._rebuilding = False
         self._writing = asyncio.Lock()
         self._epoch = 0
+        self._broken: Exception | None = None
 
     # ── asking ──
 
@@ -122,12 +129,30 @@ class Runtime:
     def _decide(self, work: _Work) -> None:
         """Decide one command on the state as it will be, and fold what it causes."""
         try:
-            happened = [
-                self._storable(data) for data in decide.decide(self.state, work.command, work.meta)
-            ]
-        except errors.AghsanError as error:
+            happened = self._decided(work)
+        except Exception as error:  # noqa: BLE001  a rule that breaks is its caller's trouble alone
             self._refuse(work, error)
             return
+        try:
+            self._fold_all(work, happened)
+        except Exception as error:  # noqa: BLE001  now the state is not what the log will hold
+            self._broken = error
+            self._refuse(work, error)
+            return
+        try:
+            work.result = work.view(self.state)
+        except Exception as error:  # noqa: BLE001  what happened stands, only its answer is lost
+            work.result = error
+
+    def _decided(self, work: _Work) -> list[events.EventData]:
+        decided = decide.decide(self.state, work.command, work.meta)
+        return [
+            self._storable(data)
+            for number, data in enumerate(decided)
+            if not (number and self._left_out(data))
+        ]
+
+    def _fold_all(self, work: _Work, happened: list[events.EventData]) -> None:
         for data in happened:
             self._fold(work, data)
         while following := decide.follow(self.state, happened, work.meta):
@@ -135,11 +160,17 @@ class Runtime:
             for data in following:
                 self._fold(work, events.reread(data)[0])
             happened = [*happened, *following]
-        work.result = work.view(self.state)
+
+    def _left_out(self, data: events.EventData) -> bool:
+        """Whether an event means only a side of what is decided, and its aggregate takes none."""
+        return isinstance(data, _SIDE_EFFECTS) and self._is_read_only(data)
+
+    def _is_read_only(self, data: events.EventData) -> bool:
+        return bool(self.state.read_only) and events.subject_of(data) in self.state.read_only
 
     def _storable(self, data: events.EventData) -> events.EventData:
         """The data as the log will give it back. Raises errors.Refused where it cannot take it."""
-        if self.state.read_only and events.subject_of(data) in self.state.read_only:
+        if self._is_read_only(data):
             raise errors.ReadOnlyAggregate(
                 f"{events.subject_of(data)} holds a record this program cannot read; "
                 f"it is read-only here until the program is upgraded"
@@ -154,11 +185,10 @@ class Runtime:
 
     def _fold(self, work: _Work, data: events.EventData) -> None:
         meta = work.meta
-        # Times in the log never run backwards, whatever the wall clock does.
-        self._clock = max(self._clock, meta.now)
         event = events.Event(
             self.state.seq + 1,
-            self._clock,
+            # Times in the log never run backwards, whatever the wall clock does.
+            max(self.state.at, meta.now),
             f"{meta.id}.{len(work.happened)}",
             meta.by,
             meta.id,
@@ -195,11 +225,16 @@ class Runtime:
         raise errors.SteppedDown("another control process keeps becoming the writer first")
 
     async def run(self) -> None:
-        """Append what is pending, for ever. Ends only when another writer took over."""
+        """Append what is pending, for ever. Ends only when another writer took over.
+
+        Raises what broke the fold, if it ever breaks: the state must then be made anew.
+        """
         while not self.stepped_down:
             if not self._pending:
                 self._wake.clear()
                 await self._wake.wait()
+            if self._broken is not None:
+                raise self._broken
             async with self._writing:
                 await self._append_next()
 
@@ -266,12 +301,18 @@ class Runtime:
                     work.answer.set_result(work.result)
         for work in batch:
             for event in work.happened:
-                for observer in self._observers:
-                    observer(event)
+                self._show(event)
         while self._readers and self._readers[0][0] <= self.durable_seq:
             _, future = self._readers.popleft()
             if not future.done():
                 future.set_result(True)
+
+    def _show(self, event: events.Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # whoever watches must not hold up who writes
+                log.exception("an observer failed", extra={"action": "show", "seq": event.seq})
 
     # ── when the log holds what this writer did not write ──
 

@@ -22,6 +22,10 @@ from core import errors, platforms
 WARM_SECONDS_MAX = 180.0
 ENDING_SECONDS_MAX = 5.0
 CLOSE_SECONDS_MAX = 1.0
+SILENCE_SECONDS_MAX = 60.0
+"""A job at work reports several times a second; one that is silent for so long hangs."""
+SILENCE_WAITS = 6
+"""In so many parts, since a machine that slept wakes up with one of them over."""
 LAST_LINES = 40
 LINE_CHARS_MAX = 2_000
 # Without it cuBLAS has no way to be deterministic, and torch refuses to multiply on a GPU.
@@ -35,7 +39,8 @@ _encode = msgspec.json.Encoder().encode
 class Executor:
     """A process that trains; not for use by two jobs at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence_seconds_max: float = SILENCE_SECONDS_MAX) -> None:
+        self.silence_seconds_max = silence_seconds_max
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: asyncio.Queue[jobs.Report | None] = asyncio.Queue()
         self._words: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
@@ -93,7 +98,7 @@ class Executor:
         """Do a job; its reports on the way go to `on_report`. Cancelled, it drops the work.
 
         Raises errors.TrainingError when it cannot be finished: after a first line with the reason
-        come the last words of the process.
+        come the last words of the process. A process that falls silent is ended.
         """
         process = self._process
         assert process is not None, "start comes first"
@@ -104,7 +109,7 @@ class Executor:
         try:
             self._send(job)
             while True:
-                report = await self._reports.get()
+                report = await self._next_report(process)
                 if report is not None and not taken:
                     # Until then come the last words about a job that was cancelled.
                     taken = report == jobs.Taken(number=job.number)
@@ -125,6 +130,23 @@ class Executor:
             raise
         finally:
             self._job = None
+
+    async def _next_report(self, process: subprocess.Popen[bytes]) -> jobs.Report | None:
+        for _ in range(SILENCE_WAITS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.silence_seconds_max / SILENCE_WAITS):
+                    return await self._reports.get()
+        process.kill()
+        await self._ending(process)
+        raise errors.TrainingError(
+            "\n".join(
+                [
+                    f"the executor reported nothing for {self.silence_seconds_max:g} s and was "
+                    "ended",
+                    *self._words,
+                ]
+            )
+        )
 
     async def stop(self, *, save: bool) -> None:
         """End the job at work, if any, at its next step."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from core import commands, errors, events
+from core import commands, errors, events, subjects
 from core.commands import Meta
 from core.events import Champion
 from core.projections.rounds import RIVALS, Decided, Round, Waiting, rivals_of
@@ -13,7 +13,7 @@ from core.projections.tasks import Done, Task
 ROUND_SECONDS_MIN = 120.0
 ROUND_BUDGETS = 4.0
 BUDGET_SECONDS_DEFAULT = 30.0
-COMMITMENTS_MAX = 128
+COMMITMENTS_MAX = 64
 """Commitments in one deposit; each may open a round in the same atomic append."""
 DEPOSITED_MAX = 4_096
 ALPHA = 0.05
@@ -118,6 +118,8 @@ def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
     if node.open_round:
         row = state.rounds.table.rows[node.open_round]
         assert isinstance(row, Round), "an open round is whole"
+        if state.read_only and subjects.event("round", row.round_id) in state.read_only:
+            return []  # nothing can be written to it before the program is upgraded
         entered = {entry.rival: entry for entry in row.entries}
         if all(rival in entered and entered[rival].state != "awaited" for rival in RIVALS):
             return [events.RoundClosed(round_id=row.round_id, reason="both rivals are in")]

@@ -36,6 +36,8 @@ class State:
 
     def __init__(self) -> None:
         self.seq = 0
+        self.at = 0
+        """The newest time in the log."""
         self.graph = Graph()
         self.tasks = Tasks()
         self.workers = Workers()
@@ -59,6 +61,8 @@ class State:
     def fold(self, seq: int, at: int, data: events.EventData) -> None:
         """As `evolve`, of what matters in an event."""
         self.seq = seq
+        if at > self.at:
+            self.at = at
         try:
             self._folds[type(data)](seq, at, data)
         except (errors.UnfitEvent, KeyError) as error:

@@ -99,6 +99,27 @@ async def test_a_killed_process_ends_its_job_with_the_reason_and_resumes_to_the_
     assert resumed.weights_sha256 == unbroken.weights_sha256
 
 
+async def test_a_process_that_hangs_is_ended_and_its_job_resumes_elsewhere_to_the_same_weights(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = await finished(executor, job(tmp_path / "unbroken"))
+
+    def hang(report: jobs.Report) -> None:
+        if isinstance(report, jobs.Saved):
+            assert executor.pid is not None
+            monkeypatch.setattr(executor, "silence_seconds_max", 1.0)
+            os.kill(executor.pid, signal.SIGSTOP)
+
+    with pytest.raises(errors.TrainingError, match="reported nothing for 1 s and was ended"):
+        await executor.run(job(tmp_path / "hung", checkpoint_seconds=0.05), hang)
+    assert executor.pid is None
+    monkeypatch.undo()
+    await executor.start()
+    resumed = await finished(executor, job(tmp_path / "hung", resume=True))
+    assert 0 < resumed.resumed_from < STEPS
+    assert resumed.weights_sha256 == unbroken.weights_sha256
+
+
 async def test_a_job_that_is_stopped_leaves_a_state_to_go_on_from(
     executor: Executor, tmp_path: Path
 ) -> None:

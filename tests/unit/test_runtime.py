@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from core import commands, errors, events, runtime
 from core.log import Message, Record
 from core.log_memory import MemoryLog
 from core.projections.state import State
+from core.projections.tasks import Task
 
 
 @contextlib.asynccontextmanager
@@ -196,3 +198,120 @@ async def test_times_in_the_log_never_run_backwards() -> None:
         await door.execute(enqueue("t2"), early, runtime.nothing)
         rows = door.state.tasks.table.rows
         assert rows["t2"].created_at >= rows["t1"].created_at  # type: ignore[union-attr]
+
+
+async def test_times_in_the_log_never_run_backwards_across_a_restart() -> None:
+    log = MemoryLog()
+    later = 10_000_000
+    async with running(log) as door:
+        meta = runtime.new_meta("t")
+        await door.execute(enqueue("t1"), meta._replace(now=meta.now + later), runtime.nothing)
+        newest = door.state.at
+    async with running(log) as door:
+        await do(door, enqueue("t2"))
+        row = door.state.tasks.table.rows["t2"]
+        assert isinstance(row, Task)
+        assert row.created_at == newest
+
+
+async def test_a_read_only_task_does_not_keep_its_worker_from_beginning_a_session() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await do(door, enqueue("x"))
+        await do(door, hello("first"))
+        await do(door, claim("first"))
+        await log.append([Message("ev.task.x", b"no event")], await log.last_seq())
+        await door.catch_up()
+        await do(door, hello("second"))  # which would release its claim on x
+        worker = door.state.workers.table.get("w")
+        assert worker is not None
+        assert worker.session == "second"
+        with pytest.raises(errors.ReadOnlyAggregate):
+            await do(door, commands.CancelTask(task_id="x"))
+
+
+def hello(session: str) -> commands.OpenSession:
+    return commands.OpenSession(
+        worker_id="w", session=session, hostname="h", lane="cpu-16", protocol=1
+    )
+
+
+def claim(session: str) -> commands.ClaimTask:
+    return commands.ClaimTask(
+        worker_id="w", via="nats", claim_id="c1", lease_seconds=60.0, session=session
+    )
+
+
+async def test_a_rule_that_breaks_is_told_to_its_caller_and_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = MemoryLog()
+    sound = runtime.decide.decide
+
+    def breaks(state: State, command: commands.AnyCommand, meta: commands.Meta) -> Any:
+        if isinstance(command, commands.CancelTask):
+            raise ZeroDivisionError
+        return sound(state, command, meta)
+
+    monkeypatch.setattr(runtime.decide, "decide", breaks)
+    async with running(log) as door:
+        await do(door, enqueue("t1"))
+        with pytest.raises(ZeroDivisionError):
+            await do(door, commands.CancelTask(task_id="t1"))
+        assert await do(door, enqueue("t2")) == 2
+        assert (await replayed(log)).hash() == door.state.hash()
+
+
+async def test_a_view_that_breaks_leaves_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        with pytest.raises(ZeroDivisionError):
+            await door.execute(enqueue("t1"), runtime.new_meta("t"), lambda state: 1 // 0)
+        assert await do(door, enqueue("t2")) == 2
+        assert (await replayed(log)).hash() == door.state.hash()
+
+
+async def test_a_fold_that_breaks_ends_the_writer_before_it_appends_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = MemoryLog()
+    door = runtime.Runtime(log, "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    before = await log.last_seq()
+
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runtime.decide, "follow", breaks)
+    asked = asyncio.ensure_future(do(door, commands.SeedTree()))
+    with pytest.raises(ZeroDivisionError):
+        await writing
+    assert await log.last_seq() == before
+    asked.cancel()
+
+
+async def test_an_observer_that_breaks_holds_up_neither_the_writer_nor_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        seen: list[int] = []
+
+        def breaks(event: events.Event) -> None:
+            raise ZeroDivisionError
+
+        door.observe(breaks)
+        door.observe(lambda event: seen.append(event.seq))
+        assert await do(door, enqueue("t1")) == 1
+        assert await do(door, enqueue("t2")) == 2
+        assert len(seen) == 2
+    assert "an observer failed" in caplog.text
+
+
+async def test_text_that_is_no_unicode_is_refused() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        with pytest.raises(errors.UnfitEvent):
+            await do(door, enqueue("t1", topic="\ud800"))
+        assert await do(door, enqueue("t2")) == 1
