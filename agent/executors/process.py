@@ -138,15 +138,8 @@ class Executor:
                     return await self._reports.get()
         process.kill()
         await self._ending(process)
-        raise errors.TrainingError(
-            "\n".join(
-                [
-                    f"the executor reported nothing for {self.silence_seconds_max:g} s and was "
-                    "ended",
-                    *self._words,
-                ]
-            )
-        )
+        silence = f"the executor reported nothing for {self.silence_seconds_max:g} s and was ended"
+        raise errors.TrainingError("\n".join([silence, *self._words]))
 
     async def stop(self, *, save: bool) -> None:
         """End the job at work, if any, at its next step."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core import commands, errors, events, runtime
+from core import commands, decide, errors, events, runtime
 from core.log import Message, Record
 from core.log_memory import MemoryLog
 from core.projections.state import State
@@ -246,14 +246,14 @@ async def test_a_rule_that_breaks_is_told_to_its_caller_and_to_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = MemoryLog()
-    sound = runtime.decide.decide
+    sound = decide.decide
 
     def breaks(state: State, command: commands.AnyCommand, meta: commands.Meta) -> Any:
         if isinstance(command, commands.CancelTask):
             raise ZeroDivisionError
         return sound(state, command, meta)
 
-    monkeypatch.setattr(runtime.decide, "decide", breaks)
+    monkeypatch.setattr(decide, "decide", breaks)
     async with running(log) as door:
         await do(door, enqueue("t1"))
         with pytest.raises(ZeroDivisionError):
@@ -283,7 +283,7 @@ async def test_a_fold_that_breaks_ends_the_writer_before_it_appends_half(
     def breaks(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runtime.decide, "follow", breaks)
+    monkeypatch.setattr(decide, "follow", breaks)
     asked = asyncio.ensure_future(do(door, commands.SeedTree()))
     with pytest.raises(ZeroDivisionError):
         await writing
