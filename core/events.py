@@ -508,7 +508,7 @@ class _EnvelopeOut(msgspec.Struct, frozen=True, gc=False):
     by: str
     cause: str
     corr: str
-    data: EventData
+    data: EventData | msgspec.Raw
 
 
 def _typed(cls: type[EventData]) -> type[msgspec.Struct]:
@@ -540,26 +540,34 @@ _decode_block = msgspec.json.Decoder(
 ).decode
 
 
-def encode(event: Event) -> bytes:
-    """The stored form of an event, UTF-8 JSON."""
+def encode(event: Event, raw: msgspec.Raw | None = None) -> bytes:
+    """The stored form of an event, UTF-8 JSON; `raw` is its data, where that is encoded already."""
     name = type(event.data).__name__
     at = _EPOCH + datetime.timedelta(microseconds=event.at)
+    data = event.data if raw is None else raw
     return _encode(
         _EnvelopeOut(
-            name, VERSIONS.get(name, 1), event.id, at, event.by, event.cause, event.corr, event.data
+            name, VERSIONS.get(name, 1), event.id, at, event.by, event.cause, event.corr, data
         )
     )
 
 
-def reread(data: EventData) -> tuple[EventData, int]:
-    """An event's data as it will be read back from its stored form, and the bytes of that.
+class Reread(NamedTuple):
+    """An event's data as the log will give it back, and its stored form."""
+
+    data: EventData
+    raw: msgspec.Raw
+
+
+def reread(data: EventData) -> Reread:
+    """An event's data as it will be read back from its stored form.
 
     Folding what is read back makes the live state what a replay makes. Raises errors.UnfitEvent for
     data that could not be read again.
     """
     try:
         raw = _encode(data)
-        return _decode_data[type(data).__name__](raw), len(raw)
+        return Reread(_decode_data[type(data).__name__](raw), msgspec.Raw(raw))
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise errors.UnfitEvent(
             f"{type(data).__name__} could not be read back, so it is not stored: {error}"

@@ -7,8 +7,8 @@ durable.
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ def now() -> int:
 
 def new_meta(by: str, corr: str = "") -> Meta:
     """The circumstances of a command given now."""
-    identity = uuid.uuid4().hex
+    identity = secrets.token_hex(16)
     return Meta(now(), identity, by, corr or identity)
 
 
@@ -144,7 +144,7 @@ class Runtime:
         except Exception as error:  # noqa: BLE001  what happened stands, only its answer is lost
             work.result = error
 
-    def _decided(self, work: _Work) -> list[events.EventData]:
+    def _decided(self, work: _Work) -> list[events.Reread]:
         decided = decide.decide(self.state, work.command, work.meta)
         return [
             self._storable(data)
@@ -152,13 +152,14 @@ class Runtime:
             if not (number and self._left_out(data))
         ]
 
-    def _fold_all(self, work: _Work, happened: list[events.EventData]) -> None:
-        for data in happened:
-            self._fold(work, data)
+    def _fold_all(self, work: _Work, decided: list[events.Reread]) -> None:
+        for stored in decided:
+            self._fold(work, stored)
+        happened = [stored.data for stored in decided]
         while following := decide.follow(self.state, happened, work.meta):
             assert len(happened) < FOLLOWING_MAX, "what follows must come to an end"
             for data in following:
-                self._fold(work, events.reread(data)[0])
+                self._fold(work, events.reread(data))
             happened = [*happened, *following]
 
     def _left_out(self, data: events.EventData) -> bool:
@@ -168,14 +169,15 @@ class Runtime:
     def _is_read_only(self, data: events.EventData) -> bool:
         return bool(self.state.read_only) and events.subject_of(data) in self.state.read_only
 
-    def _storable(self, data: events.EventData) -> events.EventData:
+    def _storable(self, data: events.EventData) -> events.Reread:
         """The data as the log will give it back. Raises errors.Refused where it cannot take it."""
         if self._is_read_only(data):
             raise errors.ReadOnlyAggregate(
                 f"{events.subject_of(data)} holds a record this program cannot read; "
                 f"it is read-only here until the program is upgraded"
             )
-        stored, size = events.reread(data)
+        stored = events.reread(data)
+        size = memoryview(stored.raw).nbytes
         if size > events.DATA_BYTES_MAX:
             raise errors.Invalid(
                 f"{size} bytes do not fit into one event, which holds "
@@ -183,8 +185,8 @@ class Runtime:
             )
         return stored
 
-    def _fold(self, work: _Work, data: events.EventData) -> None:
-        meta = work.meta
+    def _fold(self, work: _Work, stored: events.Reread) -> None:
+        data, meta = stored.data, work.meta
         event = events.Event(
             self.state.seq + 1,
             # Times in the log never run backwards, whatever the wall clock does.
@@ -195,7 +197,7 @@ class Runtime:
             meta.corr,
             data,
         )
-        work.messages.append(Message(events.subject_of(data), events.encode(event)))
+        work.messages.append(Message(events.subject_of(data), events.encode(event, stored.raw)))
         work.happened.append(event)
         self.state.evolve(event)
 

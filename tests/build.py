@@ -25,12 +25,12 @@ class World:
         self.now += 1
         meta = Meta(self.now, f"cmd{next(self._ids)}", "test", "test")
         decided = decide.decide(self.state, command, meta)
-        happened = [events.reread(data)[0] for data in decided]
+        happened = [events.reread(data).data for data in decided]
         for data in happened:
             self._fold(meta, data)
         while following := decide.follow(self.state, happened, meta):
             for data in following:
-                self._fold(meta, events.reread(data)[0])
+                self._fold(meta, events.reread(data).data)
             happened = [*happened, *following]
         return happened
 

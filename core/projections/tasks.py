@@ -235,7 +235,7 @@ def _requeued(
 
 
 def _completed(task: Task, seq: int, at: int, data: events.TaskCompleted) -> Task:
-    ended = _with_claim(task, at, state="completed", ended_at=at)
+    claim = events.replace(task.claims[-1], state="completed", ended_at=at)
     result = Result(
         worker_id=data.worker_id,
         completed_at=at,
@@ -246,7 +246,13 @@ def _completed(task: Task, seq: int, at: int, data: events.TaskCompleted) -> Tas
         artifact_digest=data.artifact_digest,
         candidates=tuple(data.candidates),
     )
-    return events.replace(ended, status="completed", result=result)
+    return events.replace(
+        task,
+        status="completed",
+        updated_at=at,
+        claims=(*task.claims[:-1], claim),
+        result=result,
+    )
 
 
 _EVOLVE: dict[type, Callable[[Task, int, int, Any], Task]] = {
