@@ -1,6 +1,7 @@
 """Lists of workers, tasks, rounds and nodes as tables."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.tree import Tree
@@ -128,6 +129,46 @@ def against_baseline(champion: views.Champion | None) -> str:
 def why(reasons: views.Reasons | None) -> list[tuple[str, str | None]]:
     """Reasons in both languages."""
     return [] if reasons is None else [("why", reasons.en), ("السبب", reasons.ar)]
+
+
+SHOWN_ELSEWHERE = ("workload", "seed", "rivals", "losses", "finished_at")
+"""Metrics of an agent's result that a task shows in places of their own."""
+
+
+def metrics(of_result: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The figures of a result, whatever its worker called them."""
+    return [
+        (
+            name,
+            terminal.value(figure) if _is_plain(figure) else json.dumps(figure, ensure_ascii=False),
+        )
+        for name, figure in of_result.items()
+        if name not in SHOWN_ELSEWHERE
+    ]
+
+
+def _is_plain(figure: object) -> bool:
+    return not isinstance(figure, dict | list)
+
+
+def rivals(of_result: Mapping[str, object]) -> Table | None:
+    """What each rival of a task came to, a row each; None where its worker says nothing of it."""
+    each = of_result.get("rivals")
+    if not isinstance(each, dict) or not all(isinstance(one, dict) for one in each.values()):
+        return None
+    columns = (
+        "loss",
+        "evidence_rate",
+        "steps",
+        "params",
+        "bytes",
+        "resumed_from",
+        "weights_sha256",
+    )
+    return terminal.table(
+        ["rival", *columns],
+        [(name, *(one.get(column) for column in columns)) for name, one in each.items()],
+    )
 
 
 def losses(points: Sequence[views.LossPoint]) -> list[tuple[str, str]]:

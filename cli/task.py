@@ -166,13 +166,15 @@ def _show(answer: Answer) -> None:
                 ("completed", terminal.when(one.completed_at)),
                 ("base", one.base.candidate_id if one.base else None),
                 ("round", one.round_id),
-                *((name, terminal.value(metric)) for name, metric in metrics.items()),
+                *tables.metrics(metrics),
                 *tables.losses(one.losses),
                 *(("why", reason) for reason in one.reasons),
                 ("topic", one.topic),
             ]
         )
     )
+    if rivals := tables.rivals(metrics):
+        terminal.show("", rivals)
     if one.attempts:
         terminal.show("", tables.attempts(one.attempts))
     if one.log_tail:

@@ -260,6 +260,24 @@ def test_a_task_shows_its_history_and_that_its_workload_is_inherited(stub: Stub)
     assert "الاستدلال البايزي" in shown
 
 
+def test_a_result_shows_each_rival_in_a_row_and_anything_else_readably(stub: Stub) -> None:
+    rival = {"loss": 0.25, "steps": 80, "params": 371, "device": "cpu"}
+    metrics = {
+        "loss": 0.125,
+        "finished_at": 1795694049.69,
+        "rivals": {"evolver": rival, "reinventor": rival | {"loss": 0.125}},
+        "mine": {"ملاحظة": [1, 2]},
+    }
+    detail = DETAIL | {"result": {"worker_id": "w", "metrics": metrics}}
+    stub.says("GET", "/tasks/task-1", {"status": "ok", "task": detail})
+    lines = [line.split() for line in _run(stub, "task", "show", "task-1").stdout.splitlines()]
+    assert ["loss", "0.125"] in lines
+    assert ["rival", "loss", "steps", "params"] in lines
+    assert ["reinventor", "0.125", "80", "371"] in lines
+    assert ["mine", '{"ملاحظة":', "[1,", "2]}"] in lines
+    assert not any(line[:1] == ["finished_at"] for line in lines)
+
+
 def test_cancel_and_retry_say_how_the_task_stands(stub: Stub) -> None:
     stub.says("POST", "/tasks/t1/cancel", {"status": "ok", "task": TASK | {"status": "cancelled"}})
     stub.says("POST", "/tasks/t1/retry", {"status": "ok", "task": TASK})
