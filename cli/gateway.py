@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--worker-timeout-sec", default=90.0, show_default=True)
 @click.option("--http-lease-sec", default=1800.0, show_default=True)
 @click.option("--lease-sec", default=60.0, show_default=True, help="Lease of an agent's claim.")
+@click.option("--accept-loss", is_flag=True, help="Go on with a log that lost its end.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
 def gateway(
@@ -44,6 +45,7 @@ def gateway(
     worker_timeout_sec: float,
     http_lease_sec: float,
     lease_sec: float,
+    accept_loss: bool,
     as_child: bool,
     verbose: bool,
 ) -> None:
@@ -53,7 +55,7 @@ def gateway(
     child.configure_logging(verbose)
     limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec)
     try:
-        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, as_child))
+        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, accept_loss, as_child))
     except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
@@ -67,8 +69,10 @@ async def _run(
     port: int,
     min_queue: int,
     limits: "Limits",
+    accept_loss: bool,
     as_child: bool,
 ) -> None:
+    from core import sealer
     from gateway import app, control, desk, narrator, refusals, work
     from orchestrator import feeder, liveness, scheduler, targets
 
@@ -81,7 +85,9 @@ async def _run(
             one.forgive()
 
     async with contextlib.AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(control.open_control(nats_url, data, server_back))
+        parts = await stack.enter_async_context(
+            control.open_control(nats_url, data, server_back, accept_loss=accept_loss)
+        )
         door = parts.door
         offers = scheduler.Scheduler(door, work.WorkStream(parts.connections.fleet))
         alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
@@ -99,6 +105,7 @@ async def _run(
             ensure_lane=parts.ensure_lane,
             terms=desk.Terms(lease_seconds=limits.lease),
         )
+        seals = sealer.Sealer(door, parts.log, data)
         judgements = work.Judgements(door, parts.connections.control)
         door.observe(_narrate(door, narrator.narrate))
         await front.open()
@@ -108,6 +115,7 @@ async def _run(
             offers.run(),
             alive.run(),
             judgements.run(),
+            seals.run(),
             kept.run(),
             control.catch_up_loop(door),
         ]
@@ -132,6 +140,8 @@ async def _run(
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
         ended = [task for task in running if task.done()]
+        if not ended:
+            await seals.seal_last()
         for task in running:
             task.cancel()
         for task in ended:

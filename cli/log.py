@@ -69,7 +69,7 @@ def audit(data: Path, as_json: bool) -> None:
     from core.replay import serving
 
     with _ending_on_sigterm(), serving(data, untouched=True) as access:
-        auditor, stored, refusals = asyncio.run(_audit(access))
+        auditor, stored, refusals = asyncio.run(_audit(access, data))
         running = access.running
     findings = auditor.findings
     if as_json:
@@ -82,6 +82,7 @@ def audit(data: Path, as_json: bool) -> None:
             "violations_by_rule": findings.counts,
             "artifacts": stored.artifacts,
             "artifact_bytes": stored.bytes,
+            "sealed": auditor.sealed,
             "running": running,
         }
         click.echo(json.dumps(report, ensure_ascii=False))
@@ -98,13 +99,17 @@ async def _with_log(access: "Access", ask: Callable[[Any], Coroutine[Any, Any, T
         return await ask(connected.log)
 
 
-async def _audit(access: "Access") -> "tuple[Auditor, Stored, int]":
+async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
     from core.audit import check_artifacts, read_log
     from core.chunks import JetStreamChunks
     from core.replay import connect, count_refusals
+    from core.seals import find_losses
 
     async with connect(access) as connected:
+        losses = await find_losses(connected.log, data)
         auditor = await read_log(connected.log)
+        for seq, words in losses:
+            auditor.findings.add("head", seq, words)
         store = JetStreamChunks(connected.fleet)
         stored = await check_artifacts(store, auditor.named(), auditor.findings)
         return auditor, stored, await count_refusals(connected.control)
@@ -174,7 +179,7 @@ def _show_audit(
         terminal.facts(
             [
                 ("log", _source(data, running)),
-                ("events", auditor.events),
+                ("events", f"{auditor.events}, sealed up to {auditor.sealed}"),
                 ("artifacts", f"{stored.artifacts}, {stored.bytes:,} bytes read"),
                 ("refusals", refusals),
             ]

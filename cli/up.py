@@ -287,6 +287,11 @@ def default_data() -> Path:
     help="How long an HTTP worker may train in silence.",
 )
 @click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Go on with a log that lost its end, or was put back to an older day.",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Written as JSON when everything is up: addresses, process ids, credentials.",
@@ -301,6 +306,7 @@ def up(
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
+    accept_loss: bool,
     ready_file: Path | None,
 ) -> None:
     """Run everything on this machine: server, control plane, judge and local agents."""
@@ -327,6 +333,7 @@ def up(
                 min_queue=0 if no_orchestrator else min_queue,
                 worker_timeout_sec=worker_timeout_sec,
                 http_lease_sec=http_lease_sec,
+                accept_loss=accept_loss,
             )
             supervisor.announce()
             supervisor.run()
@@ -348,6 +355,7 @@ def _start_members(
     min_queue: int,
     worker_timeout_sec: float,
     http_lease_sec: float,
+    accept_loss: bool,
 ) -> None:
     control = supervisor.add(
         "gateway",
@@ -358,8 +366,11 @@ def _start_members(
         *("--min-queue", str(min_queue)),
         *("--worker-timeout-sec", str(worker_timeout_sec)),
         *("--http-lease-sec", str(http_lease_sec)),
+        *(["--accept-loss"] if accept_loss else []),
     )
     supervisor.wait_ready(control)
+    if accept_loss:
+        control.argv.remove("--accept-loss")  # this one only
     http = str(control.told["http"])
     # A restarted control process must answer where it answered before.
     control.argv[control.argv.index("--port") + 1] = http.rpartition(":")[2]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from core import chunks, errors, events, specializations, subjects
+from core import chunks, errors, events, seals, specializations, subjects
 from core.events import Base, Candidate, Champion, Checkpoint, Rival, Role, Workload
 from core.log import Log, Record
 
@@ -29,6 +29,8 @@ RULES: dict[str, str] = {
     "subject": "every record lies on the subject that its body names",
     "identity": "event ids are unique",
     "time": "times never run backwards",
+    "seals": "each seal goes on where the last one ended, and its digest is that of its records",
+    "head": "what was acknowledged, or sealed, as `head` and the anchors say, is still there",
     "writer": "each writer's epoch is one above the last",
     "life": "a task is queued first, and only once",
     "attempts": "each claim's attempt is one above the last",
@@ -103,16 +105,21 @@ class Auditor:
         self.last_seq = 0
         self._clock = 0
         self._epoch = 0
+        self.sealed = 0
+        """The last record that a sound seal covers."""
+        self._seal = ""
+        self._leaves: list[bytes] = []
         self._ids: set[str] = set()
         self._tree = _Tree(self._add)
         self._tasks = _Tasks(self._add, self._tree)
         self._rounds = _Rounds(self._add, self._tree, self._tasks)
         self._takers = self._table_of_takers()
 
-    def take(self, record: Record) -> None:
-        """Check one record against all before it."""
+    def take(self, record: Record, leaf: bytes = b"") -> None:
+        """Check one record against all before it; `leaf` is what seals have of it."""
         self.events += 1
         self._in_order(record.seq)
+        self._leaves.append(leaf)
         event = events.decode(*record)
         if isinstance(event, events.Undecodable):
             self._unreadable(record, event)
@@ -173,6 +180,7 @@ class Auditor:
         tasks, rounds = self._tasks.take, self._rounds.take
         takers: dict[type, Callable[[int, Any], None]] = {
             events.WriterStarted: self._writer_started,
+            events.LogSealed: self._log_sealed,
             events.NodeAdded: self._tree.added,
             events.ChampionPromoted: self._rounds.promoted,
             events.CommitmentsDeposited: self._rounds.deposited,
@@ -184,6 +192,20 @@ class Auditor:
             elif cls.__struct_fields__[0] == "round_id":
                 takers[cls] = rounds
         return takers
+
+    def _log_sealed(self, seq: int, data: events.LogSealed) -> None:
+        """Compare a seal with what was read; what it covers needs no keeping any more."""
+        if data.first != self.sealed + 1 or data.previous != self._seal:
+            detail = (
+                f"a seal of {data.first} to {data.last} follows one that ended at {self.sealed}"
+            )
+            self._add("seals", seq, detail)
+        covered = self._leaves[: max(0, data.last - self.sealed)]
+        if data.first <= data.last < seq and seals.chain(data.previous, covered) != data.digest:
+            detail = f"records {data.first} to {data.last} are not the ones that were sealed"
+            self._add("seals", data.first, detail)
+        del self._leaves[: len(covered)]
+        self.sealed, self._seal = max(self.sealed, data.last), data.digest
 
     def _writer_started(self, seq: int, data: events.WriterStarted) -> None:
         if data.epoch != self._epoch + 1:
@@ -665,9 +687,9 @@ async def read_log(log: Log) -> Auditor:
     auditor = Auditor()
     last = await log.last_seq()
     try:
-        async for records in log.read(1, last):
-            for record in records:
-                auditor.take(record)
+        async for records in log.read_stored(1, last):
+            for one in records:
+                auditor.take(Record(one.seq, one.subject, one.data), seals.leaf(one))
     except errors.LogUnavailable:
         # It may be out of reach, or its end be lost: then it answers that there is no such record.
         if await log.get(auditor.last_seq + 1) is not None:

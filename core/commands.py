@@ -234,6 +234,15 @@ class StartWriter(Command, frozen=True, kw_only=True):
     process: str
 
 
+class SealLog(Command, frozen=True, kw_only=True):
+    """Seal the records `first` to `last`, read back from the log, after the seal `previous`."""
+
+    first: int
+    last: int
+    digest: str
+    previous: str
+
+
 AnyCommand: TypeAlias = (
     SeedTree
     | ExpandNode
@@ -257,4 +266,5 @@ AnyCommand: TypeAlias = (
     | StartJudging
     | DecideRound
     | StartWriter
+    | SealLog
 )

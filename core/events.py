@@ -422,6 +422,19 @@ class CommitmentsDeposited(Data, frozen=True, kw_only=True):
     commitments: list[str]
 
 
+class LogSealed(Data, frozen=True, kw_only=True):
+    """The records `first` to `last` were read back and hashed, one seal after another.
+
+    `digest` is that of `core.seals.chain` over `previous`, the digest of the seal before ("" for
+    the first), and those records.
+    """
+
+    first: int
+    last: int
+    digest: str
+    previous: str
+
+
 EventData: TypeAlias = (
     NodeAdded
     | ChampionPromoted
@@ -451,6 +464,7 @@ EventData: TypeAlias = (
     | RoundDecided
     | WriterStarted
     | CommitmentsDeposited
+    | LogSealed
 )
 
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
@@ -651,6 +665,8 @@ def _aggregate(cls: type[EventData]) -> tuple[str, str]:
         return subjects.LOG_WRITER, ""
     if cls is CommitmentsDeposited:
         return subjects.LOG_COMMITMENTS, ""
+    if cls is LogSealed:
+        return subjects.LOG_SEAL, ""
     fields = cls.__struct_fields__
     for kind, field in (
         ("node", "node_id"),

@@ -22,6 +22,17 @@ class Record(NamedTuple):
     data: bytes
 
 
+class Stored(NamedTuple):
+    """A record with all that the store keeps of it: `at_ns`, its time in nanoseconds since 1970,
+    and its headers as they stand, beside what a Record has."""
+
+    seq: int
+    subject: str
+    data: bytes
+    at_ns: int
+    headers: bytes
+
+
 class Log(Protocol):
     """An append-only sequence of records with one writer at a time.
 
@@ -55,4 +66,8 @@ class Log(Protocol):
     def read(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Record]]:
         """Yield the records from `start` to `stop` (both included; default: the end at the time
         of the call) in order, in lists of bounded size. Raises LogUnavailable."""
+        ...
+
+    def read_stored(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Stored]]:
+        """As `read`, each record with its time and headers."""
         ...

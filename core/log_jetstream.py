@@ -18,11 +18,11 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from core import bus, errors, nats_wire
-from core.log import BATCH_MESSAGES_MAX, Message, Record
+from core.log import BATCH_MESSAGES_MAX, Message, Record, Stored
 
 PULL_MESSAGES = 8_192
 PULL_BYTES = 16 * 1024 * 1024  # above the server's max_payload, so that any message fits one pull
@@ -103,19 +103,34 @@ class JetStreamLog:
 
     async def read(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Record]]:
         """As `core.log.Log.read`; the default end is the end when reading begins."""
+        async with contextlib.aclosing(self._read(start, stop, whole=False)) as blocks:
+            async for frames in blocks:
+                yield frames.records
+
+    async def read_stored(
+        self, start: int = 1, stop: int | None = None
+    ) -> AsyncIterator[list[Stored]]:
+        """As `core.log.Log.read_stored`."""
+        async with contextlib.aclosing(self._read(start, stop, whole=True)) as blocks:
+            async for frames in blocks:
+                yield frames.stored
+
+    async def _read(
+        self, start: int, stop: int | None, *, whole: bool
+    ) -> AsyncGenerator[nats_wire.Frames, None]:
         start = max(start, 1)
         last = await self.last_seq()
         stop = last if stop is None else min(stop, last)
         if start > stop:
             return
-        reader = _Reader(self._bus, self._stream, self._timeout_seconds)
+        reader = _Reader(self._bus, self._stream, self._timeout_seconds, whole=whole)
         try:
             await reader.open(start)
-            while records := await reader.next():
-                if records[-1].seq >= stop:
-                    yield [record for record in records if record.seq <= stop]
+            while frames := await reader.next():
+                if (frames.stored or frames.records)[-1].seq >= stop:
+                    yield _up_to(frames, stop)
                     return
-                yield records
+                yield frames
             raise errors.LogUnavailable(f"it ends before {stop}, records are missing.")
         except (errors.Unavailable, errors.Invalid) as error:
             raise errors.LogUnavailable(f"{self._stream} cannot be read: {error}") from error
@@ -256,10 +271,13 @@ class _Appender:
 class _Reader:
     """The reading side: a consumer of its own on a connection of its own."""
 
-    def __init__(self, connection: bus.Bus, stream: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: bus.Bus, stream: str, timeout_seconds: float, *, whole: bool
+    ) -> None:
         self._bus = connection
         self._stream = stream
         self._timeout_seconds = timeout_seconds
+        self._whole = whole
         self._wire: nats_wire.Wire | None = None
         self._consumer = f"read-{secrets.token_hex(8)}"
         self._inbox = f"{connection.inbox_prefix}.{secrets.token_hex(8)}"
@@ -298,16 +316,17 @@ class _Reader:
             raise errors.Unavailable(f"JetStream does not answer ({replies[0].status}).")
         _require_success(json.loads(replies[0].data))
 
-    async def next(self) -> list[Record]:
-        """The records that came, in order; none at the end of the stream. Raises Unavailable."""
+    async def next(self) -> nats_wire.Frames | None:
+        """The records that came, in order; None at the end of the stream. Raises Unavailable."""
         while True:
             self._pull()
             frames = await self._receive()
-            self._count(len(frames.records))
+            arrived = len(frames.records) + len(frames.stored)
+            self._count(arrived)
             for reply in frames.replies:
                 self._end_pull(reply)
-            if frames.records or not self._pulls:
-                return frames.records
+            if arrived or not self._pulls:
+                return frames if arrived else None
 
     async def close(self) -> None:
         """Disconnect and delete the consumer."""
@@ -322,7 +341,7 @@ class _Reader:
         assert self._wire is not None
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await self._wire.receive()
+                return await self._wire.receive(self._whole)
         except TimeoutError:
             raise errors.Unavailable(
                 f"nothing came for {self._timeout_seconds:g} s although more was asked for."
@@ -364,6 +383,14 @@ class _Reader:
                 pass
             case _:
                 raise errors.Unavailable(f"a pull ended with {reply.status or reply.data!r}.")
+
+
+def _up_to(frames: nats_wire.Frames, stop: int) -> nats_wire.Frames:
+    """Without the records after `stop`."""
+    return frames._replace(
+        records=[record for record in frames.records if record.seq <= stop],
+        stored=[stored for stored in frames.stored if stored.seq <= stop],
+    )
 
 
 def _encode(messages: Sequence[Message], expected_last: int, reply: str) -> bytes:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 from core import errors
-from core.log import BATCH_MESSAGES_MAX, Message, Record
+from core.log import BATCH_MESSAGES_MAX, Message, Record, Stored
 
 LIST_RECORDS_MAX = 1_000
 
@@ -84,6 +84,13 @@ class MemoryLog:
         end = len(self._records) if stop is None else min(stop, len(self._records))
         for at in range(max(start, 1) - 1, end, LIST_RECORDS_MAX):
             yield self._records[at : min(at + LIST_RECORDS_MAX, end)]
+
+    async def read_stored(
+        self, start: int = 1, stop: int | None = None
+    ) -> AsyncIterator[list[Stored]]:
+        """As `core.log.Log.read_stored`; nothing here has a time or headers."""
+        async for records in self.read(start, stop):
+            yield [Stored(*record, at_ns=0, headers=b"") for record in records]
 
     def _store(self, messages: Sequence[Message], size: int) -> None:
         for seq, message in enumerate(messages, len(self._records) + 1):

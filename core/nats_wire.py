@@ -14,7 +14,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from core import bus, errors
-from core.log import Record
+from core.log import Record, Stored
 
 READ_BYTES = 512 * 1024
 
@@ -24,10 +24,10 @@ ACK_TOKENS = 9
 
 _new = tuple.__new__  # a third of the price of Record(...)
 
-# The line before a message of a consumer, in its usual form: subject, stream sequence, bytes of
-# headers and of everything. Found at half the price of cutting the line up.
+# The line before a message of a consumer, in its usual form: subject, stream sequence, time, bytes
+# of headers and of everything. Found at half the price of cutting the line up.
 _delivery = re.compile(
-    rb"H?MSG (\S+) \S+ \$JS\.ACK\.[^. ]+\.[^. ]+\.\d+\.(\d+)\.\d+\.\d+\.\d+ (?:(\d+) )?(\d+)\r\n"
+    rb"H?MSG (\S+) \S+ \$JS\.ACK\.[^. ]+\.[^. ]+\.\d+\.(\d+)\.\d+\.(\d+)\.\d+ (?:(\d+) )?(\d+)\r\n"
 ).match
 
 
@@ -40,34 +40,44 @@ class Reply(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """What a block of bytes held: messages by kind, control lines, and how many bytes that was."""
+    """What a block of bytes held: messages by kind, control lines, and how many bytes that was.
+
+    Of records, either `records` or `stored` is filled, as asked for.
+    """
 
     records: list[Record]
+    stored: list[Stored]
     replies: list[Reply]
     controls: list[bytes]
     used: int
 
 
-def split(block: bytes) -> Frames:
+def split(block: bytes, whole: bool = False) -> Frames:
     """Split whole frames off the beginning of `block`; what is left is an unfinished one.
 
     A message delivered by a JetStream consumer becomes a Record, with the stream sequence that its
-    reply subject carries, and loses its headers. The loop is written for speed: it is most of what
-    a rebuild of the state costs.
+    reply subject carries, and loses its headers; or, with `whole`, a Stored. The loop is written
+    for speed: it is most of what a rebuild of the state costs.
     """
     records: list[Record] = []
+    stored: list[Stored] = []
     replies: list[Reply] = []
     controls: list[bytes] = []
     add, find, size, at = records.append, block.find, len(block), 0
     while True:
         if usual := _delivery(block, at):
-            name, number, header_bytes, total = usual.groups(b"0")
+            name, number, time, header_bytes, total = usual.groups(b"0")
             body = usual.end()
             stop = body + int(total)
             if stop + 2 > size:
                 break
-            data = block[body + int(header_bytes) : stop]
-            add(_new(Record, (int(number), name.decode(), data)))
+            start = body + int(header_bytes)
+            data = block[start:stop]
+            if whole:
+                headers = block[body:start]
+                stored.append(Stored(int(number), name.decode(), data, int(time), headers))
+            else:
+                add(_new(Record, (int(number), name.decode(), data)))
             at = stop + 2
             continue
         end = find(b"\r\n", at)
@@ -95,12 +105,18 @@ def split(block: bytes) -> Frames:
         at = stop + 2
         if reply.startswith(b"$JS.ACK."):
             tokens = reply.split(b".")
-            seq = int(tokens[5] if len(tokens) == ACK_TOKENS else tokens[7])
-            add(_new(Record, (seq, subject.decode(), block[start:stop])))
+            # Counted from the stream's name, which a domain and an account hash may stand before.
+            first = 2 if len(tokens) == ACK_TOKENS else 4
+            seq, data = int(tokens[first + 3]), block[start:stop]
+            if whole:
+                time, headers = tokens[first + 5], block[body:start]
+                stored.append(Stored(seq, subject.decode(), data, int(time), headers))
+            else:
+                add(_new(Record, (seq, subject.decode(), data)))
         else:
             status = _status(block[body:start]) if start > body else ""
             replies.append(Reply(subject.decode(), status, block[start:stop]))
-    return Frames(records, replies, controls, at)
+    return Frames(records, stored, replies, controls, at)
 
 
 def _status(header: bytes) -> str:
@@ -155,8 +171,8 @@ class Wire:
         except OSError as error:
             raise errors.Unavailable(f"The connection to NATS was lost: {error}") from error
 
-    async def receive(self) -> Frames:
-        """Wait for bytes and return the whole frames so far; answers the server's pings.
+    async def receive(self, whole: bool = False) -> Frames:
+        """Wait for bytes and return the frames so far, as `split` does; answers the server's pings.
 
         Raises Unavailable when the connection is lost or the server complains.
         """
@@ -168,7 +184,7 @@ class Wire:
             raise errors.Unavailable("The connection to NATS was closed by the server.")
         if self._rest:
             block = self._rest + block
-        frames = split(block)
+        frames = split(block, whole)
         self._rest = block[frames.used :]
         for control in frames.controls:
             self._obey(control)

@@ -77,6 +77,8 @@ class Runtime:
         self._in_flight: list[_Work] = []
         self._readers: deque[tuple[int, asyncio.Future[bool]]] = deque()
         self._observers: list[Callable[[events.Event], None]] = []
+        self.note_head: Callable[[int, Message], None] | None = None
+        """Told of the last record of each acknowledged append, before anybody is answered."""
         self._rebuilding = False
         self._writing = asyncio.Lock()
         self._epoch = 0
@@ -260,6 +262,8 @@ class Runtime:
             await self._recover()
             return
         self.durable_seq += len(messages)
+        if messages and self.note_head is not None:
+            self.note_head(self.durable_seq, messages[-1])
         self._publish()
 
     async def _settle(self, messages: list[Message]) -> bool:

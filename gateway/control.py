@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from core import errors, runtime, topology
+from core import errors, runtime, seals, topology
 from core.accounts import Authority
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, JetStreamChunks
@@ -49,9 +49,12 @@ class Control:
 
 @contextlib.asynccontextmanager
 async def open_control(
-    url: str, data: Path, on_server_back: Callable[[], None]
+    url: str, data: Path, on_server_back: Callable[[], None], *, accept_loss: bool = False
 ) -> AsyncIterator[Control]:
-    """Connect, bring the streams to what streams.yaml says, rebuild, become the writer."""
+    """Connect, bring the streams to what streams.yaml says, rebuild, become the writer.
+
+    Raises LogDamaged where the log lost what it held, unless that is accepted.
+    """
     authority = Authority.load_or_create(data / "keys")
     declared = topology.load()
     async with contextlib.AsyncExitStack() as stack:
@@ -76,7 +79,13 @@ async def open_control(
         await topology.apply(connections.control.api, "CONTROL", declared)
         await topology.apply(connections.fleet.api, "FLEET", declared)
         store = JetStreamLog(connections.control)
+        if accept_loss:
+            seals.forget_notes(data, await seals.identity_of(store))
+        await seals.require_whole(store, data)
+        head = seals.HeadFile(data / seals.HEAD_FILE)
+        stack.callback(head.close)
         door = runtime.Runtime(store, "control")
+        door.note_head = head.note
         await door.start()
         yield Control(
             authority=authority,

@@ -59,8 +59,29 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return rounds.decide_round(state, command)
         case commands.StartWriter():
             return [events.WriterStarted(epoch=state.epoch + 1, process=command.process)]
+        case commands.SealLog():
+            return _seal(state, command)
         case _:
             assert_never(command)
+
+
+def _seal(state: State, command: commands.SealLog) -> list[events.EventData]:
+    """Take a seal that goes on where the last one ended."""
+    if (command.first, command.previous) != (state.sealed.last + 1, state.sealed.digest):
+        raise errors.Conflict(
+            f"the log is sealed up to {state.sealed.last}; a seal from {command.first} does not "
+            "go on there"
+        )
+    if not command.first <= command.last <= state.seq:
+        raise errors.Invalid(f"a seal of {command.first} to {command.last} covers no records")
+    return [
+        events.LogSealed(
+            first=command.first,
+            last=command.last,
+            digest=command.digest,
+            previous=command.previous,
+        )
+    ]
 
 
 def _complete(state: State, command: commands.CompleteTask) -> list[events.EventData]:

@@ -23,6 +23,14 @@ class LogHead(events.Value, frozen=True, kw_only=True):
     process: str
 
 
+class Sealed(events.Value, frozen=True, kw_only=True):
+    """How far the log is sealed, by which digest, and where that seal stands."""
+
+    last: int = 0
+    digest: str = ""
+    seq: int = 0
+
+
 class Quarantined(events.Value, frozen=True, kw_only=True):
     """A stored record that could not be folded."""
 
@@ -43,6 +51,7 @@ class State:
         self.workers = Workers()
         self.rounds = Rounds()
         self.log: Table[LogHead] = Table("log")
+        self.seals: Table[Sealed] = Table("seals")
         self.quarantine: Table[Quarantined] = Table("quarantine")
         self.read_only: set[str] = set()
         """Subjects with a quarantined record: their aggregates must not be written here."""
@@ -53,6 +62,11 @@ class State:
         """The epoch of the newest writer, 0 before the first."""
         head = self.log.get("writer")
         return head.epoch if head else 0
+
+    @property
+    def sealed(self) -> Sealed:
+        """The newest seal."""
+        return self.seals.get("newest") or Sealed()
 
     def evolve(self, event: Event) -> None:
         """Fold one event; one that contradicts the state is quarantined, never fatal."""
@@ -112,6 +126,7 @@ class State:
             events.RoundDecided: rounds,
             events.WriterStarted: self._writer_started,
             events.CommitmentsDeposited: self.rounds.deposited,
+            events.LogSealed: self._log_sealed,
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
@@ -141,6 +156,12 @@ class State:
     def _writer_started(self, seq: int, at: int, data: events.WriterStarted) -> None:
         self.log.put("writer", LogHead(epoch=data.epoch, process=data.process))
 
+    def _log_sealed(self, seq: int, at: int, data: events.LogSealed) -> None:
+        sealed = self.sealed
+        if (data.first, data.previous) != (sealed.last + 1, sealed.digest):
+            raise errors.UnfitEvent(f"the log was sealed up to {sealed.last}")
+        self.seals.put("newest", Sealed(last=data.last, digest=data.digest, seq=seq))
+
     def _awaits_round(self, data: events.TaskClaimed) -> None:
         task = self.tasks.table.rows[data.task_id]
         assert isinstance(task, Task), "a claimed task is open"
@@ -163,6 +184,7 @@ class State:
             self.rounds.nodes,
             self.rounds.commitments,
             self.log,
+            self.seals,
             self.quarantine,
         )
 

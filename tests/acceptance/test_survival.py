@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,32 @@ def test_no_child_outlives_an_up_that_is_killed(stack: Stack) -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "everything gone", 15)
     stack.start("--agents", "1")
     assert stack.completed(stack.enqueue("stats-bayesian", budget_seconds=1))
+
+
+def test_a_log_put_back_to_an_older_day_is_refused_until_the_loss_is_accepted(
+    stack: Stack, tmp_path: Path
+) -> None:
+    stack.start("--agents", "0")
+    stack.enqueue("stats-bayesian")
+    assert stack.stop()[0] == 0
+    older = tmp_path / "older"
+    shutil.copytree(stack.data / "nats", older)
+    stack.start("--agents", "0")
+    lost = stack.enqueue("stats-bayesian")
+    assert stack.stop()[0] == 0
+    shutil.rmtree(stack.data / "nats")
+    shutil.copytree(older, stack.data / "nats")
+
+    found = json.loads(aghsan("audit", "--data", stack.data, "--json").stdout)
+    assert {one["rule"] for one in found["violations"]} == {"head"}
+    refused = aghsan("up", "--agents", "0", "--port", "0", "--data", stack.data)
+    assert refused.returncode == 1
+    assert "are missing" in refused.stdout + refused.stderr
+    assert "--accept-loss" in refused.stdout + refused.stderr
+    stack.start("--agents", "0", "--accept-loss")
+    assert lost not in [task["task_id"] for task in stack.ask("/tasks")["tasks"]]
+    assert stack.stop()[0] == 0
+    assert json.loads(aghsan("audit", "--data", stack.data, "--json").stdout)["ok"]
 
 
 def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:

@@ -1,7 +1,9 @@
 """What every log has to do, and what more the one on a server has to."""
 
 import asyncio
+import base64
 import contextlib
+import datetime
 import os
 import signal
 import urllib.parse
@@ -241,6 +243,17 @@ class LogContract:
             await bench.log.append(numbered(1, 3), 0)
         assert await bench.log.append(numbered(2, 3), 2) == 4
 
+    async def test_a_record_is_stored_with_all_that_a_read_gives_and_always_the_same(
+        self, bench: Bench
+    ) -> None:
+        sent = numbered(4)
+        await bench.log.append(sent[:1], 0)
+        await bench.log.append(sent[1:], 1)
+        stored = [one async for many in bench.log.read_stored() for one in many]
+        assert [Record(one.seq, one.subject, one.data) for one in stored] == as_records(sent)
+        again = [one async for many in bench.log.read_stored(2, 3) for one in many]
+        assert again == stored[1:3]
+
     async def test_the_largest_batch_is_stored_whole(self, bench: Bench) -> None:
         size = BATCH_BYTES_MAX // BATCH_MESSAGES_MAX - 16
         sent = numbered(BATCH_MESSAGES_MAX, size=size)
@@ -425,6 +438,17 @@ class TestJetStreamLog(LogContract):
         await broken_off.aclose()  # type: ignore[attr-defined]
         left = await bench.bus.api("CONSUMER.NAMES.EVENTS")
         assert not left["consumers"]
+
+    async def test_times_and_headers_are_those_of_the_store(self, bench: JetStreamBench) -> None:
+        await fill(bench.log, 3)
+        stored = [one async for many in bench.log.read_stored() for one in many]
+        for one in stored:
+            answer = await bench.bus.api("STREAM.MSG.GET.EVENTS", {"seq": one.seq})
+            kept = answer["message"]
+            assert one.headers == base64.b64decode(kept["hdrs"])
+            whole, _, parts = kept["time"].rstrip("Z").partition(".")
+            at = datetime.datetime.fromisoformat(whole + "+00:00")
+            assert one.at_ns == int(at.timestamp()) * 10**9 + int(parts.ljust(9, "0"))
 
     async def test_an_append_that_was_given_up_does_not_spoil_the_next(
         self, bench: JetStreamBench

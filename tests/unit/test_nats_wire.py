@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import errors, nats_wire
-from core.log import Record
+from core.log import Record, Stored
 from core.nats_wire import Frames, Reply, Wire
 
 SECONDS_MAX = 10.0
@@ -89,6 +89,10 @@ def test_frames_are_the_same_wherever_the_stream_is_cut(
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
     frames = split_in_pieces(stream, cuts)
     wanted = [meant for _, meant in sent]
+    whole = nats_wire.split(stream, whole=True)
+    assert [Record(one.seq, one.subject, one.data) for one in whole.stored] == [
+        one for one in wanted if isinstance(one, Record)
+    ]
     assert [one for part in frames for one in part.records] == [
         one for one in wanted if isinstance(one, Record)
     ]
@@ -100,12 +104,19 @@ def test_frames_are_the_same_wherever_the_stream_is_cut(
     ]
 
 
+@pytest.mark.parametrize("ack", ["$JS.ACK.S.c.1.7.3.99.0", "$JS.ACK._.H.S.c.1.7.3.99.0.x"])
+@pytest.mark.parametrize("header", [b"", b"NATS/1.0\r\nA:b\r\n\r\n"])
+def test_a_whole_record_has_its_time_and_its_headers(ack: str, header: bytes) -> None:
+    raw = framed("ev.task.t", ack.encode(), header, b"data")
+    assert nats_wire.split(raw, whole=True).stored == [Stored(7, "ev.task.t", b"data", 99, header)]
+
+
 def test_a_frame_cut_at_any_byte_waits_for_its_rest() -> None:
     whole = framed(
         "ev.task.t", b"$JS.ACK.S.c.1.7.1.1.0", b"NATS/1.0\r\nA:b\r\n\r\n", "نصّ\r\n".encode()
     )
     for cut in range(len(whole)):
-        assert nats_wire.split(whole[:cut]) == Frames([], [], [], 0)
+        assert nats_wire.split(whole[:cut]) == Frames([], [], [], [], 0)
         first, second = split_in_pieces(whole, [cut])
         assert first.records + second.records == [Record(7, "ev.task.t", "نصّ\r\n".encode())]
 

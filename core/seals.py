@@ -1,0 +1,201 @@
+"""Seals: what makes any later change of the log, and any loss of its end, show.
+
+Every so often the writer reads back what it stored and appends a seal: a digest over those records,
+chained to the seal before. A changed record, header or time then contradicts every later seal.
+What was cut off the end of the log is missed by two notes kept outside of it: `head`, rewritten
+after every acknowledged append (without a sync: it can only be older than the log), and the anchor
+of the last seal, which lies beside the data and, in case the whole directory is put back to an
+older day, in the user's configuration too.
+"""
+
+import hashlib
+import logging
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from core import errors, events, platforms
+from core.log import Log, Message, Record, Stored
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=msgspec.Struct)
+HEAD_BYTES = 256
+HEAD_FILE = "head"
+ANCHOR_FILE = "anchor.json"
+
+_lengths = struct.Struct("<QQIII").pack
+
+
+def leaf(one: Stored) -> bytes:
+    """SHA-256 over all of a record: sequence, time, and the lengths and bytes of its parts."""
+    subject = one.subject.encode()
+    sizes = _lengths(one.seq, one.at_ns, len(subject), len(one.headers), len(one.data))
+    return hashlib.sha256(b"".join((sizes, subject, one.headers, one.data))).digest()
+
+
+def chain(previous: str, leaves: Iterable[bytes]) -> str:
+    """The digest of a seal, hex: SHA-256 over that of the seal before and the leaves of its own."""
+    digest = hashlib.sha256(bytes.fromhex(previous))
+    for one in leaves:
+        digest.update(one)
+    return digest.hexdigest()
+
+
+def fingerprint(subject: str, data: bytes) -> str:
+    """What `head` remembers a record by: SHA-256 of its subject and its payload, hex."""
+    return hashlib.sha256(subject.encode() + b"\0" + data).hexdigest()
+
+
+# Notes outside of the log
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last record that an append was acknowledged for."""
+
+    seq: int
+    digest: str
+
+
+class HeadFile:
+    """`head` beside the data: one short line, overwritten in place."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        self._failed = False
+
+    def note(self, seq: int, last: Message) -> None:
+        """Write down that the log reaches to `seq`, where `last` stands."""
+        line = msgspec.json.encode(Head(seq, fingerprint(last.subject, last.data)))
+        try:
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, line.ljust(HEAD_BYTES - 1) + b"\n")
+        except OSError as error:
+            # A head that is older than the log is a right one still.
+            if not self._failed:
+                log.warning("head cannot be written: %s", error, extra={"action": "head"})
+            self._failed = True
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def read_head(data: Path) -> Head | None:
+    """What `head` says, or None where there is none that can be read."""
+    return _read(data / HEAD_FILE, Head)
+
+
+class Anchor(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest seal of a log: where it stands and what it says. `log` is that log's identity."""
+
+    log: str
+    seq: int
+    last: int
+    digest: str
+    at: int
+
+
+def anchor_paths(data: Path, identity: str) -> tuple[Path, Path]:
+    """Where the anchor of a log is kept: beside its data, and in the user's configuration."""
+    return data / ANCHOR_FILE, platforms.config_dir() / "anchors" / f"{identity[:32]}.json"
+
+
+def write_anchor(data: Path, anchor: Anchor) -> None:
+    """Keep an anchor at both places; one that cannot be kept is logged."""
+    text = msgspec.json.encode(anchor) + b"\n"
+    for path in anchor_paths(data, anchor.log):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            platforms.write_atomically(path, text)
+        except OSError as error:
+            log.warning("an anchor was not kept: %s", error, extra={"action": "anchor"})
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+# Whether the log is whole
+
+
+async def find_losses(store: Log, data: Path) -> list[tuple[int, str]]:
+    """What `head` and the anchors say the log held and it does not hold now: the first sequence
+    that is missing or another, and how. Raises LogUnavailable."""
+    losses = []
+    last = await store.last_seq()
+    head = read_head(data)
+    if head is not None and (words := await _contradiction(store, last, head)):
+        losses.append(words)
+    identity = await identity_of(store)
+    for path in anchor_paths(data, identity):
+        anchor = _read(path, Anchor)
+        if anchor is not None and (found := await _unlike(store, last, identity, anchor, path)):
+            losses.append(found)
+    return losses
+
+
+async def identity_of(store: Log) -> str:
+    """What tells a log from all others: the digest of its first record, "" for an empty one."""
+    first = await store.get(1)
+    return fingerprint(first.subject, first.data) if first is not None else ""
+
+
+async def _contradiction(store: Log, last: int, head: Head) -> tuple[int, str] | None:
+    if head.seq > last:
+        return last + 1, (
+            f"the log ended at {head.seq}, and ends at {last} now: {head.seq - last} are missing"
+        )
+    record = await store.get(head.seq)
+    if record is None or fingerprint(record.subject, record.data) != head.digest:
+        return head.seq, f"record {head.seq} is not the one that was acknowledged"
+    return None
+
+
+async def _unlike(
+    store: Log, last: int, identity: str, anchor: Anchor, path: Path
+) -> tuple[int, str] | None:
+    if anchor.log != identity:
+        return 1, f"this is another log than the one that {path} anchors"
+    if anchor.seq > last:
+        return last + 1, (
+            f"the seal at {anchor.seq} is missing, the log ends at {last} now ({path} anchors it)"
+        )
+    record = await store.get(anchor.seq)
+    if record is None or not _is_seal(record, anchor):
+        return anchor.seq, f"the seal at {anchor.seq} is not the one that {path} anchors"
+    return None
+
+
+def _is_seal(record: Record, anchor: Anchor) -> bool:
+    event = events.decode(*record)
+    return (
+        isinstance(event, events.Event)
+        and isinstance(event.data, events.LogSealed)
+        and (event.data.last, event.data.digest) == (anchor.last, anchor.digest)
+    )
+
+
+async def require_whole(store: Log, data: Path) -> None:
+    """Refuse a log that lost what it held. Raises LogDamaged, LogUnavailable."""
+    losses = await find_losses(store, data)
+    if losses:
+        raise errors.LogDamaged(
+            "the log is not what it was: "
+            + "; ".join(words for _, words in losses)
+            + ". Nothing was changed. Restore a backup, or go on with what is left by"
+            " `aghsan up --accept-loss`, which writes the notes anew"
+        )
+
+
+def forget_notes(data: Path, identity: str) -> None:
+    """Remove `head` and the anchors of a log, to go on with what is left of it."""
+    for path in (data / HEAD_FILE, *anchor_paths(data, identity)):
+        path.unlink(missing_ok=True)
