@@ -51,9 +51,9 @@ def gateway(
     from orchestrator.liveness import Limits
 
     child.configure_logging(verbose)
-    limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec)
+    limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec)
     try:
-        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, as_child))
+        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, http_lease_sec, as_child))
     except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
@@ -67,6 +67,7 @@ async def _run(
     port: int,
     min_queue: int,
     limits: "Limits",
+    http_lease_sec: float,
     as_child: bool,
 ) -> None:
     from gateway import app, control, desk, narrator, refusals, work
@@ -123,7 +124,7 @@ async def _run(
         running = [asyncio.ensure_future(loop) for loop in loops]
         await app.plant(door)
         address = await stack.enter_async_context(
-            app.serve(parts, kept, limits.http_lease, host, port, nats_url)
+            app.serve(parts, kept, http_lease_sec, host, port, nats_url)
         )
         if as_child:
             child.tell("ready", http=address)

@@ -672,11 +672,6 @@ _LAYOUT: dict[type, tuple[str, str, int]] = {
 """What a subject begins with, the field that ends it unless its id needs hashing, the version."""
 
 
-def time_of(moment: datetime.datetime) -> int:
-    """Microseconds since 1970 of an aware datetime."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
 def isoformat(at: int) -> str:
     """A time of the log as people and clients read it: ISO 8601, UTC, microseconds."""
     moment = _EPOCH + datetime.timedelta(microseconds=at)

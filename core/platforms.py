@@ -8,7 +8,6 @@ and is type-checked, on all of them.
 import contextlib
 import ctypes
 import importlib
-import io
 import logging
 import os
 import secrets
@@ -190,24 +189,6 @@ def owner_only(path: Path) -> None:
             error,
             extra={"action": "owner_only"},
         )
-
-
-def config_dir() -> Path:
-    """Where this user's settings of Aghsan belong; it may not exist yet."""
-    if WINDOWS:
-        base = os.environ.get("APPDATA") or str(Path.home() / "AppData" / "Roaming")
-    elif MACOS:
-        base = str(Path.home() / "Library" / "Application Support")
-    else:
-        base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "aghsan"
-
-
-def configure_stdio() -> None:
-    """Write UTF-8 to stdout and stderr, and never fail for a character."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -6,7 +6,7 @@ happened; the runtime folds and asks until nothing follows, all in one atomic ap
 
 from typing import assert_never
 
-from core import commands, errors, events
+from core import commands, events
 from core.commands import AnyCommand, Meta
 from core.decide import graph, rounds, tasks, workers
 from core.projections.state import State
@@ -110,6 +110,3 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
             case _:
                 pass
     return list(touched)
-
-
-__all__ = ["AnyCommand", "Meta", "decide", "errors", "follow"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import io
 import os
 import signal
 import socket
@@ -185,31 +184,6 @@ def test_on_windows_permissions_are_set_by_icacls_and_handed_on_in_folders(
     platforms.owner_only(tmp_path)
     right = "DESK\\ليلى:(OI)(CI)F"
     assert commands == [["icacls", str(tmp_path), "/inheritance:r", "/grant:r", right]]
-
-
-@pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
-    [
-        ("WINDOWS", "APPDATA", "base/aghsan"),
-        ("LINUX", "XDG_CONFIG_HOME", "base/aghsan"),
-        ("MACOS", "HOME", "base/Library/Application Support/aghsan"),
-    ],
-)
-def test_settings_live_where_each_platform_keeps_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, variable: str, expected: str
-) -> None:
-    for name in ("WINDOWS", "LINUX", "MACOS"):
-        monkeypatch.setattr(platforms, name, name == platform)
-    monkeypatch.setenv(variable, str(tmp_path / "base"))
-    assert platforms.config_dir() == tmp_path / expected
-
-
-def test_output_becomes_utf8_and_no_character_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    platforms.configure_stdio()
-    print("شجرة \ud800", flush=True)  # noqa: T201
-    assert raw.getvalue().decode() == "شجرة ?\n"
 
 
 def test_a_taken_port_is_refused_with_what_to_do_and_a_free_one_is_not() -> None:
