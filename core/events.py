@@ -453,6 +453,38 @@ EventData: TypeAlias = (
     | CommitmentsDeposited
 )
 
+OfTree: TypeAlias = NodeAdded | ChampionPromoted
+OfTasks: TypeAlias = (
+    TaskQueued
+    | TaskClaimed
+    | ClaimAdopted
+    | ClaimExpired
+    | ClaimRevived
+    | ClaimReleased
+    | CheckpointStored
+    | AttemptFailed
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | TaskRetried
+)
+OfWorkers: TypeAlias = (
+    WorkerRegistered | WorkerChanged | SessionOpened | WorkerWentOffline | WorkerCameOnline
+)
+OfRounds: TypeAlias = (
+    RoundOpened
+    | RoleEntered
+    | CandidateAdmitted
+    | RoleClosed
+    | RoundClosed
+    | JudgingStarted
+    | RoundDecided
+)
+OfLog: TypeAlias = WriterStarted | CommitmentsDeposited
+"""EventData by what an event is of. Who looks at one kind sets the others aside by these names and
+matches the rest to the end: a new event belongs in a group here, and in each match on that group.
+"""
+
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
 VERSIONS: dict[str, int] = {}
 """The current version of each type that is not at 1."""

@@ -1,6 +1,6 @@
 """Rounds: whose candidates stand against which champion, and what was decided."""
 
-from typing import Literal
+from typing import Literal, assert_never
 
 from core import errors, events
 from core.events import Base, Candidate, CandidateVerdict, Reasons, Rival, Role, Workload
@@ -192,9 +192,9 @@ class Rounds:
         """A node's rounds; empty ones where it had none."""
         return self.nodes.get(node_id) or NodeRounds(node_id=node_id)
 
-    def apply(self, seq: int, at: int, data: events.EventData) -> None:
+    def apply(self, seq: int, at: int, data: events.OfRounds) -> None:
         """Fold an event of a round."""
-        round_id: str = data.round_id  # type: ignore[union-attr]
+        round_id = data.round_id
         before = self.table.get(round_id)
         if isinstance(before, Decided) or (before and isinstance(data, events.RoundOpened)):
             raise errors.UnfitEvent(f"{type(data).__name__} on a round that is {before.status}")
@@ -208,7 +208,7 @@ class Rounds:
         else:
             self.table.put(round_id, after)
 
-    def _index(self, after: Round, data: events.EventData) -> None:
+    def _index(self, after: Round, data: events.OfRounds) -> None:
         node = self.node(after.node_id)
         match data:
             case events.RoundOpened():
@@ -229,6 +229,10 @@ class Rounds:
                     self.nodes.put(after.node_id, events.replace(node, waiting=waiting))
             case events.RoundDecided():
                 self.undecided.pop(after.round_id)
+            case events.CandidateAdmitted() | events.RoleClosed():
+                pass
+            case _:
+                assert_never(data)
 
     def task_claimed(self, row: Waiting, node_id: str) -> None:
         """A claimed task begins to wait for a round, unless it does already."""
