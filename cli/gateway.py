@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ async def _run(
     as_child: bool,
 ) -> None:
     from gateway import app, control, desk, narrator, refusals, work
-    from orchestrator import feeder, liveness, scheduler, targets
+    from orchestrator import liveness, scheduler
 
     stop = asyncio.Event()
     child.on_stop(asyncio.get_running_loop(), stop.set, child=as_child)
@@ -83,45 +83,32 @@ async def _run(
 
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(control.open_control(nats_url, data, server_back))
-        door = parts.door
-        offers = scheduler.Scheduler(door, work.WorkStream(parts.connections.fleet))
+        door, connections = parts.door, parts.connections
+        offers = scheduler.Scheduler(door, work.WorkStream(connections.fleet))
         alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
         forgive.append(alive)
-        kept = refusals.Refusals(parts.connections.control)
+        kept = refusals.Refusals(connections.control)
         front = desk.Desk(
             door,
             parts.presence,
             parts.store,
             refusals=kept,
-            fleet=parts.connections.fleet,
-            control=parts.connections.control,
-            notices=parts.connections.agents,
+            fleet=connections.fleet,
+            control=connections.control,
+            notices=connections.agents,
             offers=offers,
             ensure_lane=parts.ensure_lane,
             terms=desk.Terms(lease_seconds=limits.lease),
         )
-        judgements = work.Judgements(door, parts.connections.control)
+        judgements = work.Judgements(door, connections.control)
         door.observe(_narrate(door, narrator.narrate))
         await front.open()
         await control.watch_connections(parts, front.connection_gone, front.connection_here)
-        loops = [
-            door.run(),
-            offers.run(),
-            alive.run(),
-            judgements.run(),
-            kept.run(),
-            control.catch_up_loop(door),
-        ]
+        loops = [door.run(), offers.run(), alive.run(), judgements.run(), kept.run()]
+        loops.append(control.catch_up_loop(door))
         if min_queue:
-            feed = feeder.Feeder(
-                targets.RuntimeTarget(door),
-                min_queue=min_queue,
-                burst=max(10, min_queue),
-                sleep_seconds=1.0,
-                priority=feeder.PRIORITY_BESIDE_PEOPLE,
-            )
-            loops.append(feed.run())
-        running = [asyncio.ensure_future(loop) for loop in loops]
+            loops.append(_feed(door, min_queue))
+        running = [asyncio.create_task(loop) for loop in loops]
         await app.plant(door)
         address = await stack.enter_async_context(
             app.serve(parts, kept, http_lease_sec, host, port, nats_url)
@@ -130,15 +117,32 @@ async def _run(
             child.tell("ready", http=address)
         else:
             child.say(f"ready {address}")
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
-        ended = [task for task in running if task.done()]
-        for task in running:
-            task.cancel()
-        for task in ended:
-            task.result()
-            raise errors.SteppedDown("another control process writes this log now; this one ends")
+        await _until(stop, running)
     logging.getLogger(__name__).info("stopped")
+
+
+def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:
+    from orchestrator import feeder, targets
+
+    return feeder.Feeder(
+        targets.RuntimeTarget(door),
+        min_queue=min_queue,
+        burst=max(10, min_queue),
+        sleep_seconds=1.0,
+        priority=feeder.PRIORITY_BESIDE_PEOPLE,
+    ).run()
+
+
+async def _until(stop: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+    """Wait for the end; a loop that ends before it ends everything. Raises SteppedDown."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+    ended = [task for task in running if task.done()]
+    for task in running:
+        task.cancel()
+    for task in ended:
+        task.result()
+        raise errors.SteppedDown("another control process writes this log now; this one ends")
 
 
 def _narrate(

@@ -282,35 +282,23 @@ def spawn(
     environment = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
     if WINDOWS:
         _join_job()
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment,
-            cwd=cwd,
-            creationflags=_CREATE_NEW_PROCESS_GROUP,
-        )
-    how = "prctl" if LINUX else "watch"
-    launcher = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _LAUNCHER,
-        how,
-        str(os.getpid()),
-        str(int(death_signal)),
-    ]
+    else:
+        command = [*_launcher(death_signal), *command]
     return subprocess.Popen(
-        [*launcher, *command],
+        command,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         env=environment,
         cwd=cwd,
-        start_new_session=True,
+        creationflags=_CREATE_NEW_PROCESS_GROUP if WINDOWS else 0,
+        start_new_session=not WINDOWS,
     )
+
+
+def _launcher(death_signal: int) -> list[str]:
+    how, parent = "prctl" if LINUX else "watch", str(os.getpid())
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, how, parent, str(int(death_signal))]
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -52,6 +52,7 @@ class Records:
             return row
         whole: Round | None = None
         for event in await self._history("round", round_id):
+            assert isinstance(event.data, events.OfRounds), "other events have other subjects"
             whole = rounds.evolve(whole, event.at, event.data)
         assert whole is not None, "a round that has a row has a history"
         return whole

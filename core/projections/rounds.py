@@ -109,19 +109,10 @@ class Commitment(events.Value, frozen=True, kw_only=True):
     commitment: str
 
 
-def evolve(row: Round | None, at: int, data: events.EventData) -> Round:
+def evolve(row: Round | None, at: int, data: events.OfRounds) -> Round:
     """Fold one event into a round's whole record."""
     if isinstance(data, events.RoundOpened):
-        return Round(
-            round_id=data.round_id,
-            node_id=data.node_id,
-            index=data.index,
-            commitment=data.commitment,
-            workload=data.workload,
-            base=data.base,
-            opened_at=at,
-            closes_at=data.closes_at,
-        )
+        return _opened(at, data)
     if row is None:
         raise errors.UnfitEvent(f"{type(data).__name__} before RoundOpened")
     match data:
@@ -144,22 +135,38 @@ def evolve(row: Round | None, at: int, data: events.EventData) -> Round:
                 row, status="judging", judge=data.judge, look=data.look, champion=data.champion
             )
         case events.RoundDecided():
-            decision = Decision(
-                verdict=data.verdict,
-                secret=data.secret,
-                reasons=data.reasons,
-                candidates=tuple(data.candidates),
-                promoted=data.promoted,
-                alpha=data.alpha,
-                cases=data.cases,
-                champion_error=data.champion_error,
-                baseline_error=data.baseline_error,
-                environment=data.environment,
-                decided_at=at,
-            )
-            return events.replace(row, status="decided", decision=decision)
+            return events.replace(row, status="decided", decision=_decision(at, data))
         case _:
-            raise errors.UnfitEvent(f"{type(data).__name__} is no event of a round")
+            assert_never(data)
+
+
+def _opened(at: int, data: events.RoundOpened) -> Round:
+    return Round(
+        round_id=data.round_id,
+        node_id=data.node_id,
+        index=data.index,
+        commitment=data.commitment,
+        workload=data.workload,
+        base=data.base,
+        opened_at=at,
+        closes_at=data.closes_at,
+    )
+
+
+def _decision(at: int, data: events.RoundDecided) -> Decision:
+    return Decision(
+        verdict=data.verdict,
+        secret=data.secret,
+        reasons=data.reasons,
+        candidates=tuple(data.candidates),
+        promoted=data.promoted,
+        alpha=data.alpha,
+        cases=data.cases,
+        champion_error=data.champion_error,
+        baseline_error=data.baseline_error,
+        environment=data.environment,
+        decided_at=at,
+    )
 
 
 def _settled(

@@ -350,7 +350,7 @@ def test_on_windows_children_are_born_into_one_job_that_is_killed_on_close(
     assert [name for name, _ in kernel.calls] == ["create", "set", "current", "assign"]
     assert kernel.calls[-1] == ("assign", (77, -1))
     assert [rest["creationflags"] for rest in started] == [0x200, 0x200]
-    assert "start_new_session" not in started[0]
+    assert not started[0]["start_new_session"]
 
 
 def test_on_windows_a_job_that_cannot_be_joined_is_a_warning(
