@@ -219,9 +219,9 @@ class Rounds:
         node = self.node(after.node_id)
         match data:
             case events.RoundOpened():
+                self.commitments.drop(str(after.index))  # first: it may not fit
                 self.of_node.setdefault(after.node_id, []).append(after.round_id)
                 self.undecided[after.round_id] = None
-                self.commitments.drop(str(after.index))
                 self.nodes.put(after.node_id, events.replace(node, open_round=after.round_id))
             case events.RoundClosed():
                 self.nodes.put(after.node_id, events.replace(node, open_round=""))
