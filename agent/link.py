@@ -111,20 +111,22 @@ class Link:
         )
         link = cls(bus, agent)
         links.append(link)
+        await link._listen(on_notice)
+        return link
 
+    async def _listen(self, on_notice: Callable[[wire.Notice], None]) -> None:
         async def noticed(message: Incoming) -> None:
             try:
                 on_notice(msgspec.json.decode(message.data, type=wire.Notice))
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                log.warning("a notice that means nothing", extra={"action": str(error)})
+                log.warning("a notice that means nothing: %s", error, extra={"action": "notice"})
 
         try:
-            await bus.subscribe(f"_INBOX_{agent.token}.notice", noticed)
-            await bus.subscribe(link._offers, link._arrive)
+            await self._bus.subscribe(f"_INBOX_{self.token}.notice", noticed)
+            await self._bus.subscribe(self._offers, self._arrive)
         except errors.Unavailable:
-            await bus.close()
+            await self._bus.close()
             raise
-        return link
 
     @property
     def is_connected(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 import msgspec
 
+from agent import folders
 from agent.artifacts import Packed, pack, unpack
 from agent.executors import jobs
 from agent.executors.process import Executor
@@ -115,10 +116,12 @@ class Worker:
         """Attach, work until asked to stop, then checkpoint, release and leave.
 
         Raises Superseded when another agent of this id took over, errors.Refused when the server
-        will not have this agent.
+        will not have this agent, errors.DataDirectoryError when its directory holds what is not its
+        own.
         """
+        folders.own(self._settings.directory / "bases")
         # What an earlier run left belongs to claims that its new session gives up.
-        shutil.rmtree(self._settings.directory / "tasks", ignore_errors=True)
+        folders.empty(self._settings.directory / "tasks")
         beating = asyncio.create_task(self._beat_loop())
         beating.add_done_callback(self._spawned_ended)
         try:
@@ -573,7 +576,8 @@ class Worker:
                 lambda link: link.download(manifest), holding
             )
             await asyncio.to_thread(unpack, files, directory)
-            kept = sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            bases = [path for path in cache.iterdir() if path.is_dir()]
+            kept = sorted(bases, key=lambda path: path.stat().st_mtime, reverse=True)
             for old in kept[BASES_KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
         return directory

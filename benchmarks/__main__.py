@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from benchmarks import harness
-from core import platforms
+from cli import main as program
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 NAMES = ("http", "append", "offer", "rebuild", "busy")
@@ -30,7 +30,7 @@ def main(names: tuple[str, ...], repetitions: int, quick: bool) -> None:
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.
     """
-    platforms.configure_stdio()
+    program.configure_stdio()
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise click.UsageError(

@@ -31,7 +31,7 @@ from core import errors, subjects
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Local checkpoints. Default: ~/.aghsan/agents/WORKER_ID.",
+    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/WORKER_ID.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
@@ -81,6 +81,6 @@ def agent(
     except worker.Superseded as error:
         logging.getLogger(__name__).error("another agent named %s took over: %s", worker_id, error)
         raise SystemExit(child.REFUSED) from error
-    except errors.Refused as error:
+    except (errors.Refused, errors.DataDirectoryError) as error:
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error

@@ -6,7 +6,6 @@ going away, which closes it.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from cli import voice
 from core import platforms
 
 MARK = "\x1e"
@@ -24,26 +24,48 @@ REFUSED = 78
 
 def tell(kind: str, **values: object) -> None:
     """Tell the owner something; with no owner listening it is only a line."""
-    sys.stdout.write(MARK + json.dumps({"kind": kind, "pid": os.getpid(), **values}) + "\n")
-    sys.stdout.flush()
+    _write(MARK + json.dumps({"kind": kind, "pid": os.getpid(), **values}), must=True)
 
 
 def heard(line: str) -> dict[str, object] | None:
-    """What a child told, or None for a line meant for people."""
+    """What a child told, or None for a line meant for people; what only looks told is such a line.
+
+    What was told has a `kind` and the child's own `pid`.
+    """
     if not line.startswith(MARK):
         return None
-    told = json.loads(line[len(MARK) :])
-    assert isinstance(told, dict), "children tell objects"
-    return told
+    try:
+        told = json.loads(line[len(MARK) :])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(told, dict) or not isinstance(told.get("kind"), str):
+        return None
+    return told if type(told.get("pid")) is int else None
 
 
 def say(line: str) -> None:
-    """One line for people, at once; nothing in it can pass for what children tell, nor command the
-    terminal. Where nobody reads any more, nothing is said."""
-    text = "".join(letter if letter.isprintable() else " " for letter in line)
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(text + "\n")
+    """One line for people, soon, without waiting for whoever shows it; nothing in it can pass for
+    what children tell, nor command the terminal. Where nobody reads any more, nothing is said."""
+    _write("".join(letter if letter.isprintable() else " " for letter in line))
+
+
+_voices: dict[object, voice.Voice] = {}
+"""The voice of stdout, by the file that it is now."""
+
+
+def _write(line: str, *, must: bool = False) -> None:
+    if sys.stdout not in _voices:
+        _voices.clear()
+        try:
+            file = sys.stdout.fileno()
+        except (OSError, ValueError):  # no file, but something in memory
+            sys.stdout.write(line + "\n")
+            return
         sys.stdout.flush()
+        # Unbuffered: a thread that waits inside a buffer's lock would abort the interpreter's end.
+        raw = open(file, "wb", buffering=0, closefd=False)  # noqa: SIM115  open for good
+        _voices[sys.stdout] = voice.Voice(raw.write)
+    _voices[sys.stdout].say(line, must=must)
 
 
 def configure_logging(verbose: bool = False) -> None:

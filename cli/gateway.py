@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +53,10 @@ def gateway(
     from orchestrator.liveness import Limits
 
     child.configure_logging(verbose)
-    limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec, http_lease=http_lease_sec)
+    limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec)
     try:
-        asyncio.run(_run(nats_url, data, host, port, min_queue, limits, accept_loss, as_child))
+        settings = (nats_url, data, host, port, min_queue, limits, http_lease_sec)
+        asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
     except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
@@ -69,12 +70,14 @@ async def _run(
     port: int,
     min_queue: int,
     limits: "Limits",
+    http_lease_sec: float,
+    *,
     accept_loss: bool,
     as_child: bool,
 ) -> None:
     from core import sealer
     from gateway import app, control, desk, narrator, refusals, work
-    from orchestrator import feeder, liveness, scheduler, targets
+    from orchestrator import liveness, scheduler
 
     stop = asyncio.Event()
     child.on_stop(asyncio.get_running_loop(), stop.set, child=as_child)
@@ -88,66 +91,73 @@ async def _run(
         parts = await stack.enter_async_context(
             control.open_control(nats_url, data, server_back, accept_loss=accept_loss)
         )
-        door = parts.door
-        offers = scheduler.Scheduler(door, work.WorkStream(parts.connections.fleet))
+        door, connections = parts.door, parts.connections
+        offers = scheduler.Scheduler(door, work.WorkStream(connections.fleet))
         alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
         forgive.append(alive)
-        kept = refusals.Refusals(parts.connections.control)
+        kept = refusals.Refusals(connections.control)
         front = desk.Desk(
             door,
             parts.presence,
             parts.store,
             refusals=kept,
-            fleet=parts.connections.fleet,
-            control=parts.connections.control,
-            notices=parts.connections.agents,
+            fleet=connections.fleet,
+            control=connections.control,
+            notices=connections.agents,
             offers=offers,
             ensure_lane=parts.ensure_lane,
             terms=desk.Terms(lease_seconds=limits.lease),
         )
         seals = sealer.Sealer(door, parts.log, data)
-        judgements = work.Judgements(door, parts.connections.control)
+        judgements = work.Judgements(door, connections.control)
         door.observe(_narrate(door, narrator.narrate))
         await front.open()
         await control.watch_connections(parts, front.connection_gone, front.connection_here)
-        loops = [
-            door.run(),
-            offers.run(),
-            alive.run(),
-            judgements.run(),
-            seals.run(),
-            kept.run(),
-            control.catch_up_loop(door),
-        ]
+        loops = [door.run(), offers.run(), alive.run(), judgements.run(), kept.run()]
+        loops += [control.catch_up_loop(door), seals.run()]
         if min_queue:
-            feed = feeder.Feeder(
-                targets.RuntimeTarget(door),
-                min_queue=min_queue,
-                burst=max(10, min_queue),
-                sleep_seconds=1.0,
-                priority=feeder.PRIORITY_BESIDE_PEOPLE,
-            )
-            loops.append(feed.run())
-        running = [asyncio.ensure_future(loop) for loop in loops]
+            loops.append(_feed(door, min_queue))
+        running = [asyncio.create_task(loop) for loop in loops]
         await app.plant(door)
         address = await stack.enter_async_context(
-            app.serve(parts, kept, limits.http_lease, host, port, nats_url)
+            app.serve(parts, kept, http_lease_sec, host, port, nats_url)
         )
         if as_child:
             child.tell("ready", http=address)
         else:
             child.say(f"ready {address}")
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
-        ended = [task for task in running if task.done()]
-        if not ended:
-            await seals.seal_last()
-        for task in running:
-            task.cancel()
-        for task in ended:
-            task.result()
-            raise errors.SteppedDown("another control process writes this log now; this one ends")
+        await _until(stop, running, seals.seal_last)
     logging.getLogger(__name__).info("stopped")
+
+
+def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:
+    from orchestrator import feeder, targets
+
+    return feeder.Feeder(
+        targets.RuntimeTarget(door),
+        min_queue=min_queue,
+        burst=max(10, min_queue),
+        sleep_seconds=1.0,
+        priority=feeder.PRIORITY_BESIDE_PEOPLE,
+    ).run()
+
+
+async def _until(
+    stop: asyncio.Event,
+    running: list[asyncio.Task[None]],
+    at_the_end: Callable[[], Coroutine[None, None, None]],
+) -> None:
+    """Wait for the end; a loop that ends before it ends everything. Raises SteppedDown."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+    ended = [task for task in running if task.done()]
+    if not ended:
+        await at_the_end()
+    for task in running:
+        task.cancel()
+    for task in ended:
+        task.result()
+        raise errors.SteppedDown("another control process writes this log now; this one ends")
 
 
 def _narrate(

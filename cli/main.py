@@ -132,12 +132,17 @@ def aghsan() -> None:
     """
 
 
-def main() -> NoReturn:
-    """The entry point; never returns."""
+def configure_stdio() -> None:
+    """Write UTF-8 to stdout and stderr, and never fail for a character."""
     for stream in (sys.stdout, sys.stderr):
         # Topics are Arabic as often as not, also where a pipe or LANG=C asks for less.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def main() -> NoReturn:
+    """The entry point; never returns."""
+    configure_stdio()
     with contextlib.suppress(KeyboardInterrupt):
         aghsan.main(prog_name="aghsan")
     sys.exit(EXIT_INTERRUPTED)

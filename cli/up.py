@@ -26,22 +26,48 @@ SERVER_STOP_SECONDS = 9.5
 """Counted from the signal: by then agents, then judge and control, then nats-server have ended, or
 are ended."""
 READY_SECONDS_MAX = 180.0
+BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 60.0
 
 
 @dataclass
+class Restarts:
+    """When something that ends is started again: after a pause that doubles each time, until it
+    once stays for a steady while. Times are seconds of one clock."""
+
+    started: float = 0.0
+    ends: int = 0
+    due: float | None = None
+
+    def begin(self, now: float) -> None:
+        """It is being started."""
+        self.started, self.due = now, None
+
+    def end(self, now: float) -> float:
+        """It ended, or did not start; the seconds until it is due again."""
+        if now - self.started > STEADY_SECONDS:
+            self.ends = 0
+        pause = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(self.ends, 32))
+        self.ends += 1
+        self.due = now + pause
+        return pause
+
+    def is_due(self, now: float) -> bool:
+        """Whether its pause is over."""
+        return self.due is not None and now >= self.due
+
+
+@dataclass
 class Member:
-    """One child process, how it is started, and how often it died lately."""
+    """One child process, how it is started, and how often it ended lately."""
 
     name: str
     argv: list[str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
     pid: int = 0
-    started: float = 0.0
-    deaths: int = 0
-    restart_at: float = 0.0
+    restarts: Restarts = field(default_factory=Restarts)
     ready: bool = False
     told: dict[str, Any] = field(default_factory=dict)
 
@@ -57,6 +83,7 @@ class Supervisor:
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
         self._stopping = self._complete = False
         self._asked = 0.0
+        self._server_restarts = Restarts(started=time.monotonic())
         self.http = ""
 
     def on_signal(self, *_: object) -> None:
@@ -80,7 +107,7 @@ class Supervisor:
                 member.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
         member.process, member.pid, member.ready = process, process.pid, False
-        member.started, member.restart_at = time.monotonic(), 0.0
+        member.restarts.begin(time.monotonic())
         threading.Thread(target=self._listen, args=(member, process), daemon=True).start()
 
     def _listen(self, member: Member, process: subprocess.Popen[bytes]) -> None:
@@ -101,7 +128,7 @@ class Supervisor:
                     f"{member.name} was not ready within {READY_SECONDS_MAX:g} s; "
                     f"its words are in {member.log}"
                 )
-            if member.deaths > 3:
+            if member.restarts.ends > 3:
                 raise errors.Unavailable(
                     f"{member.name} keeps ending; its words are in {member.log}:\n"
                     + _tail(member.log)
@@ -134,7 +161,7 @@ class Supervisor:
             return
         self._revive_server()
         for member in self._members.values():
-            if member.restart_at and time.monotonic() >= member.restart_at:
+            if member.restarts.is_due(time.monotonic()):
                 self._start(member)
                 self._write_ready()
 
@@ -143,7 +170,7 @@ class Supervisor:
         if told is None:
             child.say(text)
             return
-        member.pid = int(str(told.get("pid", member.pid)))
+        member.pid = int(str(told["pid"]))
         member.told.update(told)
         if told["kind"] == "ready":
             member.ready = True
@@ -159,20 +186,28 @@ class Supervisor:
             child.say(f"{member.name} was refused and is not started again: {_tail(member.log, 1)}")
             member.ready = True
             return
-        if time.monotonic() - member.started > STEADY_SECONDS:
-            member.deaths = 0
-        member.deaths += 1
-        pause = min(BACKOFF_SECONDS_MAX, 0.25 * 2 ** (member.deaths - 1))
-        member.restart_at = time.monotonic() + pause
+        pause = member.restarts.end(time.monotonic())
         if not self._stopping:
             child.say(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
 
     def _revive_server(self) -> None:
-        if self._server.poll() is None:
+        code = self._server.poll()
+        if code is None:
             return
-        child.say("nats-server ended; restarting")
-        self._server.start()
-        self._write_ready()
+        restarts = self._server_restarts
+        if restarts.due is None:
+            pause = restarts.end(time.monotonic())
+            child.say(f"nats-server ended ({_exit_words(code)}); restarting in {pause:g} s")
+        elif restarts.is_due(time.monotonic()):
+            restarts.begin(time.monotonic())
+            try:
+                self._server.start()
+            except (errors.AghsanError, OSError) as error:
+                pause = restarts.end(time.monotonic())
+                child.say(f"nats-server did not start, again in {pause:g} s: {error}")
+            else:
+                child.say("nats-server is back")
+                self._write_ready()
 
     def _write_ready(self) -> None:
         control = self._members.get("gateway")

@@ -229,7 +229,6 @@ class Bus:
         credentials: Path | tuple[str, str] | None,
         name: str,
         inbox_prefix: str,
-        on_disconnect: Notice | None,
         on_reconnect: Notice | None,
         on_closed: Notice | None,
     ) -> None:
@@ -238,7 +237,6 @@ class Bus:
         self.inbox_prefix = inbox_prefix
         self.last_error = ""
         self._source = credentials
-        self._on_disconnect = on_disconnect
         self._on_reconnect = on_reconnect
         self._on_closed = on_closed
         self._client = _Client()
@@ -258,7 +256,6 @@ class Bus:
         name: str,
         credentials: Path | tuple[str, str] | None = None,
         inbox_prefix: str = "_INBOX",
-        on_disconnect: Notice | None = None,
         on_reconnect: Notice | None = None,
         on_closed: Notice | None = None,
         connect_timeout_seconds: float = 5.0,
@@ -266,9 +263,9 @@ class Bus:
         """Connect to `nats://host:port`, or to `ws://` and `wss://host[:port][/path]`.
 
         `credentials` is a `.creds` file (read again at every connect) or a pair (jwt, seed).
-        Once connected, a lost connection is tried again every 100 ms, for ever; `on_disconnect`
-        and `on_reconnect` tell of it. `on_closed` comes once, after close() or when the server
-        turned the connection out for good (credentials revoked); `last_error` then has its words.
+        Once connected, a lost connection is tried again every 100 ms, for ever; `on_reconnect`
+        tells that it is back. `on_closed` comes once, after close() or when the server turned the
+        connection out for good (credentials revoked); `last_error` then has its words.
 
         Raises Unavailable when no connection stands within `connect_timeout_seconds` or the
         server refuses the credentials, Invalid when there are none in the file.
@@ -278,7 +275,6 @@ class Bus:
             credentials=credentials,
             name=name,
             inbox_prefix=inbox_prefix,
-            on_disconnect=on_disconnect,
             on_reconnect=on_reconnect,
             on_closed=on_closed,
         )
@@ -542,8 +538,6 @@ class Bus:
 
     async def _disconnected(self) -> None:
         self._fail_questions()
-        if self._established and not self._closing:
-            self._notify(self._on_disconnect)
 
     async def _reconnected(self) -> None:
         self._complained = False

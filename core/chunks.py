@@ -19,7 +19,6 @@ from core.bus import SEQUENCE, STATUS, Bus
 DESK = "desk"
 """The writer of manifests, and of what control stores itself."""
 CHUNK_BYTES = 1024 * 1024 - 4096
-MANIFEST_BYTES_MAX = 1024 * 1024 - 4096
 FILES_MAX = 64
 WRITTEN_ALREADY = 10077
 """JetStream's error code where a subject's only message stands already (and for a full stream)."""

@@ -467,6 +467,38 @@ EventData: TypeAlias = (
     | LogSealed
 )
 
+OfTree: TypeAlias = NodeAdded | ChampionPromoted
+OfTasks: TypeAlias = (
+    TaskQueued
+    | TaskClaimed
+    | ClaimAdopted
+    | ClaimExpired
+    | ClaimRevived
+    | ClaimReleased
+    | CheckpointStored
+    | AttemptFailed
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | TaskRetried
+)
+OfWorkers: TypeAlias = (
+    WorkerRegistered | WorkerChanged | SessionOpened | WorkerWentOffline | WorkerCameOnline
+)
+OfRounds: TypeAlias = (
+    RoundOpened
+    | RoleEntered
+    | CandidateAdmitted
+    | RoleClosed
+    | RoundClosed
+    | JudgingStarted
+    | RoundDecided
+)
+OfLog: TypeAlias = WriterStarted | CommitmentsDeposited | LogSealed
+"""EventData by what an event is of. Who looks at one kind sets the others aside by these names and
+matches the rest to the end: a new event belongs in a group here, and in each match on that group.
+"""
+
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
 VERSIONS: dict[str, int] = {}
 """The current version of each type that is not at 1."""
@@ -686,11 +718,6 @@ _LAYOUT: dict[type, tuple[str, str, int]] = {
     for kind, field in [_aggregate(cls)]
 }
 """What a subject begins with, the field that ends it unless its id needs hashing, the version."""
-
-
-def time_of(moment: datetime.datetime) -> int:
-    """Microseconds since 1970 of an aware datetime."""
-    return (moment - _EPOCH) // _MICROSECOND
 
 
 def isoformat(at: int) -> str:

@@ -70,7 +70,6 @@ class EmbeddedServer:
         self.log = self.folder / "nats.log"
         self._run = self.folder / "run"
         self._authority = authority
-        self._chosen_port = port
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor_url = ""

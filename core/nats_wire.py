@@ -83,40 +83,52 @@ def split(block: bytes, whole: bool = False) -> Frames:
         end = find(b"\r\n", at)
         if end < 0:
             break
-        fields = block[at:end].split(b" ")
-        operation, body, reply = fields[0], end + 2, b""
-        if operation == b"HMSG" and len(fields) == 6:
-            _, subject, _, reply, header_bytes, total = fields
-        elif operation == b"MSG" and len(fields) == 5:
-            _, subject, _, reply, total = fields
-            header_bytes = b"0"
-        elif operation == b"HMSG":
-            _, subject, _, header_bytes, total = fields
-        elif operation == b"MSG":
-            _, subject, _, total = fields
-            header_bytes = b"0"
-        else:
-            controls.append(block[at:end])
+        line, body = block[at:end], end + 2
+        heading = _heading(line)
+        if heading is None:
+            controls.append(line)
             at = body
             continue
+        subject, reply, header_bytes, total = heading
         start, stop = body + int(header_bytes), body + int(total)
         if stop + 2 > size:
             break
         at = stop + 2
         if reply.startswith(b"$JS.ACK."):
-            tokens = reply.split(b".")
-            # Counted from the stream's name, which a domain and an account hash may stand before.
-            first = 2 if len(tokens) == ACK_TOKENS else 4
-            seq, data = int(tokens[first + 3]), block[start:stop]
+            seq, at_ns = _sequence(reply)
+            data = block[start:stop]
             if whole:
-                time, headers = tokens[first + 5], block[body:start]
-                stored.append(Stored(seq, subject.decode(), data, int(time), headers))
+                stored.append(Stored(seq, subject.decode(), data, at_ns, block[body:start]))
             else:
                 add(_new(Record, (seq, subject.decode(), data)))
         else:
             status = _status(block[body:start]) if start > body else ""
             replies.append(Reply(subject.decode(), status, block[start:stop]))
     return Frames(records, stored, replies, controls, at)
+
+
+def _heading(line: bytes) -> tuple[bytes, bytes, bytes, bytes] | None:
+    """Subject, reply, bytes of headers and of everything, of the line before a message; None for
+    any other line."""
+    match line.split(b" "):
+        case [b"MSG", subject, _, total]:
+            return subject, b"", b"0", total
+        case [b"HMSG", subject, _, header_bytes, total]:
+            return subject, b"", header_bytes, total
+        case [b"MSG", subject, _, reply, total]:
+            return subject, reply, b"0", total
+        case [b"HMSG", subject, _, reply, header_bytes, total]:
+            return subject, reply, header_bytes, total
+        case _:
+            return None
+
+
+def _sequence(reply: bytes) -> tuple[int, int]:
+    """Sequence and time of a record, from the reply subject that acknowledges it."""
+    tokens = reply.split(b".")
+    # Counted from the stream's name, before which a domain and an account hash may stand.
+    first = 2 if len(tokens) == ACK_TOKENS else 4
+    return int(tokens[first + 3]), int(tokens[first + 5])
 
 
 def _status(header: bytes) -> str:

@@ -8,7 +8,6 @@ and is type-checked, on all of them.
 import contextlib
 import ctypes
 import importlib
-import io
 import logging
 import os
 import secrets
@@ -203,13 +202,6 @@ def config_dir() -> Path:
     return Path(base) / "aghsan"
 
 
-def configure_stdio() -> None:
-    """Write UTF-8 to stdout and stderr, and never fail for a character."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-
-
 def require_free_port(host: str, port: int) -> None:
     """Say at once that an address cannot be listened on. Raises Conflict, Invalid."""
     if port == 0:
@@ -301,35 +293,23 @@ def spawn(
     environment = {**os.environ, "PYTHONUTF8": "1", **(env or {})}
     if WINDOWS:
         _join_job()
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=environment,
-            cwd=cwd,
-            creationflags=_CREATE_NEW_PROCESS_GROUP,
-        )
-    how = "prctl" if LINUX else "watch"
-    launcher = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _LAUNCHER,
-        how,
-        str(os.getpid()),
-        str(int(death_signal)),
-    ]
+    else:
+        command = [*_launcher(death_signal), *command]
     return subprocess.Popen(
-        [*launcher, *command],
+        command,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         env=environment,
         cwd=cwd,
-        start_new_session=True,
+        creationflags=_CREATE_NEW_PROCESS_GROUP if WINDOWS else 0,
+        start_new_session=not WINDOWS,
     )
+
+
+def _launcher(death_signal: int) -> list[str]:
+    how, parent = "prctl" if LINUX else "watch", str(os.getpid())
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, how, parent, str(int(death_signal))]
 
 
 def die_with_parent(parent: int | None = None) -> None:

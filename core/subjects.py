@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 
-EVENTS_ALL = "ev.>"
 LOG = "ev.log."
 LOG_WRITER = "ev.log.writer"
 LOG_COMMITMENTS = "ev.log.commitments"

@@ -7,7 +7,7 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
 import msgspec
 
@@ -271,13 +271,28 @@ class Desk:
             self._presence.of(worker.worker_id).disconnected_at = 0
 
     def _on_event(self, event: events.Event) -> None:
-        match event.data:
+        data = event.data
+        if not isinstance(data, events.OfTasks):
+            return
+        match data:
             case events.TaskCancelled():
-                self._spawn(self._tell_holder(event.data.task_id, "cancelled by a person"))
+                self._spawn(self._tell_holder(data.task_id, "cancelled by a person"))
             case events.TaskCompleted() | events.TaskFailed():
-                self._presence.task_ended(event.data.task_id)
-            case _:
+                self._presence.task_ended(data.task_id)
+            case (
+                events.TaskQueued()
+                | events.TaskClaimed()
+                | events.ClaimAdopted()
+                | events.ClaimExpired()
+                | events.ClaimRevived()
+                | events.ClaimReleased()
+                | events.CheckpointStored()
+                | events.AttemptFailed()
+                | events.TaskRetried()
+            ):
                 pass
+            case _:
+                assert_never(data)
 
     async def _tell_holder(self, task_id: str, detail: str) -> None:
         task = self._door.state.tasks.table.get(task_id)

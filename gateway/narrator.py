@@ -1,6 +1,7 @@
 """One quiet line for each event that matters to a person watching."""
 
 import datetime
+from typing import assert_never
 
 from core import events
 from core.projections.state import State
@@ -63,8 +64,26 @@ def _text(data: events.EventData, state: State) -> str:
             return f"{data.worker_id} is back"
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
-        case _:
+        case (
+            events.TaskQueued()
+            | events.TaskRetried()
+            | events.ClaimAdopted()
+            | events.ClaimRevived()
+            | events.CheckpointStored()
+            | events.WorkerChanged()
+            | events.RoundOpened()
+            | events.RoleEntered()
+            | events.CandidateAdmitted()
+            | events.RoleClosed()
+            | events.RoundClosed()
+            | events.JudgingStarted()
+            | events.WriterStarted()
+            | events.CommitmentsDeposited()
+            | events.LogSealed()
+        ):
             return ""
+        case _:
+            assert_never(data)
 
 
 def _decided(data: events.RoundDecided, state: State) -> str:

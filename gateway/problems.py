@@ -59,17 +59,6 @@ def too_large(body_bytes_max: int) -> Problem:
     )
 
 
-def too_many(retry_after_seconds: int) -> Problem:
-    """The caller asks more often than it may."""
-    body = _encode(
-        {
-            "detail": "Rate limit exceeded. Please slow down.",
-            "retry_after": retry_after_seconds,
-        }
-    )
-    return Problem(429, body, {"Retry-After": str(retry_after_seconds)})
-
-
 def _invalid(words: str) -> bytes:
     fault = {"type": "value_error", "loc": ["body"], "msg": words, "input": None}
     return _encode({"detail": [fault]})

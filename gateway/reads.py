@@ -22,6 +22,7 @@ from gateway.records import Records
 from gateway.refusals import Refusals
 
 SCANNED_AT_ONCE = 5_000
+WORKERS_AT_ONCE = 1_000
 READ_AT_ONCE = 16
 REASON_CHARS_MAX = 1_000
 
@@ -136,14 +137,21 @@ class ReadRoutes:
 
     async def workers(self, _: web.Request, __: schemas.Nothing) -> schemas.WorkersAnswer:
         """All workers."""
-        shown = await self._door.read(
-            lambda state: [self._worker(state, worker) for worker in state.workers.table]
+        rows, held = await self._door.read(
+            lambda state: (
+                list(state.workers.table),
+                {worker_id: list(tasks) for worker_id, tasks in state.tasks.held.items()},
+            )
         )
+        shown: list[schemas.WorkerSummary] = []
+        for start in range(0, len(rows), WORKERS_AT_ONCE):
+            part = rows[start : start + WORKERS_AT_ONCE]
+            shown += [self._worker(worker, held.get(worker.worker_id, [])) for worker in part]
+            await asyncio.sleep(0)  # the loop's turn, however many workers there were ever
         return schemas.WorkersAnswer(workers=shown)
 
-    def _worker(self, state: State, worker: Worker) -> schemas.WorkerSummary:
+    def _worker(self, worker: Worker, held: list[str]) -> schemas.WorkerSummary:
         last_seen = self._presence.last_seen(worker.worker_id) or worker.changed_at
-        held = list(state.tasks.held.get(worker.worker_id, ()))
         beat = self._presence.progress(worker.worker_id, held[-1]) if held else None
         return schemas.WorkerSummary(
             **_fields(worker_of(worker, last_seen)),

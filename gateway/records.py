@@ -1,5 +1,7 @@
 """Whole records of what the state keeps in brief, folded again from their own subjects."""
 
+import logging
+
 import msgspec
 
 from core import chunks, errors, events, subjects
@@ -11,15 +13,17 @@ from core.projections.state import State
 from core.projections.tasks import Done, Task
 from core.runtime import Runtime
 
+log = logging.getLogger(__name__)
+
 HISTORY_MAX = 100_000
 
 
 class Records:
     """Reads tasks and rounds whole."""
 
-    def __init__(self, door: Runtime, log: Log, store: ChunkStore) -> None:
+    def __init__(self, door: Runtime, events_log: Log, store: ChunkStore) -> None:
         self._door = door
-        self._log = log
+        self._log = events_log
         self._store = store
 
     async def task(self, task_id: str) -> Task:
@@ -52,6 +56,7 @@ class Records:
             return row
         whole: Round | None = None
         for event in await self._history("round", round_id):
+            assert isinstance(event.data, events.OfRounds), "other events have other subjects"
             whole = rounds.evolve(whole, event.at, event.data)
         assert whole is not None, "a round that has a row has a history"
         return whole
@@ -66,17 +71,34 @@ class Records:
         ]
 
     async def _history(self, kind: str, identity: str) -> list[events.Event]:
+        """What the state took of an aggregate: not what it quarantined, nor what it has not seen
+        yet, which somebody else may have put there."""
         records = await self._log.of_subject(subjects.event(kind, identity), HISTORY_MAX)
-        decoded = (events.decode(*record) for record in records)
+        last, quarantine = self._door.durable_seq, self._door.state.quarantine
+        decoded = (
+            events.decode(*record)
+            for record in records
+            if record.seq <= last and str(record.seq) not in quarantine
+        )
         return [event for event in decoded if isinstance(event, events.Event)]
 
     async def metrics(self, task: Task) -> msgspec.Raw:
-        """A completed task's metrics, from the artifact store where they are large."""
+        """A completed task's metrics, from the artifact store where they are large; where they are
+        lost or damaged there, an object that says so. Raises Unavailable."""
         assert task.result is not None, "metrics come with a result"
         if not task.result.metrics_digest:
             return task.result.metrics
         digest = task.result.metrics_digest
-        return msgspec.Raw(await chunks.get_file(self._store, chunks.DESK, digest))
+        try:
+            return msgspec.Raw(await chunks.get_file(self._store, chunks.DESK, digest))
+        except (errors.NotFound, errors.ArtifactError) as error:
+            log.warning(
+                "the metrics of %s cannot be shown: %s",
+                task.task_id,
+                error,
+                extra={"action": "metrics", "task_id": task.task_id},
+            )
+            return msgspec.Raw(msgspec.json.encode({"unreadable": str(error)}))
 
 
 def row_of(state: State, task_id: str) -> Task | Done:

@@ -149,30 +149,45 @@ def decide(
     if unusable:
         return _without_numbers(new, opponent, unusable, tolerance, alpha)
     new, opponent = np.minimum(new, ERROR_MAX), np.minimum(opponent, ERROR_MAX)
+    measured, failed = _measured(new, opponent, tolerance, alpha, seed)
+    differing = int(np.sum(new != opponent))
+    reasons = _reasons(measured, failed, look, differing, against)
+    return msgspec.structs.replace(measured, reasons=reasons)
+
+
+class _Failed(msgspec.Struct, frozen=True, kw_only=True):
+    ratio: bool
+    few: bool
+    difference: bool
+    evidence: bool
+
+
+def _measured(
+    new: Floats, opponent: Floats, tolerance: float, alpha: float, seed: int
+) -> tuple[Ruling, _Failed]:
+    """The ruling but for its reasons, and which conditions failed."""
     method = method_for(new, opponent)
-    compared = log_ratios(new, opponent) if method == "log-ratio" else new - RATIO_MAX * opponent
+    by_ratios = method == "log-ratio"
+    compared = log_ratios(new, opponent) if by_ratios else new - RATIO_MAX * opponent
     evidence_fall = (opponent <= tolerance).astype(np.float64) - (new <= tolerance)
     columns = np.stack([compared, new - opponent, evidence_fall], axis=1)
     compared_upper, difference_upper, fall_upper = upper_bounds(columns, alpha, seed).tolist()
     error, opponent_error = float(new.mean()), float(opponent.mean())
-    if method == "log-ratio":
-        ratio: float | None = math.exp(float(compared.mean()))
-        ratio_upper: float | None = math.exp(compared_upper)
-        is_lower = compared_upper < math.log(RATIO_MAX)
-        tells = True
-    else:
-        ratio = error / opponent_error if opponent_error else None
+    ratio: float | None = None
+    ratio_upper: float | None = None
+    if by_ratios:
+        ratio, ratio_upper = math.exp(float(compared.mean())), math.exp(compared_upper)
+    elif opponent_error:
         # Linear in the bound, so that it is below 0.99 exactly where the bound is below 0.
-        ratio_upper = RATIO_MAX + compared_upper / opponent_error if opponent_error else None
-        is_lower = compared_upper < 0
-        tells = tail_of_signs(new, opponent) <= alpha / 2
+        ratio, ratio_upper = error / opponent_error, RATIO_MAX + compared_upper / opponent_error
+    is_lower = compared_upper < (math.log(RATIO_MAX) if by_ratios else 0.0)
     failed = _Failed(
         ratio=not is_lower,
-        few=is_lower and not tells,
+        few=is_lower and not by_ratios and tail_of_signs(new, opponent) > alpha / 2,
         difference=difference_upper > 0,
         evidence=fall_upper > EVIDENCE_DROP_MAX,
     )
-    measured = Ruling(
+    ruling = Ruling(
         verdict="reject" if any(msgspec.structs.astuple(failed)) else "better",
         method=method,
         alpha=alpha,
@@ -187,16 +202,7 @@ def decide(
         difference_upper=difference_upper,
         evidence_lower=-fall_upper,
     )
-    differing = int(np.sum(new != opponent))
-    reasons = _reasons(measured, failed, look, differing, against)
-    return msgspec.structs.replace(measured, reasons=reasons)
-
-
-class _Failed(msgspec.Struct, frozen=True, kw_only=True):
-    ratio: bool
-    few: bool
-    difference: bool
-    evidence: bool
+    return ruling, failed
 
 
 def _unusable(errors: Floats) -> int:

@@ -34,7 +34,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     silence: float = 10.0
     heartbeat: float = 1.0
     worker_timeout: float = 90.0
-    http_lease: float = 1800.0
 
     @property
     def silence_borne(self) -> float:
@@ -101,7 +100,7 @@ def plan(
             claim = task.claims[-1]
             seen = presence.workers.get(worker_id)
             if claim.via == "http":
-                reason = _http_lease_over(claim, seen, presence.started_at, now, limits)
+                reason = _http_lease_over(claim, seen, presence.started_at, now)
             else:
                 in_grace = grace.covers(seen, now)
                 suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
@@ -139,9 +138,7 @@ def _forgotten(claim: Claim) -> str:
     return f"no heartbeat of its worker spoke of it for {claim.lease_seconds:g} s"
 
 
-def _http_lease_over(
-    claim: Claim, seen: Seen | None, started_at: int, now: int, limits: Limits
-) -> str:
+def _http_lease_over(claim: Claim, seen: Seen | None, started_at: int, now: int) -> str:
     since = max(claim.claimed_at, started_at)
     # Once the worker has asked for other work, heartbeats no longer speak for this claim.
     if seen and seen.asked_at <= claim.claimed_at:

@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from core import errors, events, runtime
 from core.decide import tasks as task_rules
@@ -110,7 +110,10 @@ class Scheduler:
         return False
 
     def _on_event(self, event: events.Event) -> None:
-        match event.data:
+        data = event.data
+        if not isinstance(data, events.OfTasks):
+            return
+        match data:
             case (
                 events.TaskQueued()
                 | events.TaskRetried()
@@ -119,8 +122,18 @@ class Scheduler:
                 | events.AttemptFailed()
             ):
                 self._wake.set()
-            case _:
+            case (
+                events.TaskClaimed()
+                | events.ClaimAdopted()
+                | events.ClaimRevived()
+                | events.CheckpointStored()
+                | events.TaskCompleted()
+                | events.TaskFailed()
+                | events.TaskCancelled()
+            ):
                 pass
+            case _:
+                assert_never(data)
 
     async def run(self) -> None:
         """Offer, for ever; reconcile with the server every two seconds."""

@@ -113,6 +113,8 @@ def follow(state: State, happened: list[events.EventData], meta: Meta) -> list[e
 def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
     touched: dict[str, None] = {}
     for data in happened:
+        if isinstance(data, events.OfTree | events.OfWorkers):
+            continue
         match data:
             case events.CommitmentsDeposited():
                 for node in state.rounds.nodes:
@@ -128,9 +130,26 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 | events.RoundClosed()
             ):
                 touched[state.rounds.table.rows[data.round_id].node_id] = None
-            case _:
+            case (
+                events.JudgingStarted()
+                | events.RoundDecided()
+                | events.WriterStarted()
+                | events.LogSealed()
+            ):
                 pass
+            case (
+                events.TaskQueued()
+                | events.ClaimAdopted()
+                | events.ClaimExpired()
+                | events.ClaimRevived()
+                | events.ClaimReleased()
+                | events.CheckpointStored()
+                | events.AttemptFailed()
+                | events.TaskFailed()
+                | events.TaskCancelled()
+                | events.TaskRetried()
+            ):
+                pass  # a round that loses a task to its end hears of it as RoleClosed
+            case _:
+                assert_never(data)
     return list(touched)
-
-
-__all__ = ["AnyCommand", "Meta", "decide", "errors", "follow"]

@@ -16,7 +16,6 @@ BUDGET_SECONDS_DEFAULT = 30.0
 COMMITMENTS_MAX = 64
 """Commitments in one deposit; each may open a round in the same atomic append."""
 DEPOSITED_MAX = 4_096
-ALPHA = 0.05
 
 
 def deposit(state: State, command: commands.DepositCommitments) -> list[events.EventData]:

@@ -1,6 +1,6 @@
 """Rounds: whose candidates stand against which champion, and what was decided."""
 
-from typing import Literal
+from typing import Literal, assert_never
 
 from core import errors, events
 from core.events import Base, Candidate, CandidateVerdict, Reasons, Rival, Role, Workload
@@ -109,19 +109,10 @@ class Commitment(events.Value, frozen=True, kw_only=True):
     commitment: str
 
 
-def evolve(row: Round | None, at: int, data: events.EventData) -> Round:
+def evolve(row: Round | None, at: int, data: events.OfRounds) -> Round:
     """Fold one event into a round's whole record."""
     if isinstance(data, events.RoundOpened):
-        return Round(
-            round_id=data.round_id,
-            node_id=data.node_id,
-            index=data.index,
-            commitment=data.commitment,
-            workload=data.workload,
-            base=data.base,
-            opened_at=at,
-            closes_at=data.closes_at,
-        )
+        return _opened(at, data)
     if row is None:
         raise errors.UnfitEvent(f"{type(data).__name__} before RoundOpened")
     match data:
@@ -144,22 +135,38 @@ def evolve(row: Round | None, at: int, data: events.EventData) -> Round:
                 row, status="judging", judge=data.judge, look=data.look, champion=data.champion
             )
         case events.RoundDecided():
-            decision = Decision(
-                verdict=data.verdict,
-                secret=data.secret,
-                reasons=data.reasons,
-                candidates=tuple(data.candidates),
-                promoted=data.promoted,
-                alpha=data.alpha,
-                cases=data.cases,
-                champion_error=data.champion_error,
-                baseline_error=data.baseline_error,
-                environment=data.environment,
-                decided_at=at,
-            )
-            return events.replace(row, status="decided", decision=decision)
+            return events.replace(row, status="decided", decision=_decision(at, data))
         case _:
-            raise errors.UnfitEvent(f"{type(data).__name__} is no event of a round")
+            assert_never(data)
+
+
+def _opened(at: int, data: events.RoundOpened) -> Round:
+    return Round(
+        round_id=data.round_id,
+        node_id=data.node_id,
+        index=data.index,
+        commitment=data.commitment,
+        workload=data.workload,
+        base=data.base,
+        opened_at=at,
+        closes_at=data.closes_at,
+    )
+
+
+def _decision(at: int, data: events.RoundDecided) -> Decision:
+    return Decision(
+        verdict=data.verdict,
+        secret=data.secret,
+        reasons=data.reasons,
+        candidates=tuple(data.candidates),
+        promoted=data.promoted,
+        alpha=data.alpha,
+        cases=data.cases,
+        champion_error=data.champion_error,
+        baseline_error=data.baseline_error,
+        environment=data.environment,
+        decided_at=at,
+    )
 
 
 def _settled(
@@ -192,9 +199,9 @@ class Rounds:
         """A node's rounds; empty ones where it had none."""
         return self.nodes.get(node_id) or NodeRounds(node_id=node_id)
 
-    def apply(self, seq: int, at: int, data: events.EventData) -> None:
+    def apply(self, seq: int, at: int, data: events.OfRounds) -> None:
         """Fold an event of a round."""
-        round_id: str = data.round_id  # type: ignore[union-attr]
+        round_id = data.round_id
         before = self.table.get(round_id)
         if isinstance(before, Decided) or (before and isinstance(data, events.RoundOpened)):
             raise errors.UnfitEvent(f"{type(data).__name__} on a round that is {before.status}")
@@ -208,13 +215,13 @@ class Rounds:
         else:
             self.table.put(round_id, after)
 
-    def _index(self, after: Round, data: events.EventData) -> None:
+    def _index(self, after: Round, data: events.OfRounds) -> None:
         node = self.node(after.node_id)
         match data:
             case events.RoundOpened():
+                self.commitments.drop(str(after.index))  # first: it may not fit
                 self.of_node.setdefault(after.node_id, []).append(after.round_id)
                 self.undecided[after.round_id] = None
-                self.commitments.drop(str(after.index))
                 self.nodes.put(after.node_id, events.replace(node, open_round=after.round_id))
             case events.RoundClosed():
                 self.nodes.put(after.node_id, events.replace(node, open_round=""))
@@ -229,6 +236,10 @@ class Rounds:
                     self.nodes.put(after.node_id, events.replace(node, waiting=waiting))
             case events.RoundDecided():
                 self.undecided.pop(after.round_id)
+            case events.CandidateAdmitted() | events.RoleClosed():
+                pass
+            case _:
+                assert_never(data)
 
     def task_claimed(self, row: Waiting, node_id: str) -> None:
         """A claimed task begins to wait for a round, unless it does already."""

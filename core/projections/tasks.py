@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,20 +18,6 @@ RECENT_MAX = 1_024
 OPEN = ("queued", "running")
 """The statuses of tasks that are still to be done."""
 
-TaskEvent: TypeAlias = (
-    events.TaskQueued
-    | events.TaskClaimed
-    | events.ClaimAdopted
-    | events.ClaimExpired
-    | events.ClaimRevived
-    | events.ClaimReleased
-    | events.CheckpointStored
-    | events.AttemptFailed
-    | events.TaskCompleted
-    | events.TaskFailed
-    | events.TaskCancelled
-    | events.TaskRetried
-)
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 ClaimState = Literal["open", "expired", "released", "failed", "completed", "cancelled"]
 
@@ -302,7 +288,7 @@ class Tasks:
         self.ids: list[str] = []
         self.first_seqs: array[int] = array("q")
 
-    def apply(self, seq: int, at: int, data: TaskEvent) -> None:
+    def apply(self, seq: int, at: int, data: events.OfTasks) -> None:
         """Fold an event of a task."""
         task_id = data.task_id
         before = self.table.rows.get(task_id)
@@ -325,7 +311,7 @@ class Tasks:
         else:
             self.table.put(task_id, after)
 
-    def _add(self, task: Task, data: TaskEvent) -> None:
+    def _add(self, task: Task, data: events.OfTasks) -> None:
         assert isinstance(data, events.TaskQueued), "a task begins by being queued"
         self.open_of_node[task.node_id] = self.open_of_node.get(task.node_id, 0) + 1
         self.counts["queued"] += 1

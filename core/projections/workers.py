@@ -1,5 +1,7 @@
 """Who may work: registrations, sessions, online and offline."""
 
+from typing import assert_never
+
 import msgspec
 
 from core import errors, events
@@ -21,6 +23,47 @@ class Worker(events.Value, frozen=True, kw_only=True):
     reason: str = ""
 
 
+def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
+    """Fold one event into a worker."""
+    match data:
+        case events.WorkerRegistered():
+            return Worker(
+                worker_id=data.worker_id,
+                hostname=data.hostname,
+                capabilities=data.capabilities.copy(),
+                status=data.status,
+                via="http",
+                changed_at=at,
+            )
+        case events.SessionOpened():
+            return Worker(
+                worker_id=data.worker_id,
+                hostname=data.hostname,
+                capabilities=data.capabilities.copy(),
+                status="online",
+                via="nats",
+                changed_at=at,
+                session=data.session,
+                lane=data.lane,
+                protocol=data.protocol,
+            )
+    if worker is None:
+        raise errors.UnfitEvent(f"{type(data).__name__} of a worker that never came")
+    match data:
+        case events.WorkerChanged():
+            told = data.capabilities
+            kept = worker.capabilities if isinstance(told, msgspec.UnsetType) else told.copy()
+            return events.replace(
+                worker, status=data.status, capabilities=kept, changed_at=at, reason=""
+            )
+        case events.WorkerWentOffline():
+            return events.replace(worker, status="offline", changed_at=at, reason=data.reason)
+        case events.WorkerCameOnline():
+            return events.replace(worker, status="online", changed_at=at, reason="")
+        case _:
+            assert_never(data)
+
+
 class Workers:
     """All workers ever seen, by id."""
 
@@ -28,62 +71,11 @@ class Workers:
         self.table: Table[Worker] = Table("workers")
         self.online = 0
 
-    def _put(self, worker: Worker) -> None:
-        before = self.table.get(worker.worker_id)
-        self.online += (worker.status == "online") - (
+    def apply(self, seq: int, at: int, data: events.OfWorkers) -> None:
+        """Fold an event of a worker."""
+        before = self.table.get(data.worker_id)
+        after = evolve(before, at, data)
+        self.online += (after.status == "online") - (
             before is not None and before.status == "online"
         )
-        self.table.put(worker.worker_id, worker)
-
-    def apply(self, seq: int, at: int, data: events.EventData) -> None:
-        """Fold an event of a worker."""
-        match data:
-            case events.WorkerRegistered():
-                self._put(
-                    Worker(
-                        worker_id=data.worker_id,
-                        hostname=data.hostname,
-                        capabilities=data.capabilities.copy(),
-                        status=data.status,
-                        via="http",
-                        changed_at=at,
-                    )
-                )
-            case events.SessionOpened():
-                self._put(
-                    Worker(
-                        worker_id=data.worker_id,
-                        hostname=data.hostname,
-                        capabilities=data.capabilities.copy(),
-                        status="online",
-                        via="nats",
-                        changed_at=at,
-                        session=data.session,
-                        lane=data.lane,
-                        protocol=data.protocol,
-                    )
-                )
-            case events.WorkerChanged():
-                worker = self.table.rows[data.worker_id]
-                kept = worker.capabilities
-                told = data.capabilities
-                capabilities = kept if isinstance(told, msgspec.UnsetType) else told.copy()
-                self._put(
-                    events.replace(
-                        worker,
-                        status=data.status,
-                        capabilities=capabilities,
-                        changed_at=at,
-                        reason="",
-                    )
-                )
-            case events.WorkerWentOffline():
-                worker = self.table.rows[data.worker_id]
-                self._put(
-                    events.replace(worker, status="offline", changed_at=at, reason=data.reason)
-                )
-            case events.WorkerCameOnline():
-                worker = self.table.rows[data.worker_id]
-                self._put(events.replace(worker, status="online", changed_at=at, reason=""))
-            case _:
-                raise errors.UnfitEvent(f"{type(data).__name__} is no event of a worker")
+        self.table.put(data.worker_id, after)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import child
 from tests.acceptance.stack import STOP_SECONDS_MAX, Stack, aghsan, until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -52,6 +53,17 @@ def test_an_agent_that_reaches_only_the_gateways_port_trains_under_any_name(
     workers = {one["worker_id"]: one for one in stack.ask("/workers")["workers"]}
     assert workers[name]["status"] == "offline"
     assert workers[name]["reason"] == "it said goodbye"
+
+
+@pytest.mark.parametrize("name", ["tasks", "bases"])
+def test_an_agent_in_a_folder_of_somebody_else_ends_and_deletes_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name / "of-mine").mkdir(parents=True)
+    ran = aghsan("agent", "--api", NOWHERE, "--directory", tmp_path)
+    assert ran.returncode == child.REFUSED
+    assert "--directory" in ran.stderr
+    assert (tmp_path / name / "of-mine").is_dir()
 
 
 def test_the_orchestrator_alone_keeps_the_queue_of_a_server_filled(

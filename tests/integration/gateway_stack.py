@@ -71,7 +71,7 @@ class Stack:
         self.parts = parts
         self.origin = origin
         self._session = session
-        limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS, http_lease=HTTP_LEASE_SECONDS)
+        limits = Limits(worker_timeout=WORKER_TIMEOUT_SECONDS)
         self._liveness = Liveness(parts.door, parts.presence, limits, lambda task: False)
 
     async def ask(

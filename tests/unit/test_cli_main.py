@@ -1,5 +1,7 @@
 """The commands by name: how they are found, and what errors become."""
 
+import io
+import os
 import subprocess
 import sys
 
@@ -93,3 +95,18 @@ def test_the_program_starts_says_its_version_and_knows_its_name() -> None:
     argv = [sys.executable, "-m", "cli.main", "--version"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("aghsan")
+
+
+def test_output_becomes_utf8_and_no_character_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    main.configure_stdio()
+    print("شجرة \ud800", flush=True)  # noqa: T201
+    assert raw.getvalue().decode() == "شجرة \\ud800\n"
+
+
+def test_a_terminal_that_asks_for_less_than_utf8_is_still_told_in_arabic() -> None:
+    poor = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii:strict"}
+    argv = [sys.executable, "-m", "cli.main", "الرياضيات"]
+    done = subprocess.run(argv, capture_output=True, env=poor)
+    assert "No such command 'الرياضيات'" in done.stderr.decode()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -32,6 +33,11 @@ def envelope(**changes: object) -> bytes:
         "data": {"task_id": "t"},
     }
     return json.dumps({**sound, **changes}, separators=(",", ":")).encode()
+
+
+def test_every_event_is_of_exactly_one_group() -> None:
+    groups = (events.OfTree, events.OfTasks, events.OfWorkers, events.OfRounds, events.OfLog)
+    assert [cls for group in groups for cls in get_args(group)] == list(events.TYPES.values())
 
 
 def test_a_sound_envelope_is_read() -> None:

@@ -49,14 +49,6 @@ def test_what_no_caller_can_have_caused_is_no_problem_of_theirs(error: Exception
     assert problems.of(error, contract=True) is None
 
 
-def test_asking_too_often_is_told_as_the_contract_says() -> None:
-    assert problems.too_many(7) == problems.Problem(
-        429,
-        b'{"detail":"Rate limit exceeded. Please slow down.","retry_after":7}',
-        {"Retry-After": "7"},
-    )
-
-
 def test_words_that_quote_half_a_character_can_still_be_sent() -> None:
     problem = problems.told(404, "no task \udcff")
     assert problem.body == b'{"detail":"no task \\udcff"}'

@@ -1,0 +1,98 @@
+"""How `aghsan up` keeps alive what it started, and what it takes its children's words for."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cli import child, up
+from core import errors
+from core.nats_server import EmbeddedServer
+
+
+class Server:
+    """A nats-server that ended, and starts again only at the third try."""
+
+    url = "nats://127.0.0.1:1"
+    pid = 1
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.code: int | None = -9
+        self.on_start: Callable[[], object] = int
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def start(self) -> None:
+        self.starts += 1
+        if self.starts < 3:
+            raise errors.Unavailable("its port is taken")
+        self.code = None
+        self.on_start()
+
+
+def test_pauses_double_up_to_a_bound_and_begin_anew_after_a_steady_while() -> None:
+    restarts = up.Restarts()
+    pauses = [restarts.end(1.0) for _ in range(8)]
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [restarts.is_due(now) for now in (10.0, 11.0)] == [False, True]
+    restarts.begin(11.0)
+    assert not restarts.is_due(1e9)
+    assert restarts.end(11.0 + up.STEADY_SECONDS) == 10.0
+    restarts.begin(100.0)
+    assert restarts.end(101.0 + up.STEADY_SECONDS) == 0.25
+
+
+def test_however_often_something_ends_its_pause_is_a_number() -> None:
+    restarts = up.Restarts(ends=100_000)
+    assert restarts.end(1.0) == up.BACKOFF_SECONDS_MAX
+
+
+def test_a_server_that_ended_is_tried_again_with_longer_pauses_and_a_line_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
+    server = Server()
+    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, server), None)
+    server.on_start = supervisor.on_signal
+    supervisor.run()
+    assert said.getvalue().splitlines() == [
+        "nats-server ended (SIGKILL); restarting in 0.01 s",
+        "nats-server did not start, again in 0.02 s: its port is taken",
+        "nats-server did not start, again in 0.04 s: its port is taken",
+        "nats-server is back",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a line for people",
+        "\x1e",
+        "\x1e{",
+        "\x1enull",
+        '\x1e["kind","pid"]',
+        '\x1e{"kind":"ready"}',
+        '\x1e{"kind":1,"pid":1}',
+        '\x1e{"kind":"ready","pid":"one"}',
+        '\x1e{"kind":"ready","pid":true}',
+        "\x1e" + "[" * 100_000,
+        '\x1e{"pid":' + "9" * 5_000 + ',"kind":"ready"}',
+    ],
+)
+def test_what_only_looks_like_a_childs_message_is_a_line_for_people(line: str) -> None:
+    assert child.heard(line) is None
+
+
+def test_what_a_child_tells_is_heard() -> None:
+    assert child.heard('\x1e{"kind":"ready","pid":7,"http":"x"}') == {
+        "kind": "ready",
+        "pid": 7,
+        "http": "x",
+    }
