@@ -279,6 +279,12 @@ def default_data() -> Path:
     help="How long an HTTP worker may train in silence.",
 )
 @click.option(
+    "--new-judge-key",
+    is_flag=True,
+    help="The judge's key is lost: make a new one, and end void the rounds that only the old one "
+    "could judge.",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Written as JSON when everything is up: addresses, process ids, credentials.",
@@ -293,6 +299,7 @@ def up(
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
+    new_judge_key: bool,
     ready_file: Path | None,
 ) -> None:
     """Run everything on this machine: server, control plane, judge and local agents."""
@@ -319,6 +326,7 @@ def up(
                 min_queue=0 if no_orchestrator else min_queue,
                 worker_timeout_sec=worker_timeout_sec,
                 http_lease_sec=http_lease_sec,
+                new_judge_key=new_judge_key,
             )
             supervisor.announce()
             supervisor.run()
@@ -340,6 +348,7 @@ def _start_members(
     min_queue: int,
     worker_timeout_sec: float,
     http_lease_sec: float,
+    new_judge_key: bool,
 ) -> None:
     control = supervisor.add(
         "gateway",
@@ -363,6 +372,7 @@ def _start_members(
         *("--creds", str(data / "creds" / "judge.creds")),
         *("--fleet-creds", str(data / "creds" / "judge-fleet.creds")),
         *("--key", str(data / "judge" / "key")),
+        *(["--new-key"] if new_judge_key else []),
     )
     members = [
         supervisor.add(
@@ -378,3 +388,6 @@ def _start_members(
     ]
     for member in (judge, *members):
         supervisor.wait_ready(member)
+    if new_judge_key:
+        # Once is enough: a judge that is started again goes on with the key it has.
+        judge.argv.remove("--new-key")

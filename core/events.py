@@ -422,6 +422,15 @@ class CommitmentsDeposited(Data, frozen=True, kw_only=True):
     commitments: list[str]
 
 
+class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
+    """The key behind the commitments below index `before` is lost: no round takes one any more, and
+    those that took one end void, without a secret."""
+
+    judge: str
+    before: int
+    reason: str = ""
+
+
 EventData: TypeAlias = (
     NodeAdded
     | ChampionPromoted
@@ -451,6 +460,7 @@ EventData: TypeAlias = (
     | RoundDecided
     | WriterStarted
     | CommitmentsDeposited
+    | CommitmentsWithdrawn
 )
 
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
@@ -641,7 +651,7 @@ def subject_of(data: EventData) -> str:
 def _aggregate(cls: type[EventData]) -> tuple[str, str]:
     if cls is WriterStarted:
         return subjects.LOG_WRITER, ""
-    if cls is CommitmentsDeposited:
+    if cls in (CommitmentsDeposited, CommitmentsWithdrawn):
         return subjects.LOG_COMMITMENTS, ""
     fields = cls.__struct_fields__
     for kind, field in (

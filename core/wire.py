@@ -235,6 +235,13 @@ class Deposit(Wire, frozen=True, kw_only=True, tag="deposit"):
     commitments: list[str]
 
 
+class Withdraw(Wire, frozen=True, kw_only=True, tag="withdraw"):
+    """The judges' key is lost, and with it what was committed to so far."""
+
+    judge: str
+    reason: str = ""
+
+
 class TakeRound(Wire, frozen=True, kw_only=True, tag="take"):
     """A judge takes a closed round."""
 
@@ -261,14 +268,22 @@ class Verdict(Wire, frozen=True, kw_only=True, tag="verdict"):
     environment: dict[str, str] = {}
 
 
-JudgeRequest: TypeAlias = Standing | Deposit | TakeRound | Verdict
+JudgeRequest: TypeAlias = Standing | Deposit | Withdraw | TakeRound | Verdict
+
+
+class Commitment(Wire, frozen=True, kw_only=True):
+    """One commitment, hex SHA-256 of the secret of that index."""
+
+    index: int
+    commitment: str
 
 
 class CommitmentsAnswer(Wire, frozen=True, kw_only=True):
-    """Where the deposits stand."""
+    """Where the deposits stand; `newest` is the last one that a judge has to be able to open."""
 
     next_index: int
     unused: int
+    newest: Commitment | None = None
 
 
 class Brought(Wire, frozen=True, kw_only=True):
@@ -280,7 +295,7 @@ class Brought(Wire, frozen=True, kw_only=True):
 
 
 class RoundBrief(Wire, frozen=True, kw_only=True):
-    """A round as its judge needs it."""
+    """A round as its judge needs it; `withdrawn` when the key behind its commitment is lost."""
 
     round_id: str
     node_id: str
@@ -290,6 +305,7 @@ class RoundBrief(Wire, frozen=True, kw_only=True):
     look: int
     champion: Base | None
     candidates: list[Brought]
+    withdrawn: bool = False
 
 
 # ── frames ──

@@ -537,6 +537,11 @@ class Desk:
                     judge=request.judge, first=request.first, commitments=request.commitments
                 )
                 return await self._door.execute(deposit, meta, _commitments)
+            case wire.Withdraw():
+                withdraw = commands.WithdrawCommitments(
+                    judge=request.judge, reason=request.reason[:REASON_CHARS_MAX]
+                )
+                return await self._door.execute(withdraw, meta, _commitments)
             case wire.TakeRound():
                 take = commands.StartJudging(round_id=request.round_id, judge=request.judge)
                 return await self._door.execute(
@@ -618,8 +623,13 @@ def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer
 
 
 def _commitments(state: State) -> wire.CommitmentsAnswer:
+    newest = state.rounds.newest
     return wire.CommitmentsAnswer(
-        next_index=state.rounds.next_deposit, unused=len(state.rounds.commitments)
+        next_index=state.rounds.next_deposit,
+        unused=len(state.rounds.commitments),
+        newest=None
+        if newest is None
+        else wire.Commitment(index=newest.index, commitment=newest.commitment),
     )
 
 
@@ -640,4 +650,5 @@ def _brief(state: State, round_id: str) -> wire.RoundBrief:
             )
             for standing in row.standings
         ],
+        withdrawn=row.index < state.rounds.withdrawn_before,
     )

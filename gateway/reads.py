@@ -385,7 +385,7 @@ def _round(row: Round) -> schemas.RoundDetail:
         node_id=row.node_id,
         status=row.status,
         commitment=row.commitment,
-        secret=decision.secret if decision else None,
+        secret=(decision.secret or None) if decision else None,
         base=_base(row.base),
         candidates=[_round_candidate(standing, decision) for standing in row.standings],
         verdict=decision.verdict if decision else None,

@@ -108,6 +108,7 @@ class State:
             events.RoundDecided: rounds,
             events.WriterStarted: self._writer_started,
             events.CommitmentsDeposited: self.rounds.deposited,
+            events.CommitmentsWithdrawn: self.rounds.withdrawn,
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds

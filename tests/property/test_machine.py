@@ -323,6 +323,11 @@ class Network(RuleBasedStateMachine):
         ]
         self.attempt(commands.DepositCommitments(judge="j", first=first, commitments=commitments))
 
+    @rule(luck=st.integers(0, 3))
+    def the_judges_key_is_lost(self, luck: int) -> None:
+        if not luck:
+            self.attempt(commands.WithdrawCommitments(judge="j", reason="سبب"))
+
     @rule(data=st.data(), judge=st.sampled_from(("j", "j", "k")), honest=st.integers(0, 4))
     def judges(self, data: Any, judge: str, honest: int) -> None:
         undecided = sorted(self.state.rounds.undecided)
@@ -336,13 +341,14 @@ class Network(RuleBasedStateMachine):
             return
         standing = [one.candidate.candidate_id for one in row.standings]
         promoted = data.draw(st.sampled_from([*standing, ""]))
+        lost = row.index < self.state.rounds.withdrawn_before and not promoted
         champion = self.state.graph.base(row.node_id, row.workload)
-        revealed = secret(row.index) if honest else b"\0" * 32
+        revealed = b"" if lost else secret(row.index) if honest else b"\0" * 32
         self.attempt(
             commands.DecideRound(
                 round_id=round_id,
                 judge="j",
-                verdict="promote" if promoted else "keep",
+                verdict="promote" if promoted else "void" if lost else "keep",
                 secret=revealed.hex(),
                 reasons=events.Reasons(ar="سبب", en="why"),
                 candidates=[
@@ -350,7 +356,7 @@ class Network(RuleBasedStateMachine):
                         candidate_id=one,
                         verdict="v",
                         reasons=events.Reasons(ar="س", en="w"),
-                        error=1,
+                        error=None if lost else 1,
                     )
                     for one in standing
                 ],
