@@ -70,17 +70,27 @@ def suspicion(seen: Seen | None, started_at: int, now: int, limits: Limits) -> s
     return ""
 
 
-def mass_loss(presence: Presence, now: int) -> bool:
-    """Whether so many agents went at once that the fault is more likely ours than theirs."""
-    agents = [seen for seen in presence.workers.values() if seen.via == "nats" and seen.last_seen]
-    gone = sum(
-        1
-        for seen in agents
-        if seen.disconnected_at and now - seen.disconnected_at < MASS_LOSS_SECONDS * 1e6
-    )
+def mass_loss(state: State, presence: Presence, now: int) -> bool:
+    """Whether so many agents went at once that the fault is more likely ours than theirs.
+
+    Who said goodbye, or was offline before its connection broke, neither went nor was here.
+    """
+    since = now - int(MASS_LOSS_SECONDS * 1e6)
+    online = state.workers.online_by["nats"]
+    gone = still_online = 0
+    for worker_id in presence.lost_since(since + 1):
+        worker, seen = state.workers.table.get(worker_id), presence.workers[worker_id]
+        if worker is None or not seen.session:
+            continue
+        if worker_id in online:
+            still_online += 1
+        elif worker.changed_at < seen.disconnected_at:
+            continue
+        gone += 1
     if gone < 2:
         return False
-    return gone == len(agents) or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * len(agents))
+    agents = len(online) + gone - still_online
+    return gone == agents or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * agents)
 
 
 def plan(
@@ -208,7 +218,9 @@ class Liveness:
 
     async def tick(self, now: int) -> None:
         """Act on what is (not) heard by `now`."""
-        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(self._presence, now):
+        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(
+            self._door.state, self._presence, now
+        ):
             self.grace.begin(now, self._limits.lease)
         self._last_tick = now
         planned = plan(

@@ -34,7 +34,8 @@ def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventDat
     """Record what a heartbeat changes; one that changes nothing leaves no event."""
     _require_no_agent(state, command.worker_id)
     worker = state.workers.table.get(command.worker_id)
-    if worker is None:
+    if worker is None or worker.via == "nats":
+        # The name of an agent that is away is free; its own session ends with that.
         return [
             events.WorkerRegistered(
                 worker_id=command.worker_id,

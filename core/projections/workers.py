@@ -26,13 +26,20 @@ class Workers:
 
     def __init__(self) -> None:
         self.table: Table[Worker] = Table("workers")
-        self.online = 0
+        self.online_by: dict[events.Via, dict[str, None]] = {"http": {}, "nats": {}}
+        """Ids of the workers that are online, by the way they work."""
+
+    @property
+    def online(self) -> int:
+        """How many workers are online."""
+        return sum(len(ids) for ids in self.online_by.values())
 
     def _put(self, worker: Worker) -> None:
         before = self.table.get(worker.worker_id)
-        self.online += (worker.status == "online") - (
-            before is not None and before.status == "online"
-        )
+        if before is not None:
+            self.online_by[before.via].pop(worker.worker_id, None)
+        if worker.status == "online":
+            self.online_by[worker.via][worker.worker_id] = None
         self.table.put(worker.worker_id, worker)
 
     def apply(self, seq: int, at: int, data: events.EventData) -> None:

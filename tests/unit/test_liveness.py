@@ -63,7 +63,7 @@ def test_with_nobody_waiting_the_lease_runs() -> None:
 
 def test_a_broken_connection_counts_after_two_seconds() -> None:
     world, presence = _running()
-    presence.of("a1").disconnected_at = world.now
+    presence.lost("a1", world.now)
     world.later(1.9)
     assert _expired(_plan(world, presence, waits=True)) == []
     world.later(0.2)
@@ -84,7 +84,7 @@ def test_a_worker_heard_of_and_then_lost_in_a_time_of_grace_is_suspected_like_an
     grace.begin(world.now, 60)
     world.later(1)
     presence.beat("a1", world.now, "session-a1", 0, [BEAT])
-    presence.of("a1").disconnected_at = world.now
+    presence.lost("a1", world.now)
     world.later(2.1)
     assert len(_expired(_plan(world, presence, waits=True, grace=grace))) == 1
 
@@ -107,14 +107,61 @@ def test_a_heartbeat_after_the_silence_brings_a_worker_back_online() -> None:
     assert [type(command) for command in planned] == [commands.MarkOnline]
 
 
+def _fleet(count: int) -> tuple[World, Presence]:
+    world, presence = World(), Presence(0)
+    for number in range(count):
+        session = world.agent(f"a{number}")
+        presence.beat(f"a{number}", world.now, session, 0, [])
+    return world, presence
+
+
 def test_losing_all_agents_at_once_is_our_fault_not_theirs() -> None:
-    presence = Presence(0)
-    for number in range(2):
-        presence.beat(f"a{number}", SECOND, "s", 0, [])
-        presence.of(f"a{number}").disconnected_at = 2 * SECOND
-    assert liveness.mass_loss(presence, 3 * SECOND)
-    presence.beat("a1", 3 * SECOND, "s", 0, [])
-    assert not liveness.mass_loss(presence, 3 * SECOND)
+    world, presence = _fleet(2)
+    for worker_id in ("a0", "a1"):
+        presence.lost(worker_id, world.now)
+    world.later(1)
+    assert liveness.mass_loss(world.state, presence, world.now)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert not liveness.mass_loss(world.state, presence, world.now)
+    presence.lost("a1", world.now)
+    world.later(liveness.MASS_LOSS_SECONDS)
+    assert not liveness.mass_loss(world.state, presence, world.now)
+
+
+def _leaves(world: World, worker_id: str, reason: str) -> None:
+    session = f"session-{worker_id}"
+    world.do(commands.MarkOffline(worker_id=worker_id, reason=reason, session=session))
+
+
+def test_agents_that_left_long_ago_do_not_hide_that_all_others_went_at_once() -> None:
+    world, presence = _fleet(20)
+    for number in range(2, 20):
+        _leaves(world, f"a{number}", "silence")
+    world.later(3600)
+    for worker_id in ("a0", "a1"):
+        presence.lost(worker_id, world.now)
+    assert liveness.mass_loss(world.state, presence, world.now)
+
+
+def test_agents_that_said_goodbye_or_were_offline_before_are_no_mass_loss() -> None:
+    world, presence = _fleet(12)
+    for number in range(11):
+        _leaves(world, f"a{number}", "bye")
+        if number % 2:
+            presence.of(f"a{number}").session = ""
+        else:
+            world.later(0.1)
+        presence.lost(f"a{number}", world.now)
+    assert not liveness.mass_loss(world.state, presence, world.now)
+
+
+def test_agents_marked_offline_for_a_loss_of_these_seconds_still_count_as_gone() -> None:
+    world, presence = _fleet(4)
+    for number in range(4):
+        presence.lost(f"a{number}", world.now)
+        world.later(1)
+        _leaves(world, f"a{number}", "its connection broke")
+    assert liveness.mass_loss(world.state, presence, world.now)
 
 
 def test_an_http_worker_keeps_a_silent_training_for_its_whole_lease() -> None:
