@@ -37,6 +37,8 @@ class Presence:
         self.workers: dict[str, Seen] = {}
         self.losses: dict[str, deque[tuple[str, int, float]]] = {}
         """(rival, step, loss) of running tasks, the newest LOSSES_MAX each."""
+        self._heard: dict[str, None] = {}
+        """Agents that sent a heartbeat since `take_heard` last asked."""
         self._lost: dict[str, int] = {}
         """Who lost its connection when, in that order, for the last LOST_SECONDS_MAX."""
 
@@ -57,6 +59,7 @@ class Presence:
         seen = self.of(worker_id)
         seen.last_seen, seen.via, seen.session, seen.executor_pid = at, "nats", session, pid
         self.found(worker_id)
+        self._heard[worker_id] = None
         seen.tasks = {task.task_id: task for task in tasks}
         for task in tasks:
             seen.listed_at.pop((task.task_id, task.attempt), None)
@@ -65,6 +68,12 @@ class Presence:
                 del seen.listed_at[next(iter(seen.listed_at))]
             if task.loss is not None:
                 self._loss(task)
+
+    def take_heard(self) -> list[str]:
+        """The agents that sent a heartbeat since this was last asked."""
+        heard = list(self._heard)
+        self._heard.clear()
+        return heard
 
     def lost(self, worker_id: str, at: int) -> None:
         """An agent's connection broke."""

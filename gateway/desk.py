@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import hashlib
+import itertools
 import logging
 import re
 import uuid
@@ -19,6 +20,7 @@ from core.decide import tasks as rules
 from core.presence import Presence
 from core.projections.rounds import Round
 from core.projections.state import State
+from core.projections.tables import Table
 from core.projections.tasks import Task, token_of
 from core.projections.workers import Worker
 
@@ -94,6 +96,8 @@ class Desk:
         self._verified: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._ids: dict[str, str] = {}
+        """Worker ids by token, of the workers in `_indexed`."""
+        self._indexed: Table[Worker] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "claim": self._claim,
@@ -162,9 +166,11 @@ class Desk:
 
     def _by_token(self, token: str) -> Worker | None:
         workers = self._door.state.workers.table
-        if token not in self._ids:
-            # Tokens of strange ids are hashes; they are looked up once after a start.
-            self._ids |= {subjects.token(worker.worker_id): worker.worker_id for worker in workers}
+        if workers is not self._indexed:
+            self._indexed, self._ids = workers, {}  # the state was built anew
+        # Tokens of strange ids are hashes. Workers only ever join, at the end of the table.
+        for worker_id in itertools.islice(reversed(workers.rows), len(workers) - len(self._ids)):
+            self._ids[subjects.token(worker_id)] = worker_id
         return workers.get(self._ids.get(token, ""))
 
     # ── sessions ──

@@ -7,7 +7,6 @@ import msgspec
 
 from core import errors, events, runtime, wire
 from core.bus import Bus
-from core.projections.rounds import Round
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +95,7 @@ class Judgements:
     async def _offer(self) -> None:
         closed = await self._door.read(
             lambda state: [
-                round_id
-                for round_id in state.rounds.undecided
-                if isinstance(row := state.rounds.table.rows[round_id], Round)
-                and row.status in ("closed", "judging")
+                round_id for round_id in state.rounds.undecided if round_id not in state.rounds.open
             ]
         )
         answer = await self._control.api("STREAM.INFO.JUDGEMENTS")

@@ -183,12 +183,12 @@ class Rounds:
         """Commitments of lower index were made with a key that is lost."""
         self.of_node: dict[str, list[str]] = {}
         self.undecided: dict[str, None] = {}
+        self.open: dict[str, None] = {}
 
     @property
     def awaiting_judgement(self) -> int:
         """How many closed rounds no judge has decided."""
-        rows = (self.table.rows[round_id] for round_id in self.undecided)
-        return sum(1 for row in rows if row.status in ("closed", "judging"))
+        return len(self.undecided) - len(self.open)
 
     @property
     def newest(self) -> Commitment | None:
@@ -225,6 +225,10 @@ class Rounds:
 
     def _index(self, after: Round, data: events.EventData) -> None:
         node = self.node(after.node_id)
+        if after.status == "open":
+            self.open[after.round_id] = None
+        else:
+            self.open.pop(after.round_id, None)
         match data:
             case events.RoundOpened():
                 self.of_node.setdefault(after.node_id, []).append(after.round_id)

@@ -163,6 +163,14 @@ class State:
             self.quarantine,
         )
 
+    def settle(self, rows_max: int) -> bool:
+        """Work on the hash ahead of the question, by at most so many rows; whether none is left."""
+        for table in self.tables():
+            if rows_max <= 0:
+                return False
+            rows_max -= table.settle(rows_max)
+        return rows_max > 0
+
     def hash(self) -> str:
         """SHA-256 over sequence and digest of every table, hex; equal states, equal hashes."""
         digest = hashlib.sha256(str(self.seq).encode())

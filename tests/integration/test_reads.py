@@ -16,7 +16,7 @@ from core import commands, errors, events, lanes, runtime, topology, wire
 from core.bus import Bus
 from core.projections import tasks as projection
 from core.projections.state import State
-from gateway import control
+from gateway import control, reads
 from tests.integration.gateway_stack import Reply, Stack, quoted, started
 
 SECRET = b"s" * 32
@@ -534,6 +534,30 @@ async def test_a_connection_is_known_by_its_credentials_and_not_by_what_it_calls
     async with asyncio.timeout(10):
         await come_and_gone.wait()
     assert seen == [("here", "liar"), ("gone", "liar")]
+
+
+async def test_others_have_their_turn_while_a_large_state_is_hashed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "HASHED_AT_ONCE", 1)
+    for number in range(2_000):
+        registered = events.WorkerRegistered(worker_id=f"w{number}", hostname="h")
+        stack.parts.door.state.workers.apply(1, 1, registered)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.ensure_future(others())
+    await asyncio.sleep(0)
+    before = turns
+    answer = (await stack.get("/log/state")).json["log"]
+    running.cancel()
+    assert turns - before >= 2_000
+    assert answer["state_hash"] == stack.parts.door.state.hash()
 
 
 # ── health ──

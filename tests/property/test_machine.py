@@ -393,8 +393,17 @@ class Network(RuleBasedStateMachine):
                 still_open[row.node_id] += 1
         assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
         assert +Counter(tasks.open_of_node) == still_open
-        online = sum(worker.status == "online" for worker in self.state.workers.table)
-        assert self.state.workers.online == online
+        online = {
+            one.worker_id: one.via for one in self.state.workers.table if one.status == "online"
+        }
+        by = self.state.workers.online_by
+        assert {one: via for via, ids in by.items() for one in ids} == online
+        assert self.state.workers.online == len(online)
+        rounds = self.state.rounds
+        assert set(rounds.open) == {row.round_id for row in rounds.table if row.status == "open"}
+        undecided = {row.round_id for row in rounds.table if row.status != "decided"}
+        assert set(rounds.undecided) == undecided
+        assert rounds.awaiting_judgement == len(undecided - set(rounds.open))
         assert tasks.ids == list(tasks.table.rows)
 
     @invariant()

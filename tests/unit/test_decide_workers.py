@@ -1,5 +1,7 @@
 """Workers: registration and heartbeats over HTTP, sessions of agents, online and offline."""
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -96,6 +98,28 @@ def test_the_id_of_an_agent_that_is_online_is_taken_and_that_of_one_away_is_free
     assert (taken.via, taken.session, taken.status) == ("http", "", "online")
     with pytest.raises(errors.SupersededSession):
         rules.require_session(world.state, "a1", "session-a1")
+
+
+def test_one_stranger_too_many_is_refused_however_it_comes_and_those_known_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rules.WORKERS_MAX == 100_000
+    monkeypatch.setattr(rules, "WORKERS_MAX", 2)
+    world = World()
+    world.http_worker()
+    world.agent("a1", session="s1")
+    comings: tuple[Callable[[], object], ...] = (
+        lambda: world.http_worker("w3"),
+        lambda: beat(world, "w3"),
+        lambda: world.agent("a3"),
+    )
+    for come in comings:
+        with pytest.raises(errors.QuotaExceeded, match="2 workers are known"):
+            come()
+    world.http_worker()
+    beat(world, status="busy")
+    hello(world, "s2")
+    assert len(world.state.workers.table) == 2
 
 
 # ── sessions ──

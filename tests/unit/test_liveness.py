@@ -1,6 +1,9 @@
 """Who is suspected, who keeps a task, and when nobody is."""
 
-from core import commands
+import asyncio
+
+from core import commands, events, runtime
+from core.log_memory import MemoryLog
 from core.presence import Presence
 from core.wire import TaskBeat
 from orchestrator import liveness
@@ -29,6 +32,7 @@ def _plan(
         presence,
         world.now,
         LIMITS,
+        watched=liveness.watched(world.state, presence.take_heard()),
         grace=grace or Grace(),
         someone_waits=lambda task: waits,
     )
@@ -192,6 +196,67 @@ def test_a_heartbeat_renews_an_http_lease_until_the_worker_asks_for_other_work()
     seen.asked_at = world.now
     seen.signalled_at = seen.last_seen = world.now
     assert len(_expired(_plan(world, presence, waits=True))) == 1
+
+
+def test_only_who_is_online_or_heard_of_again_is_looked_at() -> None:
+    world, presence = _fleet(4)
+    world.http_worker("w1")
+    for worker_id in ("a0", "a1"):
+        _leaves(world, worker_id, "silence")
+    world.do(commands.Heartbeat(worker_id="w2", status="gone"))
+    assert presence.take_heard() == ["a0", "a1", "a2", "a3"]
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    heard = presence.take_heard()
+    assert liveness.watched(world.state, heard).workers == ["w1", "a2", "a3", "a1"]
+    assert liveness.watched(world.state, presence.take_heard()).workers == ["w1", "a2", "a3"]
+
+
+def test_what_is_looked_at_comes_in_slices_that_leave_nothing_out() -> None:
+    whole = liveness.Watched([f"t{n}" for n in range(7)], [f"w{n}" for n in range(3)], ["r"])
+    parts = list(liveness.slices(whole, 3))
+    assert [len(part.tasks) for part in parts] == [3, 3, 1]
+    assert [one for part in parts for one in part.tasks] == whole.tasks
+    assert [one for part in parts for one in part.workers] == whole.workers
+    assert [one for part in parts for one in part.rounds] == whole.rounds
+    assert list(liveness.slices(liveness.Watched([], [], []), 3)) == []
+
+
+async def test_others_have_their_turn_while_liveness_looks_at_many() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    for number in range(4 * liveness.LOOKED_AT_ONCE):
+        registered = events.WorkerRegistered(worker_id=f"w{number}", hostname="h")
+        door.state.workers.apply(1, runtime.now(), registered)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.ensure_future(others())
+    one = liveness.Liveness(door, Presence(runtime.now()), LIMITS, lambda task: False)
+    await one.tick(runtime.now())
+    running.cancel()
+    assert turns >= 4
+
+
+def test_a_task_that_ended_since_it_was_listed_is_left_alone() -> None:
+    world, presence = _running()
+    listed = liveness.watched(world.state, [])
+    world.do(commands.CancelTask(task_id="t1"))
+    world.later(1000)
+    planned = liveness.plan(
+        world.state,
+        presence,
+        world.now,
+        LIMITS,
+        watched=listed,
+        grace=Grace(),
+        someone_waits=lambda task: True,
+    )
+    assert _expired(planned) == []
 
 
 def test_a_round_closes_at_its_deadline() -> None:
