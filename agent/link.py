@@ -146,12 +146,11 @@ class Link:
     async def hello(self, machine: Machine, holding: list[Token]) -> wire.Welcome:
         """Begin a session."""
         welcome = await self._ask(
-            "hello",
+            f"hello.{self.lane}",
             wire.Hello(
                 worker_id=self.worker_id,
                 protocol=wire.PROTOCOL,
                 hostname=machine.hostname,
-                lane=self.lane,
                 capabilities=msgspec.to_builtins(machine),
                 holding=holding,
             ),

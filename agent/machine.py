@@ -8,7 +8,7 @@ import sys
 import msgspec
 import psutil
 
-MEMORY_BUCKETS_GB = (4, 8, 16, 32, 64, 80, 128, 192)
+from core import lanes
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +24,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def lane(self) -> str:
         """The class of agents this device belongs to: device and memory bucket, rounded down."""
-        fitting = [bucket for bucket in MEMORY_BUCKETS_GB if bucket <= self.memory_gb * 1.03]
-        return f"{self.device}-{fitting[-1] if fitting else 1}"
+        return f"{self.device}-{lanes.bucket(self.memory_gb * 1.03)}"
 
 
 def inspect() -> Machine:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 
 import click
 
 from cli import child
+from core import errors
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -31,6 +33,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=_FILE,
     help="The judges' key file; made if missing. All judges of one control plane share it.",
 )
+@click.option(
+    "--new-key",
+    is_flag=True,
+    help="The old key is lost: make one if the file is missing, and end void the rounds that only "
+    "the old one could judge.",
+)
 @click.option("--judge-id", default="judge", show_default=True)
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -39,17 +47,33 @@ def judge(
     creds: Path,
     fleet_creds: Path,
     key: Path,
+    new_key: bool,
     judge_id: str,
     as_child: bool,
     verbose: bool,
 ) -> None:
     """Judge candidates on hidden cases and send the verdicts."""
     child.configure_logging(verbose)
-    asyncio.run(_run(nats_url, creds, fleet_creds, key, judge_id, as_child))
+    try:
+        asyncio.run(
+            _run(nats_url, creds, fleet_creds, key, key.exists(), new_key, judge_id, as_child)
+        )
+    except errors.DataDirectoryError as error:
+        if not as_child:
+            raise
+        logging.getLogger(__name__).error("%s", error)
+        raise SystemExit(child.REFUSED) from error
 
 
 async def _run(
-    nats_url: str, creds: Path, fleet_creds: Path, key: Path, judge_id: str, as_child: bool
+    nats_url: str,
+    creds: Path,
+    fleet_creds: Path,
+    key: Path,
+    has_key: bool,
+    new_key: bool,
+    judge_id: str,
+    as_child: bool,
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -59,7 +83,6 @@ async def _run(
     from core.chunks import JetStreamChunks
     from orchestrator import judge as bench
 
-    secret_key = bench.load_key(key)
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect(credentials: Path, account: str) -> Bus:
@@ -73,8 +96,13 @@ async def _run(
             return bus
 
         control = await connect(creds, "control")
+        committed = 0 if has_key or new_key else await bench.deposited(control, judge_id)
+        secret_key = bench.load_key(key, committed)
         store = JetStreamChunks(await connect(fleet_creds, "fleet"))
         one = bench.Judge(control, store, secret_key, judge_id)
+
+        if new_key:
+            await one.withdraw("the judges' key was lost")
 
         async def stop() -> None:
             await stopping.wait()

@@ -327,6 +327,12 @@ def default_data() -> Path:
     help="Go on with a log that lost its end, or was put back to an older day.",
 )
 @click.option(
+    "--new-judge-key",
+    is_flag=True,
+    help="The judge's key is lost: make a new one, and end void the rounds that only the old one "
+    "could judge.",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Written as JSON when everything is up: addresses, process ids, credentials.",
@@ -342,6 +348,7 @@ def up(
     worker_timeout_sec: float,
     http_lease_sec: float,
     accept_loss: bool,
+    new_judge_key: bool,
     ready_file: Path | None,
 ) -> None:
     """Run everything on this machine: server, control plane, judge and local agents."""
@@ -369,6 +376,7 @@ def up(
                 worker_timeout_sec=worker_timeout_sec,
                 http_lease_sec=http_lease_sec,
                 accept_loss=accept_loss,
+                new_judge_key=new_judge_key,
             )
             supervisor.announce()
             supervisor.run()
@@ -391,6 +399,7 @@ def _start_members(
     worker_timeout_sec: float,
     http_lease_sec: float,
     accept_loss: bool,
+    new_judge_key: bool,
 ) -> None:
     control = supervisor.add(
         "gateway",
@@ -417,6 +426,7 @@ def _start_members(
         *("--creds", str(data / "creds" / "judge.creds")),
         *("--fleet-creds", str(data / "creds" / "judge-fleet.creds")),
         *("--key", str(data / "judge" / "key")),
+        *(["--new-key"] if new_judge_key else []),
     )
     members = [
         supervisor.add(
@@ -432,3 +442,6 @@ def _start_members(
     ]
     for member in (judge, *members):
         supervisor.wait_ready(member)
+    if new_judge_key:
+        # Once is enough: a judge that is started again goes on with the key it has.
+        judge.argv.remove("--new-key")

@@ -232,12 +232,14 @@ class Authority:
                 f"The worker id {worker!r} is used by the server itself; choose another."
             )
         own = [f"fleet.{worker}.*", f"hb.{worker}", f"telemetry.{worker}.*", f"chunk.{worker}.*"]
+        # Its lane stands on the subject of its hello, where the server checks it.
+        hello = [f"fleet.{worker}.hello.{lane}" for lane in lanes]
         pull = [f"$JS.API.CONSUMER.MSG.NEXT.WORK.{lane}" for lane in lanes]
         ack = [f"$JS.ACK.WORK.{lane}.>" for lane in lanes]
         return self.mint(
             "AGENTS",
             worker,
-            publish=own + pull + ack,
+            publish=own + hello + pull + ack,
             subscribe=[f"_INBOX_{worker}.>"],
             public_key=public_key,
         )

@@ -40,7 +40,8 @@ RULES: dict[str, str] = {
     "base": "what is started from, or measured against, is the champion of that moment",
     "graph": "the tree has one root, no cycles, and keeps its bounds",
     "rounds": "candidates come from completed tasks that entered an open round, one a node",
-    "commitment": "each round takes a deposited commitment, and its secret opens it",
+    "commitment": "each round takes a deposited commitment, and its secret opens it; a round whose"
+    " commitment was withdrawn may end void without",
     "promotion": "a champion stood in the round whose verdict, right before, promotes it",
     "artifacts": "what the log names is stored, and is what its digest says",
 }
@@ -184,6 +185,7 @@ class Auditor:
             events.NodeAdded: self._tree.added,
             events.ChampionPromoted: self._rounds.promoted,
             events.CommitmentsDeposited: self._rounds.deposited,
+            events.CommitmentsWithdrawn: self._rounds.withdrawn,
         }
         for cls in events.TYPES.values():
             # The first field names the aggregate.
@@ -471,6 +473,7 @@ class _Standing(NamedTuple):
 class _Round:
     node_id: str
     workload: Workload
+    index: int
     commitment: str
     status: str = "open"
     awaited: dict[Rival, str] = field(default_factory=dict)
@@ -497,6 +500,7 @@ class _Rounds:
         self._strangers: set[str] = set()
         self._free: dict[int, str] = {}
         self._next_index = 0
+        self._withdrawn_before = 0
         self.due: _Due | None = None
 
     def deposited(self, seq: int, data: events.CommitmentsDeposited) -> None:
@@ -506,6 +510,14 @@ class _Rounds:
             self._add("commitment", seq, detail)
         self._free.update(enumerate(data.commitments, data.first))
         self._next_index = data.first + len(data.commitments)
+
+    def withdrawn(self, seq: int, data: events.CommitmentsWithdrawn) -> None:
+        """Take it that nobody can open the commitments of lower index any more."""
+        if data.before > self._next_index:
+            detail = f"commitments below {data.before} are withdrawn; {self._next_index} comes next"
+            self._add("commitment", seq, detail)
+        self._withdrawn_before = max(self._withdrawn_before, data.before)
+        self._free = {index: one for index, one in self._free.items() if index >= data.before}
 
     def take(self, seq: int, data: Any) -> None:
         """Take an event of a round."""
@@ -568,7 +580,7 @@ class _Rounds:
         if self._free.pop(data.index, None) != data.commitment:
             detail = f"{data.round_id}: commitment {data.index} was not deposited, or is used up"
             self._add("commitment", seq, detail)
-        row = _Round(data.node_id, data.workload, data.commitment)
+        row = _Round(data.node_id, data.workload, data.index, data.commitment)
         self._rows[data.round_id] = row
         self._open[data.node_id] = data.round_id
         self._require_base(seq, data, row, data.base)
@@ -613,7 +625,10 @@ class _Rounds:
         return ""
 
     def _decided(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
-        if not _opens(data.secret, row.commitment):
+        if not data.secret and row.index < self._withdrawn_before:
+            if data.verdict != "void" or any(one.error is not None for one in data.candidates):
+                self._add("commitment", seq, f"{data.round_id} was measured without its secret")
+        elif not _opens(data.secret, row.commitment):
             self._add("commitment", seq, f"the secret of {data.round_id} does not open it")
         judged = {one.candidate_id for one in data.candidates}
         if judged != row.standings.keys():

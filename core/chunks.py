@@ -20,6 +20,8 @@ DESK = "desk"
 """The writer of manifests, and of what control stores itself."""
 CHUNK_BYTES = 1024 * 1024 - 4096
 FILES_MAX = 64
+MANIFEST_CHUNKS_MAX = CHUNK_BYTES // 67
+"""More digests, in quotes and with their commas, fit into no manifest."""
 WRITTEN_ALREADY = 10077
 """JetStream's error code where a subject's only message stands already (and for a full stream)."""
 NO_MESSAGE = frozenset({10037, 10043})

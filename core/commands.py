@@ -196,6 +196,13 @@ class DepositCommitments(Command, frozen=True, kw_only=True):
     commitments: list[str]
 
 
+class WithdrawCommitments(Command, frozen=True, kw_only=True):
+    """The judges' key is lost: what was committed to with it so far holds no longer."""
+
+    judge: str
+    reason: str = ""
+
+
 class CloseRound(Command, frozen=True, kw_only=True):
     """A round's deadline passed."""
 
@@ -210,7 +217,8 @@ class StartJudging(Command, frozen=True, kw_only=True):
 
 
 class DecideRound(Command, frozen=True, kw_only=True):
-    """A judge's verdict. `against` is the champion candidate it measured against."""
+    """A judge's verdict. `against` is the champion candidate it measured against; `secret` is ""
+    for a round whose commitment was withdrawn, which nobody can open."""
 
     round_id: str
     judge: str
@@ -262,6 +270,7 @@ AnyCommand: TypeAlias = (
     | MarkOffline
     | MarkOnline
     | DepositCommitments
+    | WithdrawCommitments
     | CloseRound
     | StartJudging
     | DecideRound

@@ -435,6 +435,15 @@ class LogSealed(Data, frozen=True, kw_only=True):
     previous: str
 
 
+class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
+    """The key behind the commitments below index `before` is lost: no round takes one any more, and
+    those that took one end void, without a secret."""
+
+    judge: str
+    before: int
+    reason: str = ""
+
+
 EventData: TypeAlias = (
     NodeAdded
     | ChampionPromoted
@@ -464,6 +473,7 @@ EventData: TypeAlias = (
     | RoundDecided
     | WriterStarted
     | CommitmentsDeposited
+    | CommitmentsWithdrawn
     | LogSealed
 )
 
@@ -494,7 +504,7 @@ OfRounds: TypeAlias = (
     | JudgingStarted
     | RoundDecided
 )
-OfLog: TypeAlias = WriterStarted | CommitmentsDeposited | LogSealed
+OfLog: TypeAlias = WriterStarted | CommitmentsDeposited | CommitmentsWithdrawn | LogSealed
 """EventData by what an event is of. Who looks at one kind sets the others aside by these names and
 matches the rest to the end: a new event belongs in a group here, and in each match on that group.
 """
@@ -695,7 +705,7 @@ def subject_of(data: EventData) -> str:
 def _aggregate(cls: type[EventData]) -> tuple[str, str]:
     if cls is WriterStarted:
         return subjects.LOG_WRITER, ""
-    if cls is CommitmentsDeposited:
+    if cls in (CommitmentsDeposited, CommitmentsWithdrawn):
         return subjects.LOG_COMMITMENTS, ""
     if cls is LogSealed:
         return subjects.LOG_SEAL, ""

@@ -1,12 +1,14 @@
 """Presence: who was heard of when. Folded from heartbeats, never part of the state hash."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from core.wire import TaskBeat
 
 LOSSES_MAX = 400
 LISTED_MAX = 128
+LOST_SECONDS_MAX = 60
 
 
 @dataclass(slots=True)
@@ -35,6 +37,10 @@ class Presence:
         self.workers: dict[str, Seen] = {}
         self.losses: dict[str, deque[tuple[str, int, float]]] = {}
         """(rival, step, loss) of running tasks, the newest LOSSES_MAX each."""
+        self._heard: dict[str, None] = {}
+        """Agents that sent a heartbeat since `take_heard` last asked."""
+        self._lost: dict[str, int] = {}
+        """Who lost its connection when, in that order, for the last LOST_SECONDS_MAX."""
 
     def of(self, worker_id: str) -> Seen:
         """The worker's record; an empty one is made for a new worker."""
@@ -49,10 +55,11 @@ class Presence:
         return seen.last_seen if seen else 0
 
     def beat(self, worker_id: str, at: int, session: str, pid: int, tasks: list[TaskBeat]) -> None:
-        """Fold an agent's heartbeat."""
+        """Fold an agent's heartbeat; `tasks` are those of its tasks that it holds."""
         seen = self.of(worker_id)
         seen.last_seen, seen.via, seen.session, seen.executor_pid = at, "nats", session, pid
-        seen.disconnected_at = 0
+        self.found(worker_id)
+        self._heard[worker_id] = None
         seen.tasks = {task.task_id: task for task in tasks}
         for task in tasks:
             seen.listed_at.pop((task.task_id, task.attempt), None)
@@ -61,6 +68,32 @@ class Presence:
                 del seen.listed_at[next(iter(seen.listed_at))]
             if task.loss is not None:
                 self._loss(task)
+
+    def take_heard(self) -> list[str]:
+        """The agents that sent a heartbeat since this was last asked."""
+        heard = list(self._heard)
+        self._heard.clear()
+        return heard
+
+    def lost(self, worker_id: str, at: int) -> None:
+        """An agent's connection broke."""
+        self.of(worker_id).disconnected_at = at
+        self._lost.pop(worker_id, None)
+        self._lost[worker_id] = at
+        while at - next(iter(self._lost.values())) > LOST_SECONDS_MAX * 1_000_000:
+            del self._lost[next(iter(self._lost))]
+
+    def found(self, worker_id: str) -> None:
+        """An agent's connection stands (again)."""
+        self.of(worker_id).disconnected_at = 0
+        self._lost.pop(worker_id, None)
+
+    def lost_since(self, moment: int) -> Iterator[str]:
+        """Agents whose connection broke at or after a moment and is not back; the latest first."""
+        for worker_id, at in reversed(self._lost.items()):
+            if at < moment:
+                return
+            yield worker_id
 
     def _loss(self, task: TaskBeat) -> None:
         losses = self.losses.setdefault(task.task_id, deque(maxlen=LOSSES_MAX))

@@ -4,11 +4,11 @@ An answer is `{"ok": {...}}` or `{"error": NAME, "detail": TEXT}`, where NAME is
 `core.errors`. Chunks travel as they are, behind one byte that says whether they do.
 """
 
-from typing import Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from core import errors, events
+from core import chunks, errors, events
 from core.chunks import Manifest
 from core.events import (
     Base,
@@ -25,8 +25,15 @@ from core.events import (
 )
 
 PROTOCOL = 1
+BEAT_TASKS_MAX = 128
+"""Twice what a worker may hold: it also speaks of claims that expired and may be revived."""
 
 T = TypeVar("T")
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+_ChunkBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=chunks.CHUNK_BYTES)]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +48,9 @@ class TaskBeat(Wire, frozen=True, kw_only=True):
 
     task_id: str
     attempt: int
-    rival: str = ""
-    step: int = 0
-    total_steps: int = 0
+    rival: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    step: _Count = 0
+    total_steps: _Count = 0
     loss: float | None = None
 
 
@@ -55,7 +62,7 @@ class Beat(Wire, frozen=True, kw_only=True):
     session: str = ""
     status: str = "online"
     executor_pid: int = 0
-    tasks: list[TaskBeat] = []
+    tasks: Annotated[list[TaskBeat], msgspec.Meta(max_length=BEAT_TASKS_MAX)] = []
 
 
 class Notice(Wire, frozen=True, kw_only=True):
@@ -71,12 +78,12 @@ class Notice(Wire, frozen=True, kw_only=True):
 
 
 class Hello(Wire, frozen=True, kw_only=True):
-    """An agent begins a session and lists the claims it still works on."""
+    """An agent begins a session and lists the claims it still works on. Its lane is on the subject,
+    `fleet.<worker>.hello.<lane>`, where its credentials answer for it."""
 
     worker_id: str
     protocol: int
     hostname: str
-    lane: str
     capabilities: dict[str, Any] = {}
     holding: list[Token] = []
 
@@ -165,7 +172,9 @@ class MissingRequest(Wire, frozen=True, kw_only=True):
 
     session: str
     token: Token
-    chunks: dict[str, int]
+    chunks: Annotated[
+        dict[_Digest, _ChunkBytes], msgspec.Meta(max_length=chunks.MANIFEST_CHUNKS_MAX)
+    ]
 
 
 class MissingAnswer(Wire, frozen=True, kw_only=True):
@@ -235,6 +244,13 @@ class Deposit(Wire, frozen=True, kw_only=True, tag="deposit"):
     commitments: list[str]
 
 
+class Withdraw(Wire, frozen=True, kw_only=True, tag="withdraw"):
+    """The judges' key is lost, and with it what was committed to so far."""
+
+    judge: str
+    reason: str = ""
+
+
 class TakeRound(Wire, frozen=True, kw_only=True, tag="take"):
     """A judge takes a closed round."""
 
@@ -261,14 +277,22 @@ class Verdict(Wire, frozen=True, kw_only=True, tag="verdict"):
     environment: dict[str, str] = {}
 
 
-JudgeRequest: TypeAlias = Standing | Deposit | TakeRound | Verdict
+JudgeRequest: TypeAlias = Standing | Deposit | Withdraw | TakeRound | Verdict
+
+
+class Commitment(Wire, frozen=True, kw_only=True):
+    """One commitment, hex SHA-256 of the secret of that index."""
+
+    index: int
+    commitment: str
 
 
 class CommitmentsAnswer(Wire, frozen=True, kw_only=True):
-    """Where the deposits stand."""
+    """Where the deposits stand; `newest` is the last one that a judge has to be able to open."""
 
     next_index: int
     unused: int
+    newest: Commitment | None = None
 
 
 class Brought(Wire, frozen=True, kw_only=True):
@@ -280,7 +304,7 @@ class Brought(Wire, frozen=True, kw_only=True):
 
 
 class RoundBrief(Wire, frozen=True, kw_only=True):
-    """A round as its judge needs it."""
+    """A round as its judge needs it; `withdrawn` when the key behind its commitment is lost."""
 
     round_id: str
     node_id: str
@@ -290,6 +314,7 @@ class RoundBrief(Wire, frozen=True, kw_only=True):
     look: int
     champion: Base | None
     candidates: list[Brought]
+    withdrawn: bool = False
 
 
 # ── frames ──

@@ -8,7 +8,7 @@ from importlib import metadata
 import msgspec
 from aiohttp import web
 
-from core import commands, errors, runtime, subjects, wire
+from core import commands, errors, lanes, runtime, subjects, wire
 from core.accounts import Authority
 from gateway import http, openapi, schemas
 from gateway.control import Control
@@ -77,11 +77,12 @@ class _Capabilities(msgspec.Struct):
 
 def _lane(capabilities: msgspec.Raw) -> str:
     try:
-        return msgspec.json.decode(capabilities, type=_Capabilities).lane
+        named = msgspec.json.decode(capabilities, type=_Capabilities).lane
     except msgspec.ValidationError as error:
         raise errors.Invalid(
             f'capabilities.lane names the agent\'s lane, as in "cpu-16": {error}'
         ) from error
+    return lanes.nearest(named)
 
 
 class HealthRoutes:

@@ -1,10 +1,11 @@
 """The parts of the control process that face the network, put together."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -41,10 +42,12 @@ class Control:
     store: ChunkStore
     door: runtime.Runtime
     presence: Presence
+    _making_lane: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ensure_lane(self, lane: str) -> None:
         """Make sure that agents of this lane have something to pull from."""
-        await topology.ensure_lane(self.connections.fleet.api, self.topology, lane)
+        async with self._making_lane:  # else two new ones might both be the last that is allowed
+            await topology.ensure_lane(self.connections.fleet.api, self.topology, lane)
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +102,11 @@ async def open_control(
 
 
 class _Client(msgspec.Struct):
-    name: str = ""
+    jwt: str = ""
+
+
+class _Claims(msgspec.Struct):
+    name: str
 
 
 class _Advisory(msgspec.Struct):
@@ -111,16 +118,28 @@ class _Advisory(msgspec.Struct):
 _decode_advisory = msgspec.json.Decoder(_Advisory).decode
 
 
+def _token_in(advisory: bytes) -> str:
+    """The subject token for which the credentials of a connection were signed, "" without any. What
+    a client calls itself is its own choice; the server believed the signature."""
+    try:
+        _, claims, _ = _decode_advisory(advisory).client.jwt.split(".")
+        padded = claims + "=" * (-len(claims) % 4)
+        return msgspec.json.decode(base64.urlsafe_b64decode(padded), type=_Claims).name
+    except (ValueError, msgspec.MsgspecError) as error:
+        log.warning("an advisory that names nobody", extra={"action": str(error)})
+        return ""
+
+
 async def watch_connections(
     control: Control, on_gone: Callable[[str], None], on_here: Callable[[str], None]
 ) -> None:
-    """Call back with the name of each agent connection that the server saw come or go."""
+    """Call back with the token of each agent whose connection the server saw come or go."""
 
     async def gone(message: Incoming) -> None:
-        on_gone(_decode_advisory(message.data).client.name)
+        on_gone(_token_in(message.data))
 
     async def here(message: Incoming) -> None:
-        on_here(_decode_advisory(message.data).client.name)
+        on_here(_token_in(message.data))
 
     account = control.authority.public_key("AGENTS")
     system = control.connections.system

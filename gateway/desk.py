@@ -1,7 +1,9 @@
 """The agents' side: what agents and judges ask over NATS, answered through the one door."""
 
 import asyncio
+import functools
 import hashlib
+import itertools
 import logging
 import re
 import uuid
@@ -18,6 +20,7 @@ from core.decide import tasks as rules
 from core.presence import Presence
 from core.projections.rounds import Round
 from core.projections.state import State
+from core.projections.tables import Table
 from core.projections.tasks import Task, token_of
 from core.projections.workers import Worker
 
@@ -63,7 +66,8 @@ class Offers(Protocol):
 
 
 class Desk:
-    """Answers agents (`fleet.<worker>.<verb>`) and judges (`cmd.judge`)."""
+    """Answers agents (`fleet.<worker>.<verb>`, `fleet.<worker>.hello.<lane>`) and judges
+    (`cmd.judge`)."""
 
     def __init__(
         self,
@@ -92,9 +96,10 @@ class Desk:
         self._verified: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._ids: dict[str, str] = {}
+        """Worker ids by token, of the workers in `_indexed`."""
+        self._indexed: Table[Worker] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
-            "hello": self._hello,
             "claim": self._claim,
             "missing": self._missing,
             "checkpoint": self._checkpoint,
@@ -108,7 +113,8 @@ class Desk:
 
     async def open(self) -> None:
         """Begin to listen."""
-        await self._fleet.subscribe("fleet.*.*", self._on_request, concurrency=REQUESTS_CONCURRENT)
+        for subject in ("fleet.*.*", "fleet.*.hello.*"):
+            await self._fleet.subscribe(subject, self._on_request, concurrency=REQUESTS_CONCURRENT)
         await self._fleet.subscribe("hb.*", self._on_beat)
         await self._fleet.subscribe("$JS.API.CONSUMER.MSG.NEXT.WORK.*", self._on_pull)
         await self._control.subscribe("cmd.judge", self._on_judge, concurrency=8)
@@ -116,13 +122,13 @@ class Desk:
     # ── framing ──
 
     async def _on_request(self, message: Incoming) -> None:
-        _, worker, verb = message.subject.split(".")
+        _, worker, verb, *lane = message.subject.split(".")
         if verb == "chunk":
             await message.respond(await self._chunk(worker, message.data))
             return
-        handler = self._verbs.get(verb)
+        handler = functools.partial(self._hello, lane[0]) if lane else self._verbs.get(verb)
         if handler is None:
-            known = ", ".join([*self._verbs, "chunk"])
+            known = ", ".join(["hello.LANE", *self._verbs, "chunk"])
             unknown = errors.NotFound(f"the desk knows no {verb!r}, only: {known}")
             self._refusals.record("worker", worker, f"{worker} ({verb})", unknown)
             await message.respond(wire.refusal(unknown))
@@ -160,14 +166,16 @@ class Desk:
 
     def _by_token(self, token: str) -> Worker | None:
         workers = self._door.state.workers.table
-        if token not in self._ids:
-            # Tokens of strange ids are hashes; they are looked up once after a start.
-            self._ids |= {subjects.token(worker.worker_id): worker.worker_id for worker in workers}
+        if workers is not self._indexed:
+            self._indexed, self._ids = workers, {}  # the state was built anew
+        # Tokens of strange ids are hashes. Workers only ever join, at the end of the table.
+        for worker_id in itertools.islice(reversed(workers.rows), len(workers) - len(self._ids)):
+            self._ids[subjects.token(worker_id)] = worker_id
         return workers.get(self._ids.get(token, ""))
 
     # ── sessions ──
 
-    async def _hello(self, token: str, raw: bytes) -> bytes:
+    async def _hello(self, lane: str, token: str, raw: bytes) -> bytes:
         hello = _parse(raw, wire.Hello)
         self._require_worker(token, hello.worker_id)
         if hello.protocol != wire.PROTOCOL:
@@ -175,13 +183,13 @@ class Desk:
                 f"this server speaks protocol {wire.PROTOCOL}, the agent {hello.protocol}; "
                 f"install the same version on both"
             )
-        await self._ensure_lane(hello.lane)
+        await self._ensure_lane(lane)
         session = uuid.uuid4().hex
         command = commands.OpenSession(
             worker_id=hello.worker_id,
             session=session,
             hostname=hello.hostname[:256],
-            lane=hello.lane,
+            lane=lane,
             protocol=hello.protocol,
             capabilities=msgspec.json.encode(hello.capabilities),
             holding=hello.holding,
@@ -195,7 +203,7 @@ class Desk:
         return wire.ok(
             wire.Welcome(
                 session=session,
-                lane=hello.lane,
+                lane=lane,
                 heartbeat_seconds=self._terms.heartbeat_seconds,
                 lease_seconds=self._terms.lease_seconds,
                 holding=[claim for claim in hello.holding if claim.task_id in held],
@@ -220,7 +228,7 @@ class Desk:
             beat = msgspec.json.decode(message.data, type=wire.Beat)
             self._require_worker(message.subject.split(".")[1], beat.worker_id)
         except (msgspec.MsgspecError, UnicodeDecodeError, errors.Invalid) as error:
-            log.warning("a heartbeat that means nothing", extra={"action": str(error)})
+            log.warning("a heartbeat that means nothing: %s", error, extra={"action": "heartbeat"})
             return
         if beat.via != "nats":
             return
@@ -233,11 +241,10 @@ class Desk:
                 ),
             )
             return
-        self._presence.beat(
-            beat.worker_id, runtime.now(), beat.session, beat.executor_pid, beat.tasks
-        )
+        held = [task for task in beat.tasks if self._still_held(beat.worker_id, task)]
+        self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, held)
         for task in beat.tasks:
-            if not self._still_held(beat.worker_id, task):
+            if task not in held:
                 await self._stop(beat.worker_id, task.task_id, "the task is not yours any more")
 
     def _still_held(self, worker_id: str, beat: wire.TaskBeat) -> bool:
@@ -258,17 +265,17 @@ class Desk:
     async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
         await self._tell(worker_id, wire.Notice(kind="stop", task_id=task_id, detail=detail))
 
-    def connection_gone(self, name: str) -> None:
-        """The server lost an agent's connection; `name` is the agent's token."""
-        worker = self._by_token(name)
+    def connection_gone(self, token: str) -> None:
+        """The server lost the connection of the agent with this subject token."""
+        worker = self._by_token(token)
         if worker is not None and worker.via == "nats":
-            self._presence.of(worker.worker_id).disconnected_at = runtime.now()
+            self._presence.lost(worker.worker_id, runtime.now())
 
-    def connection_here(self, name: str) -> None:
+    def connection_here(self, token: str) -> None:
         """An agent's connection stands (again)."""
-        worker = self._by_token(name)
+        worker = self._by_token(token)
         if worker is not None and worker.via == "nats":
-            self._presence.of(worker.worker_id).disconnected_at = 0
+            self._presence.found(worker.worker_id)
 
     def _on_event(self, event: events.Event) -> None:
         data = event.data
@@ -277,6 +284,7 @@ class Desk:
         match data:
             case events.TaskCancelled():
                 self._spawn(self._tell_holder(data.task_id, "cancelled by a person"))
+                self._presence.task_ended(data.task_id)
             case events.TaskCompleted() | events.TaskFailed():
                 self._presence.task_ended(data.task_id)
             case (
@@ -552,6 +560,11 @@ class Desk:
                     judge=request.judge, first=request.first, commitments=request.commitments
                 )
                 return await self._door.execute(deposit, meta, _commitments)
+            case wire.Withdraw():
+                withdraw = commands.WithdrawCommitments(
+                    judge=request.judge, reason=request.reason[:REASON_CHARS_MAX]
+                )
+                return await self._door.execute(withdraw, meta, _commitments)
             case wire.TakeRound():
                 take = commands.StartJudging(round_id=request.round_id, judge=request.judge)
                 return await self._door.execute(
@@ -633,8 +646,13 @@ def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer
 
 
 def _commitments(state: State) -> wire.CommitmentsAnswer:
+    newest = state.rounds.newest
     return wire.CommitmentsAnswer(
-        next_index=state.rounds.next_deposit, unused=len(state.rounds.commitments)
+        next_index=state.rounds.next_deposit,
+        unused=len(state.rounds.commitments),
+        newest=None
+        if newest is None
+        else wire.Commitment(index=newest.index, commitment=newest.commitment),
     )
 
 
@@ -655,4 +673,5 @@ def _brief(state: State, round_id: str) -> wire.RoundBrief:
             )
             for standing in row.standings
         ],
+        withdrawn=row.index < state.rounds.withdrawn_before,
     )

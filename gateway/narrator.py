@@ -79,6 +79,7 @@ def _text(data: events.EventData, state: State) -> str:
             | events.JudgingStarted()
             | events.WriterStarted()
             | events.CommitmentsDeposited()
+            | events.CommitmentsWithdrawn()
             | events.LogSealed()
         ):
             return ""

@@ -227,9 +227,12 @@ class NetworkRoutes:
         return schemas.TaskAnswer(task=await self._answered(row))
 
     def _known(self, worker_id: str) -> Seen | None:
-        """The signs of life of a worker that the state knows, be it from before a restart;
-        strangers leave none."""
-        known = worker_id in self._door.state.workers.table
+        """The signs of life of an HTTP worker that the state knows, be it from before a restart.
+
+        Strangers leave none, and an agent gives its own: over HTTP anybody can use its name.
+        """
+        worker = self._door.state.workers.table.get(worker_id)
+        known = worker is not None and worker.via == "http"
         return self._presence.of(worker_id) if known else None
 
     def _holds(self, task_id: str, worker_id: str) -> bool:

@@ -7,7 +7,6 @@ import msgspec
 
 from core import errors, events, runtime, wire
 from core.bus import Bus
-from core.projections.rounds import Round
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +33,10 @@ class WorkStream:
 
     def __init__(self, fleet: Bus) -> None:
         self._fleet = fleet
-        self._lane_of: dict[int, str] = {}
 
     async def publish(self, lane: str, task_id: str) -> int:
         """Offer a task to a lane; the offer's sequence."""
-        seq = await _publish(self._fleet, f"work.{lane}", wire.Offer(task_id=task_id))
-        self._lane_of[seq] = lane
-        return seq
+        return await _publish(self._fleet, f"work.{lane}", wire.Offer(task_id=task_id))
 
     async def delete(self, seq: int) -> None:
         """Withdraw an offer; one that is gone already is no error."""
@@ -52,7 +48,6 @@ class WorkStream:
     async def purge(self) -> None:
         """Withdraw all offers."""
         await self._fleet.api("STREAM.PURGE.WORK")
-        self._lane_of.clear()
 
     async def standing(self, lane: str) -> tuple[int, int]:
         """(pulls waiting, offers not yet acknowledged) of a lane; zeros for a lane without one."""
@@ -60,19 +55,6 @@ class WorkStream:
         if "error" in answer:
             return 0, 0
         return answer["num_waiting"], answer["num_pending"] + answer["num_ack_pending"]
-
-    async def offers(self, lane: str) -> set[int]:
-        """Sequences of this scheduler's offers to a lane that WORK still holds."""
-        answer = await self._fleet.api("STREAM.INFO.WORK", {"deleted_details": True})
-        if "error" in answer:
-            return set()
-        state = answer["state"]
-        gone = set(state.get("deleted") or ())
-        first, last = state["first_seq"], state["last_seq"]
-        self._lane_of = {
-            seq: name for seq, name in self._lane_of.items() if seq >= first and seq not in gone
-        }
-        return {seq for seq, name in self._lane_of.items() if name == lane and seq <= last}
 
 
 class Judgements:
@@ -113,10 +95,7 @@ class Judgements:
     async def _offer(self) -> None:
         closed = await self._door.read(
             lambda state: [
-                round_id
-                for round_id in state.rounds.undecided
-                if isinstance(row := state.rounds.table.rows[round_id], Round)
-                and row.status in ("closed", "judging")
+                round_id for round_id in state.rounds.undecided if round_id not in state.rounds.open
             ]
         )
         answer = await self._control.api("STREAM.INFO.JUDGEMENTS")

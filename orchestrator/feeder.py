@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import heapq
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -67,16 +69,35 @@ def plan(fleet: Fleet, *, min_queue: int, burst: int, turn: int) -> list[Order]:
     if missing <= 0 or not fleet.workers_online or fleet.unjudged >= UNJUDGED_MAX:
         return []
     nodes = {node.node_id: node for node in fleet.nodes}
+    promising = _Ranking(nodes, lambda node: -expected_gain(node))
+    neglected = _Ranking(nodes, lambda node: node.rounds + node.open_tasks)
     orders: list[Order] = []
     for number in range(turn, turn + missing):
-        standing = list(nodes.values())
-        if number % EXPLORE_EVERY == EXPLORE_EVERY - 1:
-            chosen = min(standing, key=lambda node: (node.rounds + node.open_tasks, node.node_id))
-        else:
-            chosen = max(standing, key=lambda node: (expected_gain(node), node.node_id))
+        explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        chosen = (neglected if explores else promising).first()
         orders.append(Order(node_id=chosen.node_id, topic=f"جولة تدريب: {chosen.name}"))
         nodes[chosen.node_id] = msgspec.structs.replace(chosen, open_tasks=chosen.open_tasks + 1)
     return orders
+
+
+class _Ranking:
+    """Nodes by a score, lowest first, of which ordering a task may raise any."""
+
+    def __init__(self, nodes: dict[str, Standing], score: Callable[[Standing], float]) -> None:
+        self._nodes = nodes
+        self._score = score
+        self._heap = [(score(node), node_id) for node_id, node in nodes.items()]
+        heapq.heapify(self._heap)
+
+    def first(self) -> Standing:
+        """The node whose score is lowest now."""
+        while True:
+            known, node_id = self._heap[0]
+            now = self._score(self._nodes[node_id])
+            if now == known:
+                return self._nodes[node_id]
+            # Scores only rise, so that whoever stays on top with its newest one is the first.
+            heapq.heapreplace(self._heap, (now, node_id))
 
 
 def survey(state: State) -> Fleet:

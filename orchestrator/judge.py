@@ -37,6 +37,7 @@ from orchestrator import gate
 log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
+LOST_KEY = "`aghsan judge --new-key` (`aghsan up --new-judge-key`)"
 HIDDEN_CASES = 2_048
 CASES_AT_ONCE = 256
 """Cases evaluated together: bounds memory, and how long a stop waits."""
@@ -55,6 +56,8 @@ REQUEST_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 AGAIN_SECONDS = 30.0
 TAKES_MAX = 5
+DELIVERIES_MAX = 5
+"""After so many offers of a round that this judge trips over, it is decided as far as it can be."""
 PULL_EXPIRED = "408"
 
 T = TypeVar("T")
@@ -63,12 +66,19 @@ T = TypeVar("T")
 # ── key, secrets and seeds ──
 
 
-def load_key(path: Path) -> bytes:
-    """The judges' key, made at the first start; the file is its owner's alone.
+def load_key(path: Path, deposited: int = 0) -> bytes:
+    """The judges' key, made where nothing was committed to yet; the file is its owner's alone.
 
-    Raises errors.DataDirectoryError when there is something else in its place.
+    `deposited` counts the commitments of the log that some key has to open. Raises
+    errors.DataDirectoryError when that key is missing, or something else is in its place.
     """
     if not path.exists():
+        if deposited:
+            raise errors.DataDirectoryError(
+                f"the judge's key {path} is missing, and {deposited} commitments were made with "
+                f"it, so no new one is made; restore it from a backup, or, if it is lost for good, "
+                f"start once with {LOST_KEY}: the rounds that only it could judge then end void"
+            )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         platforms.write_atomically(path, secrets.token_bytes(KEY_BYTES), mode=0o600)
     try:
@@ -246,8 +256,7 @@ async def judge_round(
 ) -> wire.Verdict:
     """Fetch what stands in a round and measure it, in a thread; the verdict.
 
-    Raises errors.Unavailable when the store does not answer, ArtifactError when the champion
-    itself cannot be loaded; Abandoned as `go_on` does.
+    Raises errors.Unavailable when the store does not answer; Abandoned as `go_on` does.
     """
     stored = await gather(brief, store)
     return await asyncio.to_thread(measure, brief, stored, secret, judge, go_on)
@@ -263,7 +272,7 @@ def measure(
     """The verdict on a round: rank the sound candidates, then put the best to the gate.
 
     Each step draws 2,048 hidden cases of its own. Candidates that are not sound are refused and
-    never the end of the round; raises errors.ArtifactError for a champion that is not.
+    never the end of the round; a champion that is not makes it void, and stays champion.
     """
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
@@ -385,7 +394,11 @@ class _Trial:
             for name, found in specialist.baseline_errors(cases).items()
         }
         self._baseline_error = float(baselines[specialist.baseline_of_record].mean())
-        against, opponent = self._opponent(specialist, cases, baselines["trivial"])
+        try:
+            against, opponent = self._opponent(specialist, cases, baselines["trivial"])
+        except errors.ArtifactError as error:
+            self._leave_unjudged(error)
+            return
         try:
             found = errors_of(specialist, self._models[self._picked], cases, self._go_on)
         except errors.ArtifactError:
@@ -407,18 +420,38 @@ class _Trial:
         champion = self._brief.champion
         if champion is None:
             return "trivial", trivial
-        try:
-            model = load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
-            found = errors_of(specialist, model, cases, self._go_on)
-        except errors.ArtifactError as error:
-            raise errors.ArtifactError(
-                f"the champion {champion.candidate_id} of {self._brief.node_id} cannot be "
-                f"measured, so nothing can be compared with it: {error}"
-            ) from error
+        model = load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
+        found = errors_of(specialist, model, cases, self._go_on)
         if not np.isfinite(found).all():
             # It answers some cases with nonsense: to reign, one need only beat the trivial.
             return "trivial", trivial
         return "champion", found
+
+    def _leave_unjudged(self, error: errors.ArtifactError) -> None:
+        """Compare nobody: to judge as if no champion reigned would let anything dethrone it."""
+        champion = self._brief.champion
+        assert champion is not None, "only a champion's model can be missing here"
+        whom, why = champion.candidate_id, _brief(error).rstrip(".")
+        manifest = f"{champion.manifest[:12]}…"
+        self._reasons = Reasons(
+            en=f"Void: the stored model of the champion {whom} (manifest {manifest}) cannot be "
+            f"measured: {why}. Nothing could be compared with it, so it goes on reigning, and the "
+            f"candidates stay stored. Restore its artifact from a backup.",
+            ar=f"لا حكم: نموذج البطل {whom} المخزّن (البيان {manifest}) لا يمكن قياسه: "
+            f"{_in_arabic(error)} ({why}). فلم يمكن أن يُقارن به شيء؛ يبقى بطلًا وتبقى نماذج "
+            f"المرشحين مخزّنة. استعد ملفاته من نسخة احتياطية.",
+        )
+        for candidate_id, (rank_error, evidence_rate) in self._ranked.items():
+            model = self._models[candidate_id]
+            self._verdicts[candidate_id] = CandidateVerdict(
+                candidate_id=candidate_id,
+                verdict="unjudged",
+                reasons=_unjudged_reasons(rank_error, whom),
+                error=rank_error,
+                evidence_rate=evidence_rate,
+                params=model.params,
+                bytes=model.bytes,
+            )
 
     def _record(self, ruling: gate.Ruling) -> None:
         for candidate_id, (error, evidence_rate) in self._ranked.items():
@@ -498,6 +531,62 @@ def _outranked_reasons(error: float, best: float) -> Reasons:
     )
 
 
+def _unjudged_reasons(error: float, champion: str) -> Reasons:
+    return Reasons(
+        en=f"Sound, with a mean error of {error:.4g} on the ranking cases, but not judged: the "
+        f"champion {champion} could not be measured.",
+        ar=f"سليم، ومتوسط خطئه {error:.4g} على حالات الترتيب، لكن لم يُحكم عليه: "
+        f"تعذّر قياس البطل {champion}.",
+    )
+
+
+def undecidable(brief: wire.RoundBrief, secret: str, judge: str, reasons: Reasons) -> wire.Verdict:
+    """The verdict on a round in which nothing can be measured: void, for a reason that is told."""
+    return wire.Verdict(
+        judge=judge,
+        round_id=brief.round_id,
+        verdict="void",
+        secret=secret,
+        reasons=reasons,
+        candidates=[
+            CandidateVerdict(
+                candidate_id=brought.candidate.candidate_id,
+                verdict="unjudged",
+                reasons=reasons,
+                bytes=brought.candidate.bytes,
+            )
+            for brought in brief.candidates
+        ],
+        against=brief.champion.candidate_id if brief.champion else "",
+        environment=environment(),
+    )
+
+
+_KEY_LOST = Reasons(
+    en="Void: the key behind this round's commitment is lost, so its hidden cases can never be "
+    "drawn. The candidates stay stored and may be trained further.",
+    ar="لا حكم: ضاع المفتاح الذي أُبرم به التزام هذه الجولة، فلا يمكن استخراج حالاتها المخفية أبدًا. "
+    "تبقى نماذج المرشحين مخزّنة ويمكن متابعة تدريبها.",
+)
+
+
+def _tripped(error: Exception) -> Reasons:
+    why = f"{type(error).__name__}: {_brief(error)}".rstrip(".")
+    return Reasons(
+        en=f"Void: the judge failed {DELIVERIES_MAX} times while it measured this round, the last "
+        f"time with {why}. Its log says more.",
+        ar=f"لا حكم: تعثّر الحَكَم {DELIVERIES_MAX} مرات أثناء قياس هذه الجولة، وآخرها: {why}. "
+        "وفي سجله تفصيل ذلك.",
+    )
+
+
+async def deposited(control: bus.Bus, judge_id: str) -> int:
+    """How many commitments the log holds. Raises errors.Unavailable."""
+    request: wire.JudgeRequest = wire.Standing(judge=judge_id)
+    raw = await control.request("cmd.judge", msgspec.json.encode(request), REQUEST_SECONDS)
+    return wire.decode(raw, wire.CommitmentsAnswer).next_index
+
+
 # ── the process ──
 
 
@@ -523,7 +612,10 @@ class Judge:
         self._abandon.set()
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Judge until stopped. `on_ready` is called once commitments are deposited."""
+        """Judge until stopped. `on_ready` is called once commitments are deposited.
+
+        Raises errors.DataDirectoryError when this judge's key is not the one that is committed to.
+        """
         inbox = await self._control.subscribe(self._inbox, self._arrive)
         ready = False
         try:
@@ -536,6 +628,8 @@ class Judge:
                     message = await self._pull()
                     if message is not None:
                         await self._answer(message)
+                except errors.DataDirectoryError:
+                    raise
                 except errors.AghsanError as error:
                     log.warning("trying again soon: %s", error, extra={"action": "judge"})
                     await self._pause(RETRY_SECONDS)
@@ -557,9 +651,28 @@ class Judge:
 
     # ── commitments ──
 
+    async def withdraw(self, reason: str) -> None:
+        """Let go of what was committed to so far. Raises as the bus and control do."""
+        request = wire.Withdraw(judge=self._judge_id, reason=reason)
+        await self._ask(request, wire.CommitmentsAnswer)
+
+    def _require_key(self, newest: wire.Commitment | None) -> None:
+        if newest is None or self._opens(newest.index, newest.commitment):
+            return
+        raise errors.DataDirectoryError(
+            f"this judge's key does not open commitment {newest.index} of the log, so it cannot "
+            f"judge what is committed to; give it the key file of the judge that deposited it, or, "
+            f"if that is lost for good, start once with {LOST_KEY}"
+        )
+
+    def _opens(self, index: int, commitment: str) -> bool:
+        return commitment_to(secret_of(self._key, index)) == commitment
+
     async def _deposit(self) -> None:
-        """Deposit commitments where fewer than 64 are left. Raises as the bus and control do."""
+        """Deposit commitments where fewer than 64 are left. Raises as the bus and control do, and
+        DataDirectoryError where the newest is not this key's."""
         standing = await self._ask(wire.Standing(judge=self._judge_id), wire.CommitmentsAnswer)
+        self._require_key(standing.newest)
         if standing.unused >= COMMITMENTS_MIN:
             return
         first = standing.next_index
@@ -613,7 +726,7 @@ class Judge:
             return
         progress = asyncio.ensure_future(self._keep(message))
         try:
-            await self._settle(offer.round_id)
+            await self._settle(offer.round_id, _deliveries(message))
         except Abandoned:
             await message.respond(b"-NAK")
             return
@@ -633,7 +746,7 @@ class Judge:
             with contextlib.suppress(errors.Unavailable):
                 await message.respond(b"+WPI")
 
-    async def _settle(self, round_id: str) -> None:
+    async def _settle(self, round_id: str, deliveries: int) -> None:
         """Judge a round until its verdict stands, this judge's or another's."""
         for _ in range(TAKES_MAX):
             take = wire.TakeRound(judge=self._judge_id, round_id=round_id)
@@ -643,13 +756,7 @@ class Judge:
                 # Decided already, or not closed: control offers what is closed and undecided anew.
                 log.info("nothing to judge: %s", error, extra={"action": "judge"})
                 return
-            secret = secret_of(self._key, brief.index)
-            if commitment_to(secret) != brief.commitment:
-                raise errors.Conflict(
-                    f"{round_id} was committed to with another key than this judge's; give this "
-                    "judge the key file of the one that deposited it"
-                )
-            verdict = await judge_round(brief, self._store, secret, self._judge_id, self._check)
+            verdict = await self._verdict(brief, deliveries)
             try:
                 await self._ask(verdict, wire.Done)
             except errors.Conflict as error:
@@ -661,9 +768,38 @@ class Judge:
             return
         raise errors.Conflict(f"its champion changed {TAKES_MAX} times while it was judged")
 
+    async def _verdict(self, brief: wire.RoundBrief, deliveries: int) -> wire.Verdict:
+        """The verdict on a round, void where nobody can judge it. Raises Abandoned, Conflict for a
+        round of another key, and what the store raises."""
+        secret = secret_of(self._key, brief.index)
+        if not self._opens(brief.index, brief.commitment):
+            if brief.withdrawn:
+                return undecidable(brief, "", self._judge_id, _KEY_LOST)
+            raise errors.Conflict(
+                f"{brief.round_id} was committed to with another key than this judge's; give this "
+                f"judge the key file of the one that deposited it, or, if that is lost for good, "
+                f"start once with {LOST_KEY}"
+            )
+        try:
+            return await judge_round(brief, self._store, secret, self._judge_id, self._check)
+        except errors.AghsanError:
+            raise
+        except Exception as error:
+            # What nobody foresaw may pass (memory ran out); if not, it must not hold the rounds up.
+            log.exception("%s trips the judge", brief.round_id, extra={"action": "judge"})
+            if deliveries < DELIVERIES_MAX:
+                raise errors.Unavailable(f"the judge failed: {_brief(error)}") from error
+            return undecidable(brief, secret.hex(), self._judge_id, _tripped(error))
+
     def _check(self) -> None:
         if self._abandon.is_set():
             raise Abandoned
+
+
+def _deliveries(message: bus.Incoming) -> int:
+    """How often an offer was handed out: $JS.ACK.<stream>.<consumer>.<delivered>…"""
+    parts = message.reply.split(".")
+    return int(parts[4]) if len(parts) > 4 and parts[4].isdigit() else 1
 
 
 def _line(brief: wire.RoundBrief, verdict: wire.Verdict) -> str:

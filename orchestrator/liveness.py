@@ -3,8 +3,10 @@ another can take it."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,7 +23,10 @@ TICK_SECONDS = 0.25
 MASS_LOSS_SECONDS = 5.0
 MASS_LOSS_SHARE = 0.2
 MASS_LOSS_MIN = 3
-COMMANDS_AT_ONCE = 500
+LOOKED_AT_ONCE = 500
+"""Tasks, workers and rounds looked at before others have their turn: some milliseconds' worth."""
+PAUSE_SHARE = 4.0
+"""After looking around for so long, four times as long is left to others."""
 
 Command = commands.ExpireClaim | commands.MarkOffline | commands.MarkOnline | commands.CloseRound
 
@@ -69,17 +74,52 @@ def suspicion(seen: Seen | None, started_at: int, now: int, limits: Limits) -> s
     return ""
 
 
-def mass_loss(presence: Presence, now: int) -> bool:
-    """Whether so many agents went at once that the fault is more likely ours than theirs."""
-    agents = [seen for seen in presence.workers.values() if seen.via == "nats" and seen.last_seen]
-    gone = sum(
-        1
-        for seen in agents
-        if seen.disconnected_at and now - seen.disconnected_at < MASS_LOSS_SECONDS * 1e6
-    )
+def mass_loss(state: State, presence: Presence, now: int) -> bool:
+    """Whether so many agents went at once that the fault is more likely ours than theirs.
+
+    Who said goodbye, or was offline before its connection broke, neither went nor was here.
+    """
+    since = now - int(MASS_LOSS_SECONDS * 1e6)
+    online = state.workers.online_by["nats"]
+    gone = still_online = 0
+    for worker_id in presence.lost_since(since + 1):
+        worker, seen = state.workers.table.get(worker_id), presence.workers[worker_id]
+        if worker is None or not seen.session:
+            continue
+        if worker_id in online:
+            still_online += 1
+        elif worker.changed_at < seen.disconnected_at:
+            continue
+        gone += 1
     if gone < 2:
         return False
-    return gone == len(agents) or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * len(agents))
+    agents = len(online) + gone - still_online
+    return gone == agents or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * agents)
+
+
+class Watched(NamedTuple):
+    """Ids of what silence and time can do something to: a slice of it, or all."""
+
+    tasks: list[str]
+    workers: list[str]
+    rounds: list[str]
+
+
+def watched(state: State, heard: list[str]) -> Watched:
+    """Everything to look at: what is held, who is online or was heard of again, open rounds.
+
+    Workers that are offline and silent are left alone, however many there are.
+    """
+    held = [task_id for tasks in state.tasks.held.values() for task_id in tasks]
+    online, known = state.workers.online_by, state.workers.table
+    back = [one for one in heard if one in known and one not in online["nats"]]
+    return Watched(held, [*online["http"], *online["nats"], *back], list(state.rounds.open))
+
+
+def slices(whole: Watched, size: int) -> Iterator[Watched]:
+    """The same in parts of at most so many of each, so that looking at one is soon done."""
+    for first in range(0, max(len(ids) for ids in whole), size):
+        yield Watched(*(ids[first : first + size] for ids in whole))
 
 
 def plan(
@@ -88,42 +128,54 @@ def plan(
     now: int,
     limits: Limits,
     *,
+    watched: Watched,
     grace: Grace,
     someone_waits: Callable[[Task], bool],
 ) -> list[Command]:
     """The commands that follow from silence and deadlines at this moment."""
     planned: list[Command] = []
-    for worker_id in list(state.tasks.held):
-        for task_id in list(state.tasks.held[worker_id]):
-            task = state.tasks.table.rows[task_id]
-            assert isinstance(task, Task), "a held task is open"
-            claim = task.claims[-1]
-            seen = presence.workers.get(worker_id)
-            if claim.via == "http":
-                reason = _http_lease_over(claim, seen, presence.started_at, now)
-            else:
-                in_grace = grace.covers(seen, now)
-                suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
-                waits = bool(suspect) and someone_waits(task)
-                lease_over = _lease_over(task, seen, presence.started_at, now)
-                if suspect and (waits or lease_over):
-                    reason = suspect
-                else:
-                    reason = _forgotten(claim) if lease_over and not in_grace else ""
-            if reason:
-                last_seen = seen.last_seen if seen else 0
-                planned.append(
-                    commands.ExpireClaim(token=token_of(task), reason=reason, last_seen=last_seen)
-                )
-    for worker in state.workers.table:
+    for task_id in watched.tasks:
+        task = state.tasks.table.rows[task_id]
+        if isinstance(task, Task) and task.status == "running":
+            planned += _lapse(task, presence, now, limits, grace, someone_waits)
+    for worker_id in watched.workers:
+        worker = state.workers.table.rows[worker_id]
         command = _attendance(worker, presence, now, limits, grace)
         if command is not None:
             planned.append(command)
-    for round_id in state.rounds.undecided:
+    for round_id in watched.rounds:
         row = state.rounds.table.rows[round_id]
         if isinstance(row, Round) and row.status == "open" and now >= row.closes_at:
             planned.append(commands.CloseRound(round_id=round_id))
     return planned
+
+
+def _lapse(
+    task: Task,
+    presence: Presence,
+    now: int,
+    limits: Limits,
+    grace: Grace,
+    someone_waits: Callable[[Task], bool],
+) -> list[Command]:
+    """The end of a task's open claim, where it is due."""
+    claim = task.claims[-1]
+    seen = presence.workers.get(claim.worker_id)
+    if claim.via == "http":
+        reason = _http_lease_over(claim, seen, presence.started_at, now)
+    else:
+        in_grace = grace.covers(seen, now)
+        suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
+        waits = bool(suspect) and someone_waits(task)
+        lease_over = _lease_over(task, seen, presence.started_at, now)
+        if suspect and (waits or lease_over):
+            reason = suspect
+        else:
+            reason = _forgotten(claim) if lease_over and not in_grace else ""
+    if not reason:
+        return []
+    last_seen = seen.last_seen if seen else 0
+    return [commands.ExpireClaim(token=token_of(task), reason=reason, last_seen=last_seen)]
 
 
 def _lease_over(task: Task, seen: Seen | None, started_at: int, now: int) -> bool:
@@ -191,6 +243,7 @@ class Liveness:
         self._someone_waits = someone_waits
         self.grace = Grace()
         self._last_tick = runtime.now()
+        self._looking_seconds = 0.0
         self.grace.begin(self._last_tick, limits.lease)
 
     def forgive(self) -> None:
@@ -198,27 +251,35 @@ class Liveness:
         self.grace.begin(runtime.now(), self._limits.lease)
 
     async def run(self) -> None:
-        """Look around four times a second, for ever."""
+        """Look around four times a second, or as often as a fifth of the time allows, for ever."""
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(max(TICK_SECONDS, PAUSE_SHARE * self._looking_seconds))
             await self.tick(runtime.now())
 
     async def tick(self, now: int) -> None:
         """Act on what is (not) heard by `now`."""
-        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(self._presence, now):
+        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(
+            self._door.state, self._presence, now
+        ):
             self.grace.begin(now, self._limits.lease)
         self._last_tick = now
-        planned = plan(
-            self._door.state,
-            self._presence,
-            now,
-            self._limits,
-            grace=self.grace,
-            someone_waits=self._someone_waits,
-        )
-        for first in range(0, len(planned), COMMANDS_AT_ONCE):
-            some = planned[first : first + COMMANDS_AT_ONCE]
-            await asyncio.gather(*(self._execute(command) for command in some))
+        self._looking_seconds = 0.0
+        state = self._door.state
+        whole = watched(state, self._presence.take_heard())
+        for part in slices(whole, LOOKED_AT_ONCE):
+            began = time.perf_counter()
+            planned = plan(
+                state,
+                self._presence,
+                now,
+                self._limits,
+                watched=part,
+                grace=self.grace,
+                someone_waits=self._someone_waits,
+            )
+            self._looking_seconds += time.perf_counter() - began
+            await asyncio.gather(*(self._execute(command) for command in planned))
+            await asyncio.sleep(0)
 
     async def _execute(self, command: Command) -> None:
         try:

@@ -22,6 +22,8 @@ RECONCILE_SECONDS = 2.0
 OFFERS_IN_FLIGHT_MAX = 64
 UNANSWERED_SECONDS_MAX = 5.0
 """After so long an offer that nobody answered is taken back and made anew."""
+COUNTED_SECONDS_MAX = 1.0
+"""So long the server may take to count an offer that it has stored."""
 
 
 class WorkQueue(Protocol):
@@ -43,15 +45,15 @@ class WorkQueue(Protocol):
         """(pulls waiting, offers not yet acknowledged) of a lane."""
         ...
 
-    async def offers(self, lane: str) -> set[int]:
-        """Sequences of all offers of a lane that WORK still holds."""
-        ...
-
 
 @dataclass(slots=True)
 class Lane:
-    """What is known of one lane: when each waiting pull expires, since when offers are out, and
-    which offers were answered and stay in WORK until their agents acknowledge them."""
+    """What is known of one lane: when each waiting pull expires, since when unanswered offers are
+    out, and which were answered before their publisher heard that they are stored.
+
+    Answered ones stay in WORK until their agents acknowledge them; they wake nobody, and nothing
+    has to be remembered of them.
+    """
 
     pulls: deque[int] = field(default_factory=deque)
     offers: dict[int, int] = field(default_factory=dict)
@@ -96,8 +98,8 @@ class Scheduler:
     def answered(self, lane: str, offer: int) -> None:
         """An offer woke its agent, which now claims."""
         record = self.lane(lane)
-        record.offers.pop(offer, None)
-        record.answered.add(offer)
+        if record.offers.pop(offer, None) is None and record.publishing:
+            record.answered.add(offer)
         self._wake.set()
 
     def someone_waits(self, task: Task) -> bool:
@@ -180,20 +182,27 @@ class Scheduler:
         lane.publishing += 1
         try:
             seq = await self._queue.publish(name, task_id)
+            if seq not in lane.answered:
+                lane.offers[seq] = runtime.now()
         finally:
             lane.publishing -= 1
-        # Its agent may have answered before the publisher heard that the offer is stored.
-        if seq not in lane.answered:
-            lane.offers[seq] = runtime.now()
+            lane.answered.clear()
 
     async def _reconcile(self) -> None:
-        """Make what is remembered agree with what the server holds."""
+        """Make what is remembered agree with what the server holds.
+
+        The server is asked how many offers a lane has, never which: it would list all that were
+        ever acknowledged out of order. One that was lost without an answer is made anew in time.
+        """
         for name, lane in list(self.lanes.items()):
-            waiting, _ = await self._queue.standing(name)
-            held = await self._queue.offers(name)
+            waiting, held = await self._queue.standing(name)
             now = runtime.now()
-            lane.answered &= held
-            lane.offers = {seq: lane.offers.get(seq, now) for seq in held - lane.answered}
+            if not held:  # a purge or a crash of the server took them
+                lane.offers = {
+                    seq: since
+                    for seq, since in lane.offers.items()
+                    if now - since < COUNTED_SECONDS_MAX * 1e6
+                }
             lane.expire(now)
             while len(lane.pulls) > waiting:
                 lane.pulls.popleft()

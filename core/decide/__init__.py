@@ -51,6 +51,8 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return graph.expand(state, command)
         case commands.DepositCommitments():
             return rounds.deposit(state, command)
+        case commands.WithdrawCommitments():
+            return rounds.withdraw(state, command)
         case commands.CloseRound():
             return rounds.close(state, command, meta)
         case commands.StartJudging():
@@ -134,6 +136,7 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 events.JudgingStarted()
                 | events.RoundDecided()
                 | events.WriterStarted()
+                | events.CommitmentsWithdrawn()
                 | events.LogSealed()
             ):
                 pass

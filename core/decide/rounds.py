@@ -41,6 +41,18 @@ def deposit(state: State, command: commands.DepositCommitments) -> list[events.E
     ]
 
 
+def withdraw(state: State, command: commands.WithdrawCommitments) -> list[events.EventData]:
+    """Let go of all commitments made so far; a repetition changes nothing."""
+    rounds = state.rounds
+    if rounds.withdrawn_before == rounds.next_deposit:
+        return []
+    return [
+        events.CommitmentsWithdrawn(
+            judge=command.judge, before=rounds.next_deposit, reason=command.reason
+        )
+    ]
+
+
 def of_completion(state: State, completed: events.TaskCompleted) -> list[events.EventData]:
     """What a completion means to the open round its task entered, before it is folded."""
     task = state.tasks.table.rows[completed.task_id]
@@ -204,12 +216,7 @@ def decide_round(state: State, command: commands.DecideRound) -> list[events.Eve
         raise errors.Conflict(f"{row.round_id} is decided already: {row.verdict}")
     if row.status != "judging" or row.judge != command.judge:
         raise errors.Conflict(f"{row.round_id} is not with judge {command.judge}; take it first")
-    try:
-        opened = hashlib.sha256(bytes.fromhex(command.secret)).hexdigest()
-    except ValueError as error:
-        raise errors.Invalid(f"the secret is not hex: {error}") from error
-    if opened != row.commitment:
-        raise errors.Invalid("the secret does not open the round's commitment")
+    _require_opened(state, row, command)
     reigning = state.graph.base(row.node_id, row.workload)
     if (reigning.candidate_id if reigning else "") != command.against:
         raise errors.Conflict("the champion changed while the round was judged; judge it again")
@@ -232,6 +239,24 @@ def decide_round(state: State, command: commands.DecideRound) -> list[events.Eve
             )
         )
     return happened
+
+
+def _require_opened(state: State, row: Round, command: commands.DecideRound) -> None:
+    """The secret opens the commitment; without one a withdrawn round ends, and nothing else."""
+    if not command.secret and row.index < state.rounds.withdrawn_before:
+        measured = any(one.error is not None for one in command.candidates)
+        if command.verdict != "void" or measured:
+            raise errors.Invalid(
+                f"the commitment of {row.round_id} was withdrawn: without its secret nothing can "
+                f"be measured, so its verdict is void"
+            )
+        return
+    try:
+        opened = hashlib.sha256(bytes.fromhex(command.secret)).hexdigest()
+    except ValueError as error:
+        raise errors.Invalid(f"the secret is not hex: {error}") from error
+    if opened != row.commitment:
+        raise errors.Invalid("the secret does not open the round's commitment")
 
 
 def _decided(row: Round, command: commands.DecideRound) -> events.RoundDecided:

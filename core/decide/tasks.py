@@ -75,7 +75,7 @@ def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int =
     after that claim and has not declared more than one slot.
     """
     worker = state.workers.table.get(worker_id)
-    if worker is None or worker.status != "online":
+    if worker is None or worker.status != "online" or worker.via != via:
         return None
     if via == "http":
         again = unanswered(state, worker_id, signalled_at)

@@ -6,13 +6,16 @@ from core import commands, errors, events
 from core.projections.state import State
 from core.projections.tasks import Task, token_of
 
+WORKERS_MAX = 100_000
 HOLDING_MAX = 64
 """Claims that a new session may list to keep them."""
 
 
 def register(state: State, command: commands.RegisterWorker) -> list[events.EventData]:
-    """Replace the worker's record. Raises Conflict for the id of an agent that is online."""
+    """Replace the worker's record. Raises Conflict for the id of an agent that is online,
+    QuotaExceeded for one stranger too many."""
     _require_no_agent(state, command.worker_id)
+    _require_room(state, command.worker_id)
     return [
         events.WorkerRegistered(
             worker_id=command.worker_id,
@@ -30,11 +33,21 @@ def _require_no_agent(state: State, worker_id: str) -> None:
         )
 
 
+def _require_room(state: State, worker_id: str) -> None:
+    if len(state.workers.table) >= WORKERS_MAX and worker_id not in state.workers.table:
+        raise errors.QuotaExceeded(
+            f"{WORKERS_MAX} workers are known, the most there may be, and {worker_id[:64]!r} is "
+            f"not among them; come under the id of a worker that is"
+        )
+
+
 def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventData]:
     """Record what a heartbeat changes; one that changes nothing leaves no event."""
     _require_no_agent(state, command.worker_id)
     worker = state.workers.table.get(command.worker_id)
-    if worker is None:
+    if worker is None or worker.via == "nats":
+        # The name of an agent that is away is free; its own session ends with that.
+        _require_room(state, command.worker_id)
         return [
             events.WorkerRegistered(
                 worker_id=command.worker_id,
@@ -56,7 +69,11 @@ def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventDat
 
 
 def open_session(state: State, command: commands.OpenSession) -> list[events.EventData]:
-    """Begin a session; the worker's claims that it does not list are released at once."""
+    """Begin a session; the worker's claims that it does not list are released at once.
+
+    Raises QuotaExceeded for one stranger too many.
+    """
+    _require_room(state, command.worker_id)
     happened: list[events.EventData] = [
         events.SessionOpened(
             worker_id=command.worker_id,

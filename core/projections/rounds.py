@@ -186,14 +186,29 @@ class Rounds:
         self.nodes: Table[NodeRounds] = Table("node_rounds")
         self.commitments: Table[Commitment] = Table("commitments")
         self.next_deposit = 0
+        self.withdrawn_before = 0
+        """Commitments of lower index were made with a key that is lost."""
         self.of_node: dict[str, list[str]] = {}
         self.undecided: dict[str, None] = {}
+        self.open: dict[str, None] = {}
 
     @property
     def awaiting_judgement(self) -> int:
         """How many closed rounds no judge has decided."""
+        return len(self.undecided) - len(self.open)
+
+    @property
+    def newest(self) -> Commitment | None:
+        """The newest commitment that judges still have to open; None when there is none."""
+        if len(self.commitments):
+            return next(reversed(self.commitments.rows.values()))
         rows = (self.table.rows[round_id] for round_id in self.undecided)
-        return sum(1 for row in rows if row.status in ("closed", "judging"))
+        bound = [
+            Commitment(index=row.index, commitment=row.commitment)
+            for row in rows
+            if isinstance(row, Round) and row.index >= self.withdrawn_before
+        ]
+        return max(bound, key=lambda one: one.index, default=None)
 
     def node(self, node_id: str) -> NodeRounds:
         """A node's rounds; empty ones where it had none."""
@@ -217,6 +232,10 @@ class Rounds:
 
     def _index(self, after: Round, data: events.OfRounds) -> None:
         node = self.node(after.node_id)
+        if after.status == "open":
+            self.open[after.round_id] = None
+        else:
+            self.open.pop(after.round_id, None)
         match data:
             case events.RoundOpened():
                 self.commitments.drop(str(after.index))  # first: it may not fit
@@ -268,3 +287,9 @@ class Rounds:
         for index, commitment in enumerate(data.commitments, data.first):
             self.commitments.put(str(index), Commitment(index=index, commitment=commitment))
         self.next_deposit = data.first + len(data.commitments)
+
+    def withdrawn(self, seq: int, at: int, data: events.CommitmentsWithdrawn) -> None:
+        """Fold CommitmentsWithdrawn."""
+        for free in [one for one in self.commitments if one.index < data.before]:
+            self.commitments.drop(str(free.index))
+        self.withdrawn_before = max(self.withdrawn_before, data.before)

@@ -127,6 +127,7 @@ class State:
             events.WriterStarted: self._writer_started,
             events.CommitmentsDeposited: self.rounds.deposited,
             events.LogSealed: self._log_sealed,
+            events.CommitmentsWithdrawn: self.rounds.withdrawn,
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
@@ -187,6 +188,14 @@ class State:
             self.seals,
             self.quarantine,
         )
+
+    def settle(self, rows_max: int) -> bool:
+        """Work on the hash ahead of the question, by at most so many rows; whether none is left."""
+        for table in self.tables():
+            if rows_max <= 0:
+                return False
+            rows_max -= table.settle(rows_max)
+        return rows_max > 0
 
     def hash(self) -> str:
         """SHA-256 over sequence and digest of every table, hex; equal states, equal hashes."""

@@ -69,13 +69,20 @@ class Workers:
 
     def __init__(self) -> None:
         self.table: Table[Worker] = Table("workers")
-        self.online = 0
+        self.online_by: dict[events.Via, dict[str, None]] = {"http": {}, "nats": {}}
+        """Ids of the workers that are online, by the way they work."""
+
+    @property
+    def online(self) -> int:
+        """How many workers are online."""
+        return sum(len(ids) for ids in self.online_by.values())
 
     def apply(self, seq: int, at: int, data: events.OfWorkers) -> None:
         """Fold an event of a worker."""
         before = self.table.get(data.worker_id)
         after = evolve(before, at, data)
-        self.online += (after.status == "online") - (
-            before is not None and before.status == "online"
-        )
+        if before is not None:
+            self.online_by[before.via].pop(before.worker_id, None)
+        if after.status == "online":
+            self.online_by[after.via][after.worker_id] = None
         self.table.put(data.worker_id, after)

@@ -184,6 +184,8 @@ async def test_an_agent_gets_no_answer_from_what_is_not_its_own(site: Site) -> N
                 "fleet.a2.claim",
                 "fleet.a1",
                 "fleet.a1.claim.more",
+                "fleet.a1.hello.gpu",
+                "fleet.a2.hello.cpu",
                 "hb.a2",
                 "chunk.a2.x",
                 "cmd.judge",

@@ -6,7 +6,9 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -172,6 +174,55 @@ async def test_a_session_that_was_never_opened_may_do_nothing(agents: Agents) ->
     with pytest.raises(errors.SupersededSession):
         await link.release(assignment.token, "forged")
     assert agents.row(assignment.token.task_id).status == "running"
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_a_heartbeat_is_believed_about_the_workers_own_tasks_only(agents: Agents) -> None:
+    link, assignment = await agents.holding("speaker")
+    gossip = await agents.join("gossip")
+    task_id, attempt = assignment.token.task_id, assignment.token.attempt
+    presence = agents.stack.parts.presence
+
+    def said(loss: float, **more: Any) -> wire.TaskBeat:
+        values = {"task_id": task_id, "attempt": attempt, "rival": "evolver", "loss": loss, **more}
+        return wire.TaskBeat(**values)
+
+    lies = [said(0.1, step=9), *(said(0.2, task_id=f"unknown-{n}") for n in range(50))]
+    await gossip.beat(wire.Beat(worker_id="gossip", session=gossip.session, tasks=lies))
+    stale = said(0.3, attempt=attempt + 1, step=8)
+    await link.beat(wire.Beat(worker_id="speaker", session=link.session, tasks=[stale]))
+    # Heartbeats are handled in order: when the last one is answered, so are those before.
+    last = said(0.0, task_id="unknown-last")
+    await link.beat(
+        wire.Beat(worker_id="speaker", session=link.session, tasks=[said(0.5, step=7), last])
+    )
+    async with asyncio.timeout(10):
+        while (await agents.notices["speaker"].get()).task_id != "unknown-last":
+            pass
+        assert (await agents.notices["gossip"].get()).kind == "stop"
+    assert {one: list(kept) for one, kept in presence.losses.items()} == {
+        task_id: [("evolver", 7, 0.5)]
+    }
+    assert presence.of("gossip").tasks == {}
+    await agents.stack.do(commands.CancelTask(task_id=task_id))
+    assert task_id not in presence.losses
+
+
+async def test_absurd_questions_about_chunks_are_refused(agents: Agents) -> None:
+    link, assignment = await agents.holding("asker")
+    digest = "a" * 64
+    for asked, word in (
+        ({digest: -1}, ">= 0"),
+        ({digest: 2**40}, "<="),
+        ({"no digest": 1}, "matching regex"),
+        ({f"{n:064x}": 1 for n in range(chunks.MANIFEST_CHUNKS_MAX + 1)}, "length <="),
+    ):
+        request = {"session": link.session, "token": assignment.token, "chunks": asked}
+        with pytest.raises(errors.Invalid, match=word):
+            wire.decode(
+                await link._bus.request("fleet.asker.missing", msgspec.json.encode(request)),
+                wire.MissingAnswer,
+            )
     await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
 
 

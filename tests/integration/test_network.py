@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from core import chunks, subjects
+from core import chunks, commands, subjects
 from core.projections import tasks as projection
 from core.projections.tasks import Task
 from core.specializations import SEEDS
@@ -897,3 +897,24 @@ async def test_a_client_behind_a_redirect_keeps_its_body(shared: Stack) -> None:
         session.post(url, data=b'{"topic":"p"}', headers=JSON_HEADER) as response,
     ):
         assert (await response.json())["task"]["topic"] == "p"
+
+
+async def test_over_http_nobody_gives_signs_of_life_or_takes_work_for_an_agent(
+    stack: Stack,
+) -> None:
+    hello = commands.OpenSession(
+        worker_id="a", session="s", hostname="h", lane="cpu-16", protocol=1
+    )
+    await stack.do(hello)
+    presence, workers = stack.parts.presence, stack.parts.door.state.workers
+    presence.beat("a", 1, "s", 0, [])
+    await stack.enqueue()
+    assert (await stack.post("/workers/heartbeat", {"worker_id": "a"})).status == 409
+    assert await stack.claim("a") is None
+    assert (await stack.complete("task-unknown", "a")).status == 400
+    assert (presence.last_seen("a"), presence.of("a").via) == (1, "nats")
+    await stack.do(commands.MarkOffline(worker_id="a", reason="r", session="s"))
+    await stack.beat("a")
+    assert (workers.table.rows["a"].via, workers.table.rows["a"].session) == ("http", "")
+    assert presence.last_seen("a") > 1
+    assert await stack.claim("a") is not None

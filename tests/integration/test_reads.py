@@ -12,10 +12,11 @@ import nkeys
 import pytest
 import pytest_asyncio
 
-from core import commands, events, runtime, wire
+from core import commands, errors, events, lanes, runtime, topology, wire
 from core.bus import Bus
 from core.projections import tasks as projection
 from core.projections.state import State
+from gateway import control, reads
 from tests.integration.gateway_stack import Reply, Stack, quoted, started
 
 SECRET = b"s" * 32
@@ -478,6 +479,7 @@ async def test_an_agent_joins_and_reaches_its_lane(stack: Stack, relayed: bool) 
         ({"public_key": "SUAX"}, 422, "public key"),
         ({"worker_id": "desk"}, 422, "choose another"),
         ({"capabilities": {"lane": "WORK.>"}}, 422, "WORK.>"),
+        ({"capabilities": {"lane": "abacus-4"}}, 422, "cpu, cuda, mps"),
         ({"capabilities": {"lane": 5}}, 422, "lane"),
         ({"capabilities": {"lane": None}}, 422, "lane"),
     ],
@@ -489,6 +491,73 @@ async def test_an_agent_that_cannot_join_is_told_why_and_leaves_no_lane(
     assert (reply.status, said in words(reply)) == (status, True)
     listed = await stack.parts.connections.fleet.api("CONSUMER.NAMES.WORK")
     assert listed["consumers"] in (None, [])
+
+
+async def test_agents_of_any_lane_share_the_few_there_are(stack: Stack) -> None:
+    joined = await asyncio.gather(
+        *(Joining(stack).ask(capabilities={"lane": f"cpu-{memory}"}) for memory in range(200))
+    )
+    named = {lane for reply in joined for lane in reply.json["agent"]["lanes"]}
+    listed = await stack.parts.connections.fleet.api("CONSUMER.NAMES.WORK")
+    assert named == set(listed["consumers"])
+    assert named == {f"cpu-{memory}" for memory in lanes.MEMORY_BUCKETS_GB}
+
+
+async def test_two_new_lanes_at_once_are_not_both_the_last_one(stack: Stack) -> None:
+    tries = [stack.parts.ensure_lane(f"x-{number}") for number in range(topology.LANES_MAX + 8)]
+    ended = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(one, errors.QuotaExceeded) for one in ended) == 8
+    listed = await stack.parts.connections.fleet.api("CONSUMER.NAMES.WORK")
+    assert len(listed["consumers"]) == topology.LANES_MAX
+
+
+async def test_a_connection_is_known_by_its_credentials_and_not_by_what_it_calls_itself(
+    stack: Stack,
+) -> None:
+    seen: list[tuple[str, str]] = []
+    come_and_gone = asyncio.Event()
+
+    def gone(token: str) -> None:
+        seen.append(("gone", token))
+        come_and_gone.set()
+
+    await control.watch_connections(stack.parts, gone, lambda token: seen.append(("here", token)))
+    joining = Joining(stack)
+    agent = (await joining.ask(worker_id="liar")).json["agent"]
+    bus = await Bus.connect(
+        stack.nats.url,
+        credentials=(agent["jwt"], joining.seed),
+        name="victim",
+        inbox_prefix="_INBOX_liar",
+    )
+    await bus.close()
+    async with asyncio.timeout(10):
+        await come_and_gone.wait()
+    assert seen == [("here", "liar"), ("gone", "liar")]
+
+
+async def test_others_have_their_turn_while_a_large_state_is_hashed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "HASHED_AT_ONCE", 1)
+    for number in range(2_000):
+        registered = events.WorkerRegistered(worker_id=f"w{number}", hostname="h")
+        stack.parts.door.state.workers.apply(1, 1, registered)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.ensure_future(others())
+    await asyncio.sleep(0)
+    before = turns
+    answer = (await stack.get("/log/state")).json["log"]
+    running.cancel()
+    assert turns - before >= 2_000
+    assert answer["state_hash"] == stack.parts.door.state.hash()
 
 
 # ── health ──

@@ -323,6 +323,11 @@ class Network(RuleBasedStateMachine):
         ]
         self.attempt(commands.DepositCommitments(judge="j", first=first, commitments=commitments))
 
+    @rule(luck=st.integers(0, 3))
+    def the_judges_key_is_lost(self, luck: int) -> None:
+        if not luck:
+            self.attempt(commands.WithdrawCommitments(judge="j", reason="سبب"))
+
     @rule(data=st.data(), judge=st.sampled_from(("j", "j", "k")), honest=st.integers(0, 4))
     def judges(self, data: Any, judge: str, honest: int) -> None:
         undecided = sorted(self.state.rounds.undecided)
@@ -336,13 +341,14 @@ class Network(RuleBasedStateMachine):
             return
         standing = [one.candidate.candidate_id for one in row.standings]
         promoted = data.draw(st.sampled_from([*standing, ""]))
+        lost = row.index < self.state.rounds.withdrawn_before and not promoted
         champion = self.state.graph.base(row.node_id, row.workload)
-        revealed = secret(row.index) if honest else b"\0" * 32
+        revealed = b"" if lost else secret(row.index) if honest else b"\0" * 32
         self.attempt(
             commands.DecideRound(
                 round_id=round_id,
                 judge="j",
-                verdict="promote" if promoted else "keep",
+                verdict="promote" if promoted else "void" if lost else "keep",
                 secret=revealed.hex(),
                 reasons=events.Reasons(ar="سبب", en="why"),
                 candidates=[
@@ -350,7 +356,7 @@ class Network(RuleBasedStateMachine):
                         candidate_id=one,
                         verdict="v",
                         reasons=events.Reasons(ar="س", en="w"),
-                        error=1,
+                        error=None if lost else 1,
                     )
                     for one in standing
                 ],
@@ -387,8 +393,17 @@ class Network(RuleBasedStateMachine):
                 still_open[row.node_id] += 1
         assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
         assert +Counter(tasks.open_of_node) == still_open
-        online = sum(worker.status == "online" for worker in self.state.workers.table)
-        assert self.state.workers.online == online
+        online = {
+            one.worker_id: one.via for one in self.state.workers.table if one.status == "online"
+        }
+        by = self.state.workers.online_by
+        assert {one: via for via, ids in by.items() for one in ids} == online
+        assert self.state.workers.online == len(online)
+        rounds = self.state.rounds
+        assert set(rounds.open) == {row.round_id for row in rounds.table if row.status == "open"}
+        undecided = {row.round_id for row in rounds.table if row.status != "decided"}
+        assert set(rounds.undecided) == undecided
+        assert rounds.awaiting_judgement == len(undecided - set(rounds.open))
         assert tasks.ids == list(tasks.table.rows)
 
     @invariant()

@@ -137,6 +137,8 @@ def test_an_agent_may_speak_on_its_own_subjects_and_lanes_only(authority: Author
         "hb.a1",
         "telemetry.a1.*",
         "chunk.a1.*",
+        "fleet.a1.hello.cpu",
+        "fleet.a1.hello.gpu",
         "$JS.API.CONSUMER.MSG.NEXT.WORK.cpu",
         "$JS.API.CONSUMER.MSG.NEXT.WORK.gpu",
         "$JS.ACK.WORK.cpu.>",

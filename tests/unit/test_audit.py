@@ -186,6 +186,13 @@ def inserted(index: int, data: events.EventData) -> History:
     return [*WHOLE[:index], extra, *WHOLE[index:]]
 
 
+def sealed(index: int, withdrawn: events.CommitmentsWithdrawn) -> History:
+    """As `inserted`, and the verdict there gives no secret away, although it measured."""
+    before, extra, told, *after = inserted(index, withdrawn)[index - 1 :]
+    secretless = told._replace(data=events.replace(told.data, secret=""))
+    return [*WHOLE[: index - 1], before, extra, secretless, *after]
+
+
 def without(index: int) -> History:
     return [*WHOLE[:index], *WHOLE[index + 1 :]]
 
@@ -348,6 +355,7 @@ def cases_of_rounds() -> list[Case]:
     admitted, closed = find(events.CandidateAdmitted), find(events.RoundClosed)
     judging, decided = find(events.JudgingStarted), find(events.RoundDecided)
     promoted, deposited = find(events.ChampionPromoted), find(events.CommitmentsDeposited)
+    withdrawn = events.CommitmentsWithdrawn(judge="j", before=2)
     round_id, end = at(opened).round_id, len(WHOLE)
     stray = candidate("evolver", "stray")
     second: Any = {"round_id": "r9", "index": 5, "commitment": COMMITMENTS[5]}
@@ -376,6 +384,10 @@ def cases_of_rounds() -> list[Case]:
         ("a gap between deposits", "commitment", changed(deposited, **gap), deposited),
         ("a wrong secret", "commitment", changed(decided, secret=SECRETS[5].hex()), decided),
         ("a secret that is no hex", "commitment", changed(decided, secret="no"), decided),
+        ("no secret at all", "commitment", changed(decided, secret=""), decided),
+        ("a withdrawn verdict measured", "commitment", sealed(decided, withdrawn), decided + 1),
+        ("withdrawn before it is deposited", "commitment",
+         inserted(deposited, withdrawn), deposited),
         ("a stranger promoted", "promotion", changed(decided, promoted="x"), decided),
         ("kept and promoted", "promotion", changed(decided, verdict="keep"), decided),
         ("no verdict", "promotion", without(decided), promoted - 1),

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from core import commands, errors, events
+from core import audit, commands, errors, events
 from core.decide import rounds
 from core.events import Token
+from core.log import Record
 from core.projections.rounds import Round
 from tests.build import World
 
@@ -245,3 +246,59 @@ def test_commitments_go_on_where_the_last_deposit_ended() -> None:
     for wrong in ("0" * 63, "g" * 64, "A" * 64):
         with pytest.raises(errors.Invalid):
             world.do(commands.DepositCommitments(judge="j", first=3, commitments=[wrong]))
+
+
+def void(row: Round, **more: object) -> commands.DecideRound:
+    unmeasured = [
+        events.CandidateVerdict(
+            candidate_id=one.candidate.candidate_id,
+            verdict="unjudged",
+            reasons=events.Reasons(ar="س", en="w"),
+        )
+        for one in row.standings
+    ]
+    values: dict[str, object] = {
+        "verdict": "void",
+        "secret": "",
+        "promoted": "",
+        "candidates": unmeasured,
+    }
+    return verdict(row, **{**values, **more})
+
+
+def test_only_a_withdrawn_commitment_lets_a_round_end_without_its_secret_and_unmeasured() -> None:
+    world = deposited()
+    brought(world, claimed(world), "evolver")
+    row = judged(world)
+    with pytest.raises(errors.Invalid, match="does not open"):
+        world.do(void(row))
+    world.do(commands.WithdrawCommitments(judge="j", reason="lost"))
+    for measured in (verdict(row, secret=""), void(row, candidates=verdict(row).candidates)):
+        with pytest.raises(errors.Invalid, match="its verdict is void"):
+            world.do(measured)
+    world.do(void(row))
+    assert world.state.rounds.awaiting_judgement == 0
+    assert world.state.tasks.table.rows["t1"].status == "completed"
+    assert audit.check(Record(*stored(event)) for event in world.stored) == []
+
+
+def stored(event: events.Event) -> tuple[int, str, bytes]:
+    return event.seq, events.subject_of(event.data), events.encode(event)
+
+
+def test_withdrawn_commitments_are_taken_by_no_round_and_the_next_deposit_goes_on() -> None:
+    world = deposited()
+    world.do(commands.WithdrawCommitments(judge="j"))
+    assert world.do(commands.WithdrawCommitments(judge="j")) == []
+    token = claimed(world)
+    assert len(world.state.rounds.table) == 0
+    assert world.state.rounds.newest is None
+    new = hashlib.sha256(secret(3)).hexdigest()
+    world.do(commands.DepositCommitments(judge="j", first=3, commitments=[new]))
+    assert only(world).commitment == new
+    newest = world.state.rounds.newest
+    assert newest is not None
+    assert newest.index == 3
+    brought(world, token, "evolver")
+    with pytest.raises(errors.Invalid, match="does not open"):
+        world.do(void(judged(world)))

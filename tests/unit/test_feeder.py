@@ -1,5 +1,7 @@
 """What the feeder chooses, and when it holds back."""
 
+import msgspec
+
 from orchestrator import feeder
 from orchestrator.feeder import Fleet, Standing
 
@@ -57,6 +59,31 @@ def test_every_fourth_choice_explores_the_node_tried_least() -> None:
     fleet = _fleet(_node("best", rounds=9, promotions=9), hopeless)
     chosen = [order.node_id for order in feeder.plan(fleet, min_queue=4, burst=4, turn=0)]
     assert chosen[3] == "hopeless"
+
+
+def test_a_long_plan_chooses_as_weighing_all_nodes_anew_each_time_would() -> None:
+    nodes = [
+        _node(
+            f"n{n:02}",
+            own_workload=n % 3 > 0,
+            open_tasks=n % 5,
+            rounds=n % 7,
+            champion=n % 2 > 0,
+            promotions=n % 2,
+        )
+        for n in range(30)
+    ]
+    orders = feeder.plan(_fleet(*nodes), min_queue=90, burst=90, turn=1)
+    standing = {node.node_id: node for node in nodes}
+    for number, order in enumerate(orders, 1):
+        if number % feeder.EXPLORE_EVERY == feeder.EXPLORE_EVERY - 1:
+            best = min(
+                standing.values(), key=lambda one: (one.rounds + one.open_tasks, one.node_id)
+            )
+        else:
+            best = min(standing.values(), key=lambda one: (-feeder.expected_gain(one), one.node_id))
+        assert order.node_id == best.node_id
+        standing[best.node_id] = msgspec.structs.replace(best, open_tasks=best.open_tasks + 1)
 
 
 def test_a_long_plan_reaches_every_node() -> None:

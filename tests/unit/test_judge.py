@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ import torch
 
 from agent import artifacts, checkpoints
 from agent.specialists import base, registry
-from core import chunks, errors, events, wire
+from core import bus, chunks, errors, events, wire
 from orchestrator import judge
 
 WRITER = "agent-1"
@@ -339,13 +340,69 @@ def test_a_workload_nobody_knows_makes_the_round_void(
     assert_refused(shelf.judged(shelf.put(better), workload=workload), "alchemy")
 
 
-def test_a_champion_that_cannot_be_loaded_is_no_verdict(
+def test_a_champion_that_cannot_be_loaded_ends_the_round_void_and_goes_on_reigning(
+    shelf: Shelf, fresh: torch.nn.Module, better: torch.nn.Module
+) -> None:
+    gone = msgspec.structs.replace(
+        reigning(shelf.put(better)), manifest="0" * 64, candidate_id="gone"
+    )
+    damaged = reigning(shelf.put(weights=b"not weights at all"))
+    for champion in (gone, damaged):
+        verdict = shelf.judged(shelf.put(fresh), champion=champion)
+        assert (verdict.verdict, verdict.promoted) == ("void", "")
+        assert verdict.against == champion.candidate_id
+        for words in (verdict.reasons.en, verdict.reasons.ar):
+            assert champion.candidate_id in words
+            assert champion.manifest[:12] in words
+        assert only(verdict).verdict == "unjudged"
+        assert only(verdict).error is not None
+
+
+class _Control:
+    """A control that is never asked."""
+
+    inbox_prefix = "_INBOX_judge"
+
+
+def sitting(shelf: Shelf, key: bytes = b"k" * judge.KEY_BYTES) -> judge.Judge:
+    return judge.Judge(cast("bus.Bus", _Control()), shelf.store, key, "j")
+
+
+def test_a_round_of_a_lost_key_ends_void_without_a_secret_once_that_is_said(
     shelf: Shelf, better: torch.nn.Module
 ) -> None:
-    champion = msgspec.structs.replace(reigning(shelf.put(better)), manifest="0" * 64)
-    champion = msgspec.structs.replace(champion, candidate_id="gone")
-    with pytest.raises(errors.ArtifactError, match="champion gone of stats-bayesian"):
-        shelf.judged(shelf.put(better), champion=champion)
+    one = sitting(shelf, b"another key of thirty-two bytes!")
+    with pytest.raises(errors.Conflict, match="--new-key"):
+        asyncio.run(one._verdict(brief(shelf.put(better)), 1))
+    verdict = asyncio.run(one._verdict(brief(shelf.put(better), withdrawn=True), 1))
+    assert (verdict.verdict, verdict.secret) == ("void", "")
+    assert "key behind this round's commitment is lost" in verdict.reasons.en
+    assert only(verdict).error is None
+
+
+def test_a_round_that_trips_the_judge_again_and_again_ends_void(
+    shelf: Shelf, better: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*_: object) -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(judge, "measure", trip)
+    one, standing = sitting(shelf), brief(shelf.put(better))
+    with pytest.raises(errors.Unavailable, match="unforeseen"):
+        asyncio.run(one._verdict(standing, judge.DELIVERIES_MAX - 1))
+    verdict = asyncio.run(one._verdict(standing, judge.DELIVERIES_MAX))
+    assert (verdict.verdict, verdict.secret) == ("void", SECRET.hex())
+    assert "ZeroDivisionError: unforeseen" in verdict.reasons.ar
+
+
+def test_a_judge_whose_key_does_not_open_the_newest_commitment_does_not_judge(
+    shelf: Shelf,
+) -> None:
+    newest = wire.Commitment(index=3, commitment=judge.commitment_to(SECRET))
+    sitting(shelf)._require_key(newest)
+    sitting(shelf, b"x" * judge.KEY_BYTES)._require_key(None)
+    with pytest.raises(errors.DataDirectoryError, match="does not open commitment 3"):
+        sitting(shelf, b"x" * judge.KEY_BYTES)._require_key(newest)
 
 
 def test_a_judge_asked_to_stop_abandons_the_round(shelf: Shelf, better: torch.nn.Module) -> None:
@@ -399,6 +456,15 @@ def test_the_key_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:
     assert judge.load_key(path) == key
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_no_key_is_made_where_another_was_committed_with(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    with pytest.raises(errors.DataDirectoryError, match="restore it from a backup"):
+        judge.load_key(path, 128)
+    assert not path.exists()
+    key = judge.load_key(path)
+    assert judge.load_key(path, 128) == key
 
 
 def test_a_key_of_the_wrong_length_is_not_used(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Who is suspected, who keeps a task, and when nobody is."""
 
-from core import commands
+import asyncio
+
+from core import commands, events, runtime
+from core.log_memory import MemoryLog
 from core.presence import Presence
 from core.wire import TaskBeat
 from orchestrator import liveness
@@ -29,6 +32,7 @@ def _plan(
         presence,
         world.now,
         LIMITS,
+        watched=liveness.watched(world.state, presence.take_heard()),
         grace=grace or Grace(),
         someone_waits=lambda task: waits,
     )
@@ -63,7 +67,7 @@ def test_with_nobody_waiting_the_lease_runs() -> None:
 
 def test_a_broken_connection_counts_after_two_seconds() -> None:
     world, presence = _running()
-    presence.of("a1").disconnected_at = world.now
+    presence.lost("a1", world.now)
     world.later(1.9)
     assert _expired(_plan(world, presence, waits=True)) == []
     world.later(0.2)
@@ -84,7 +88,7 @@ def test_a_worker_heard_of_and_then_lost_in_a_time_of_grace_is_suspected_like_an
     grace.begin(world.now, 60)
     world.later(1)
     presence.beat("a1", world.now, "session-a1", 0, [BEAT])
-    presence.of("a1").disconnected_at = world.now
+    presence.lost("a1", world.now)
     world.later(2.1)
     assert len(_expired(_plan(world, presence, waits=True, grace=grace))) == 1
 
@@ -107,14 +111,61 @@ def test_a_heartbeat_after_the_silence_brings_a_worker_back_online() -> None:
     assert [type(command) for command in planned] == [commands.MarkOnline]
 
 
+def _fleet(count: int) -> tuple[World, Presence]:
+    world, presence = World(), Presence(0)
+    for number in range(count):
+        session = world.agent(f"a{number}")
+        presence.beat(f"a{number}", world.now, session, 0, [])
+    return world, presence
+
+
 def test_losing_all_agents_at_once_is_our_fault_not_theirs() -> None:
-    presence = Presence(0)
-    for number in range(2):
-        presence.beat(f"a{number}", SECOND, "s", 0, [])
-        presence.of(f"a{number}").disconnected_at = 2 * SECOND
-    assert liveness.mass_loss(presence, 3 * SECOND)
-    presence.beat("a1", 3 * SECOND, "s", 0, [])
-    assert not liveness.mass_loss(presence, 3 * SECOND)
+    world, presence = _fleet(2)
+    for worker_id in ("a0", "a1"):
+        presence.lost(worker_id, world.now)
+    world.later(1)
+    assert liveness.mass_loss(world.state, presence, world.now)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert not liveness.mass_loss(world.state, presence, world.now)
+    presence.lost("a1", world.now)
+    world.later(liveness.MASS_LOSS_SECONDS)
+    assert not liveness.mass_loss(world.state, presence, world.now)
+
+
+def _leaves(world: World, worker_id: str, reason: str) -> None:
+    session = f"session-{worker_id}"
+    world.do(commands.MarkOffline(worker_id=worker_id, reason=reason, session=session))
+
+
+def test_agents_that_left_long_ago_do_not_hide_that_all_others_went_at_once() -> None:
+    world, presence = _fleet(20)
+    for number in range(2, 20):
+        _leaves(world, f"a{number}", "silence")
+    world.later(3600)
+    for worker_id in ("a0", "a1"):
+        presence.lost(worker_id, world.now)
+    assert liveness.mass_loss(world.state, presence, world.now)
+
+
+def test_agents_that_said_goodbye_or_were_offline_before_are_no_mass_loss() -> None:
+    world, presence = _fleet(12)
+    for number in range(11):
+        _leaves(world, f"a{number}", "bye")
+        if number % 2:
+            presence.of(f"a{number}").session = ""
+        else:
+            world.later(0.1)
+        presence.lost(f"a{number}", world.now)
+    assert not liveness.mass_loss(world.state, presence, world.now)
+
+
+def test_agents_marked_offline_for_a_loss_of_these_seconds_still_count_as_gone() -> None:
+    world, presence = _fleet(4)
+    for number in range(4):
+        presence.lost(f"a{number}", world.now)
+        world.later(1)
+        _leaves(world, f"a{number}", "its connection broke")
+    assert liveness.mass_loss(world.state, presence, world.now)
 
 
 def test_an_http_worker_keeps_a_silent_training_for_its_whole_lease() -> None:
@@ -145,6 +196,67 @@ def test_a_heartbeat_renews_an_http_lease_until_the_worker_asks_for_other_work()
     seen.asked_at = world.now
     seen.signalled_at = seen.last_seen = world.now
     assert len(_expired(_plan(world, presence, waits=True))) == 1
+
+
+def test_only_who_is_online_or_heard_of_again_is_looked_at() -> None:
+    world, presence = _fleet(4)
+    world.http_worker("w1")
+    for worker_id in ("a0", "a1"):
+        _leaves(world, worker_id, "silence")
+    world.do(commands.Heartbeat(worker_id="w2", status="gone"))
+    assert presence.take_heard() == ["a0", "a1", "a2", "a3"]
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    heard = presence.take_heard()
+    assert liveness.watched(world.state, heard).workers == ["w1", "a2", "a3", "a1"]
+    assert liveness.watched(world.state, presence.take_heard()).workers == ["w1", "a2", "a3"]
+
+
+def test_what_is_looked_at_comes_in_slices_that_leave_nothing_out() -> None:
+    whole = liveness.Watched([f"t{n}" for n in range(7)], [f"w{n}" for n in range(3)], ["r"])
+    parts = list(liveness.slices(whole, 3))
+    assert [len(part.tasks) for part in parts] == [3, 3, 1]
+    assert [one for part in parts for one in part.tasks] == whole.tasks
+    assert [one for part in parts for one in part.workers] == whole.workers
+    assert [one for part in parts for one in part.rounds] == whole.rounds
+    assert list(liveness.slices(liveness.Watched([], [], []), 3)) == []
+
+
+async def test_others_have_their_turn_while_liveness_looks_at_many() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    for number in range(4 * liveness.LOOKED_AT_ONCE):
+        registered = events.WorkerRegistered(worker_id=f"w{number}", hostname="h")
+        door.state.workers.apply(1, runtime.now(), registered)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.ensure_future(others())
+    one = liveness.Liveness(door, Presence(runtime.now()), LIMITS, lambda task: False)
+    await one.tick(runtime.now())
+    running.cancel()
+    assert turns >= 4
+
+
+def test_a_task_that_ended_since_it_was_listed_is_left_alone() -> None:
+    world, presence = _running()
+    listed = liveness.watched(world.state, [])
+    world.do(commands.CancelTask(task_id="t1"))
+    world.later(1000)
+    planned = liveness.plan(
+        world.state,
+        presence,
+        world.now,
+        LIMITS,
+        watched=listed,
+        grace=Grace(),
+        someone_waits=lambda task: True,
+    )
+    assert _expired(planned) == []
 
 
 def test_a_round_closes_at_its_deadline() -> None:

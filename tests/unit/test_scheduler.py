@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from core import commands, runtime
 from core.log_memory import MemoryLog
@@ -18,11 +18,13 @@ class Queue:
     def __init__(self) -> None:
         self.held: dict[int, tuple[str, str]] = {1: ("cpu-16", "left by an earlier run")}
         self.waiting = 0
+        self.on_stored: Callable[[int], None] = lambda _: None
         self._seq = 1
 
     async def publish(self, lane: str, task_id: str) -> int:
         self._seq += 1
         self.held[self._seq] = (lane, task_id)
+        self.on_stored(self._seq)
         return self._seq
 
     async def delete(self, seq: int) -> None:
@@ -32,10 +34,7 @@ class Queue:
         self.held.clear()
 
     async def standing(self, lane: str) -> tuple[int, int]:
-        return self.waiting, len(self.held)
-
-    async def offers(self, lane: str) -> set[int]:
-        return {seq for seq, (name, _) in self.held.items() if name == lane}
+        return self.waiting, sum(name == lane for name, _ in self.held.values())
 
 
 class Bench:
@@ -134,6 +133,40 @@ async def test_an_answered_offer_stays_and_makes_room_for_the_next() -> None:
         assert first not in one.scheduler.lane("cpu-16").offers
         one.scheduler.pulled("cpu-16", 1, FOREVER)
         assert len(await one.settled()) == 2
+
+
+async def test_an_offer_answered_before_its_publisher_hears_of_it_is_not_awaited() -> None:
+    async with bench() as one:
+        one.queue.on_stored = lambda seq: one.scheduler.answered("cpu-16", seq)
+        await one.enqueue("t1")
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == ["t1"]
+        lane = one.scheduler.lane("cpu-16")
+        assert (lane.offers, lane.answered) == ({}, set())
+
+
+async def test_what_is_remembered_of_a_lane_does_not_grow_with_the_tasks_that_run() -> None:
+    async with bench() as one:
+        await one.enqueue(*(f"t{number}" for number in range(200)))
+        for seq in range(200):
+            one.scheduler.answered("cpu-16", seq + 2)
+        lane = one.scheduler.lane("cpu-16")
+        assert (lane.offers, lane.answered) == ({}, set())
+
+
+async def test_offers_that_the_server_lost_are_made_anew_once_it_must_have_counted_them() -> None:
+    async with bench() as one:
+        await one.enqueue("t1")
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == ["t1"]
+        one.queue.held.clear()
+        one.queue.waiting = 1
+        await one.scheduler._reconcile()
+        assert await one.settled() == []
+        lane = one.scheduler.lane("cpu-16")
+        lane.offers = {seq: since - 2_000_000 for seq, since in lane.offers.items()}
+        await one.scheduler._reconcile()
+        assert await one.settled() == ["t1"]
 
 
 async def test_an_offer_whose_task_is_gone_is_withdrawn() -> None:

@@ -23,6 +23,24 @@ def test_an_answer_comes_back_as_it_was() -> None:
     assert wire.decode(wire.ok(answer), wire.Welcome) == answer
 
 
+def test_a_heartbeat_speaks_of_so_many_tasks_and_of_sane_steps_only() -> None:
+    def read(*tasks: dict[str, object]) -> int:
+        raw = msgspec.json.encode({"worker_id": "w", "tasks": tasks})
+        return len(msgspec.json.decode(raw, type=wire.Beat).tasks)
+
+    task: dict[str, object] = {"task_id": "t", "attempt": 1}
+    most = [task] * wire.BEAT_TASKS_MAX
+    assert read(*most) == len(most)
+    for nonsense in (
+        [*most, task],
+        [{**task, "step": -1}],
+        [{**task, "total_steps": 2**60}],
+        [{**task, "rival": "x" * 33}],
+    ):
+        with pytest.raises(msgspec.ValidationError):
+            read(*nonsense)
+
+
 def test_an_answer_without_fields_is_an_answer() -> None:
     assert wire.decode(wire.ok(wire.Done()), wire.Done) == wire.Done()
 
