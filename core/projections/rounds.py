@@ -232,10 +232,6 @@ class Rounds:
 
     def _index(self, after: Round, data: events.OfRounds) -> None:
         node = self.node(after.node_id)
-        if after.status == "open":
-            self.open[after.round_id] = None
-        else:
-            self.open.pop(after.round_id, None)
         match data:
             case events.RoundOpened():
                 self.commitments.drop(str(after.index))  # first: it may not fit
@@ -259,6 +255,10 @@ class Rounds:
                 pass
             case _:
                 assert_never(data)
+        if after.status == "open":
+            self.open[after.round_id] = None
+        else:
+            self.open.pop(after.round_id, None)
 
     def task_claimed(self, row: Waiting, node_id: str) -> None:
         """A claimed task begins to wait for a round, unless it does already."""
