@@ -49,7 +49,7 @@ _HEADERS_START, _HEADERS_END = b"NATS/1.0", b"\r\n\r\n"
 
 _SEARCHES_MAX = 256
 _SEARCHED_BYTES = 256 * 1024
-_CANDIDATES_MAX = 1_000
+_TRIED_BYTES_MAX = 128 * 1024
 
 
 class StoredRecord(NamedTuple):
@@ -201,7 +201,10 @@ class Reading(Iterator[StoredRecord]):
             # From here on no record of the chain is sound: its lengths may be what is wrong.
             offset = rest[0].offset if rest else chain.stop
             searches += 1
-            found = _search(key, content, offset, self._next) if searches < _SEARCHES_MAX else None
+            unsound = {span.offset for span in rest}
+            found = None
+            if searches < _SEARCHES_MAX:
+                found = _search(key, content, offset, self._next, unsound)
             if found is None and not chain.fault:
                 for span in rest:
                     self._take(index, content, span, is_sound=False)
@@ -350,8 +353,11 @@ def _verify(key: bytes, content: bytes, spans: list[_Span]) -> list[bool]:
     return [match and not span.fault for match, span in zip(matching.tolist(), spans, strict=True)]
 
 
-def _search(key: bytes, content: bytes, offset: int, seq: int) -> int | None:
-    """Where behind `offset` a sound record begins, of `seq` or one that can still come here."""
+def _search(key: bytes, content: bytes, offset: int, seq: int, unsound: set[int]) -> int | None:
+    """Where behind `offset` a sound record begins, of `seq` or one that can still come here.
+
+    `unsound` are places where none does.
+    """
     words = np.ndarray(max(len(content) - 7, 0), "<u8", content, strides=(1,))
     count = np.uint64((len(content) - offset) // _RECORD_BYTES_MIN + 1)
     tried = 0
@@ -359,13 +365,15 @@ def _search(key: bytes, content: bytes, offset: int, seq: int) -> int | None:
         part = words[first : first + _SEARCHED_BYTES]
         for place in np.flatnonzero(part - np.uint64(seq) < count).tolist():
             start = first + place - 4
+            if start in unsound:
+                continue
             spans = _follow(content, start, spans_max=1).spans
             if not spans or spans[0].fault:
                 continue
             piece = content[start : spans[0].end]
             if all(_verify(key, piece, _follow(piece, 0).spans)):
                 return start
-            tried += 1
-            if tried == _CANDIDATES_MAX:
+            tried += len(piece)
+            if tried > _TRIED_BYTES_MAX:
                 return None
     return None

@@ -44,9 +44,9 @@ async def write(nats: nats_fixture.Nats) -> list[Record]:
         for count in (1, 2, 30, 1, 300, 1):
             batch = [message(index) for index in range(count)]
             last = await log.append(batch, last)
-        for index in range(12):
-            large = json.dumps({"kind": "كبير", "text": "س" * 400_000, "index": index})
-            last = await log.append([Message("ev.large.x", large.encode())], last)
+        large = Message("ev.large.x", ('{"text":"' + "س" * 15_000 + '"}').encode())
+        for _ in range(8):
+            last = await log.append([large] * 40, last)
         await control.request("ev.hand.two", b"{}")
         records = [record async for part in log.read() for record in part]
         await log.close()
@@ -152,7 +152,7 @@ def test_every_bit_of_the_lengths_of_a_record_counts(small: Stored) -> None:
             start + 21,
             *range(subject_end, subject_end + 4),
         ):
-            for value in range(0, 256, 5):
+            for value in range(0, 256, 51):
                 if value == whole[at]:
                     continue
                 path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
@@ -223,7 +223,7 @@ def test_the_servers_index_tells_of_an_end_cut_off_between_records(
         (lambda folder: (folder / "1.key").touch(), "encrypted"),
         (lambda folder: (folder / "1.blk").write_bytes(b"cmp\x01abc"), "compressed"),
         (lambda folder: os.truncate(folder / "1.blk", 1 << 33), "more than any block"),
-        (lambda folder: ((folder / "1.blk").unlink(), (folder / "1.blk").mkdir()), "cannot be read"),
+        (lambda folder: (folder / "5.blk").mkdir(), "cannot be read"),
         (lambda folder: shutil.rmtree(folder), "cannot be read"),
     ],
 )  # fmt: skip
