@@ -80,10 +80,11 @@ def read(folder: Path, stream: str, opening: bytes = b"") -> "Reading":
     return Reading(folder, stream, opening)
 
 
-def indexed_last_seq(folder: Path, stream: str) -> int:
+def indexed_last_seq(folder: Path, stream: str, above: int = 0) -> int:
     """Where the stream ended when the server last wrote `index.db`, as it does when it stops.
 
     0 where it is not there, or cannot be read: the server makes it anew, so that is no damage.
+    0 also where it is not above `above`: a large index takes seconds to hash.
     """
     try:
         content = (folder / _INDEX).read_bytes()
@@ -93,12 +94,14 @@ def indexed_last_seq(folder: Path, stream: str) -> int:
     length = len(content) - _CHECKSUM_BYTES
     if not content.startswith(_INDEX_START) or length < 0:
         return 0
+    # Messages, bytes, the first sequence, a time, the last sequence: all variable in length.
+    numbers = _read_varints(content[len(_INDEX_START) : length])
+    last_seq = next(itertools.islice(numbers, 4, None), 0)
+    if last_seq <= above:
+        return 0
     (found,) = highwayhash.hash_pieces(key, content, np.array([0]), np.array([length])).tolist()
     if content[length:] != found.to_bytes(_CHECKSUM_BYTES, "little"):
         return 0
-    # Messages, bytes, the first sequence, a time, the last sequence: all variable in length.
-    numbers = _read_varints(content[len(_INDEX_START) : length])
-    *_, last_seq = itertools.islice(numbers, 5)
     return last_seq
 
 
@@ -147,8 +150,8 @@ class Reading(Iterator[StoredRecord]):
             content = self._load(index, path)
             if content is not None:
                 yield from self._read_block(index, content)
-        indexed = indexed_last_seq(self._folder, self._stream)
-        if self._known and indexed >= self._next:
+        indexed = indexed_last_seq(self._folder, self._stream, self._next - 1)
+        if self._known and indexed:
             what = f"the blocks end at {self._next - 1}, the server's index saw {indexed}"
             self._add(before, 0, what)
 
