@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from core import chunks, errors, events, seals, specializations, subjects
+from core import blocks, chunks, errors, events, seals, specializations, subjects
 from core.events import Base, Candidate, Champion, Checkpoint, Rival, Role, Workload
 from core.log import Log, Record
 
@@ -24,6 +24,7 @@ DETAIL_CHARS_MAX = 400
 """Who writes manifests and large metrics."""
 
 RULES: dict[str, str] = {
+    "blocks": "stored records are whole, in order, and hash to their checksums",
     "order": "sequences run from 1 without gaps",
     "undecodable": "every record can be read",
     "subject": "every record lies on the subject that its body names",
@@ -697,10 +698,15 @@ def _opens(secret: str, commitment: str) -> bool:
 # What is stored
 
 
-async def read_log(log: Log) -> Auditor:
-    """An auditor that took the log up to its end at the time of the call. Raises LogUnavailable."""
+async def read_log(log: Log, stored: blocks.Reading | None = None) -> Auditor:
+    """An auditor that took the log up to its end at the time of the call. Raises LogUnavailable.
+
+    `stored` is what its blocks held before a server was started on them, and could repair them.
+    """
     auditor = Auditor()
     last = await log.last_seq()
+    if stored is not None:
+        _add_damage(stored, last, auditor.findings)
     try:
         async for records in log.read_stored(1, last):
             for one in records:
@@ -711,6 +717,17 @@ async def read_log(log: Log) -> Auditor:
             raise
     auditor.finish(last)
     return auditor
+
+
+def _add_damage(stored: blocks.Reading, last: int, findings: Findings) -> None:
+    for one in stored.damage:
+        place = f"{one.block}.blk, byte {one.offset}: " if one.block else ""
+        findings.add("blocks", one.seq, place + one.what)
+    if more := stored.damage_total - len(stored.damage):
+        findings.counts["blocks"] += more
+    if not stored.damage_total and stored.last_seq != last:
+        detail = f"the blocks end at {stored.last_seq}, the server that read them at {last}"
+        findings.add("blocks", min(stored.last_seq, last) + 1, detail)
 
 
 class Stored(msgspec.Struct):

@@ -3,7 +3,8 @@
 Whoever runs on a data directory holds its lock (`platforms.DataLock`) and names its nats-server in
 `run.json`. With the lock held the log is read from that server; with the lock free a server is
 started for as long as the reading takes: on the directory, or, where nothing in it may change, on a
-copy of what is read, since a server that starts repairs what it finds.
+copy of what is read, since a server that starts repairs what it finds. The blocks of the copy are
+read before that.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from core import errors, platforms
+from core import blocks, errors, platforms
 from core.accounts import COMPLETE, Authority
 from core.bus import Bus
 from core.log import Log
@@ -37,12 +38,16 @@ _STREAM_NOT_FOUND = 10059
 
 
 class Access(NamedTuple):
-    """A running nats-server on a log, and who may read there; `running` where others use it."""
+    """A running nats-server on a log, and who may read there; `running` where others use it.
+
+    `stored` is what the blocks of the log held before the server started, where they were read.
+    """
 
     url: str
     control: Path | tuple[str, str]
     fleet: Path | tuple[str, str]
     running: bool
+    stored: blocks.Reading | None = None
 
 
 class Connected(NamedTuple):
@@ -202,8 +207,10 @@ def _copied(data: Path, lock_path: Path) -> Iterator[Access]:
                 _copy_streams(data, copy, authority)
             except shutil.Error as error:
                 raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
+        stored = blocks.read(_streams_of(copy, authority, "CONTROL") / "EVENTS" / "msgs", "EVENTS")
+        stored.finish()
         with _started(copy) as access:
-            yield access
+            yield access._replace(stored=stored)
 
 
 def _require_log(data: Path, authority: Authority) -> None:

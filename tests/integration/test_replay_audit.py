@@ -351,10 +351,35 @@ def test_a_flipped_bit_in_the_log_is_found(built: Built, tmp_path: Path, where: 
     before = fingerprint(data)
     result = run("audit", "--data", data, "--json")
     first = told(result)["violations"][0]
-    assert first["rule"] == "order"
+    assert first["rule"] == "blocks"
     assert first["seq"] == pytest.approx(where * built.last_seq, abs=2)
     assert result.exit_code == 1
     assert fingerprint(data) == before
+
+
+def test_an_end_cut_off_between_two_records_is_found(built: Built, tmp_path: Path) -> None:
+    data = copy_of(built.data, tmp_path)
+    (block,) = data.glob("nats/js/jetstream/*/streams/EVENTS/msgs/1.blk")
+    content = block.read_bytes()
+    offset = end = 0
+    while end < len(content):
+        offset, end = end, end + (int.from_bytes(content[end : end + 4], "little") & 0x7FFFFFFF)
+    block.write_bytes(content[:offset])
+    result = run("audit", "--data", data, "--json")
+    first = told(result)["violations"][0]
+    assert (first["rule"], first["seq"]) == ("blocks", built.last_seq), told(result)
+    assert result.exit_code == 1
+
+
+def test_damage_that_a_starting_server_repairs_is_found(built: Built, tmp_path: Path) -> None:
+    data = copy_of(built.data, tmp_path)
+    (block,) = data.glob("nats/js/jetstream/*/streams/EVENTS/msgs/1.blk")
+    block.write_bytes(block.read_bytes() + b"torn")
+    result = run("audit", "--data", data, "--json")
+    (violation,) = told(result)["violations"]
+    assert (violation["rule"], violation["seq"]) == ("blocks", built.last_seq + 1)
+    assert "1.blk" in violation["detail"]
+    assert result.exit_code == 1
 
 
 # Directories that cannot be read
