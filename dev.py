@@ -650,6 +650,12 @@ def _bench(environment: Environment, args: list[str]) -> int:
     return environment.machine.become(argv, cwd=environment.checkout)
 
 
+def _faults(environment: Environment, args: list[str]) -> int:
+    environment.ensure()
+    argv = [str(environment.python), "-m", "faults", *args]
+    return environment.machine.become(argv, cwd=environment.checkout)
+
+
 def _check(environment: Environment, args: list[str]) -> int:
     if args:
         raise Failure(f"check takes no arguments, not {args[0]}", 2)
@@ -720,6 +726,13 @@ VERBS = {
         "Set up, then measure; results go to benchmarks/RESULTS.md.",
         "Without a name all benchmarks. Ratios within one run count, not figures across machines.",
         _bench,
+    ),
+    "faults": Verb(
+        "faults [SUITE ...] [--seed N] [--long]",
+        "Set up, then let things die and hold the log against what clients were told.",
+        "Without a name all suites: writer, ambiguous. The seed is printed; --seed takes it back.\n"
+        "Ends 1 if an acknowledged fact was lost or an effect happened twice.",
+        _faults,
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Suites that let things die, and hold the log against what clients were told."""
