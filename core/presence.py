@@ -9,6 +9,8 @@ from core.wire import TaskBeat
 LOSSES_MAX = 400
 LISTED_MAX = 128
 LOST_SECONDS_MAX = 60
+LARGE_FLEET = 1_000
+"""Online workers beyond which heartbeats come more rarely."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,11 @@ class Seen:
     tasks: dict[str, TaskBeat] = field(default_factory=dict)
     listed_at: dict[tuple[str, int], int] = field(default_factory=dict)
     """When a heartbeat last listed an attempt (task_id, attempt), for the newest LISTED_MAX."""
+
+
+def heartbeat_seconds(online: int) -> float:
+    """How often an agent sends a heartbeat, given how many workers are online."""
+    return 3.0 if online > LARGE_FLEET else 1.0
 
 
 class Presence:

@@ -17,7 +17,7 @@ from core import chunks, commands, errors, events, runtime, subjects, wire
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, Manifest
 from core.decide import tasks as rules
-from core.presence import Presence
+from core.presence import Presence, heartbeat_seconds
 from core.projections.rounds import Round
 from core.projections.state import State
 from core.projections.tables import Table
@@ -41,7 +41,6 @@ T = TypeVar("T")
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What the desk tells every agent."""
 
-    heartbeat_seconds: float = 1.0
     lease_seconds: float = 60.0
 
 
@@ -194,17 +193,20 @@ class Desk:
             capabilities=msgspec.json.encode(hello.capabilities),
             holding=hello.holding,
         )
-        held = await self._door.execute(
+        held, online = await self._door.execute(
             command,
             runtime.new_meta(f"agent:{token}"),
-            lambda state: set(state.tasks.held.get(hello.worker_id, ())),
+            lambda state: (
+                set(state.tasks.held.get(hello.worker_id, ())),
+                state.workers.online,
+            ),
         )
         self._presence.beat(hello.worker_id, runtime.now(), session, 0, [])
         return wire.ok(
             wire.Welcome(
                 session=session,
                 lane=lane,
-                heartbeat_seconds=self._terms.heartbeat_seconds,
+                heartbeat_seconds=heartbeat_seconds(online),
                 lease_seconds=self._terms.lease_seconds,
                 holding=[claim for claim in hello.holding if claim.task_id in held],
             )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from core import commands, errors, runtime
-from core.presence import Presence, Seen
+from core.presence import Presence, Seen, heartbeat_seconds
 from core.projections.rounds import Round
 from core.projections.state import State
 from core.projections.tasks import Claim, Task, token_of
@@ -265,6 +265,8 @@ class Liveness:
         self._last_tick = now
         self._looking_seconds = 0.0
         state = self._door.state
+        heartbeat = heartbeat_seconds(state.workers.online)
+        limits = msgspec.structs.replace(self._limits, heartbeat=heartbeat)
         whole = watched(state, self._presence.take_heard())
         for part in slices(whole, LOOKED_AT_ONCE):
             began = time.perf_counter()
@@ -272,7 +274,7 @@ class Liveness:
                 state,
                 self._presence,
                 now,
-                self._limits,
+                limits,
                 watched=part,
                 grace=self.grace,
                 someone_waits=self._someone_waits,

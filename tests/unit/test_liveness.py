@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from core import commands, events, runtime
 from core.log_memory import MemoryLog
 from core.presence import Presence
@@ -267,3 +269,30 @@ def test_a_round_closes_at_its_deadline() -> None:
     assert _plan(world, presence, waits=False) == []
     world.later(2)
     assert [type(c) for c in _plan(world, presence, waits=False)] == [commands.CloseRound]
+
+
+async def test_a_large_fleet_beats_more_rarely_and_its_silence_is_borne_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("core.presence.LARGE_FLEET", 1)
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    for name in ("a1", "a2", "a3", "a4", "a5"):
+        hello = commands.OpenSession(
+            worker_id=name, session=name, hostname="h", lane="cpu-16", protocol=1
+        )
+        await door.execute(hello, runtime.new_meta("t"), runtime.nothing)
+    presence = Presence(0)
+    now = runtime.now() + 1_000 * SECOND  # long after the grace of the start
+    for name in ("a1", "a2", "a3", "a4", "a5"):
+        presence.beat(name, now, name, 0, [])
+    watch = liveness.Liveness(door, presence, LIMITS, lambda task: False)
+    watch._last_tick = now
+    for name in ("a2", "a3", "a4", "a5"):
+        presence.beat(name, now + 11 * SECOND, name, 0, [])
+    await watch.tick(now + 11 * SECOND)
+    assert door.state.workers.online == 5
+    await watch.tick(now + 13 * SECOND)
+    assert door.state.workers.online == 4
+    writing.cancel()
