@@ -101,8 +101,12 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def anchor_paths(data: Path, identity: str) -> tuple[Path, Path]:
-    """Where the anchor of a log is kept: beside its data, and in the user's configuration."""
-    return data / ANCHOR_FILE, platforms.config_dir() / "anchors" / f"{identity[:32]}.json"
+    """Where the anchor of a log is kept: beside its data, and in the user's configuration.
+
+    There it goes by log and place: a copy that is tried out elsewhere speaks for itself alone.
+    """
+    name = fingerprint(identity, str(data.resolve()).encode())[:32]
+    return data / ANCHOR_FILE, platforms.config_dir() / "anchors" / f"{name}.json"
 
 
 def write_anchor(data: Path, anchor: Anchor) -> None:

@@ -184,6 +184,18 @@ async def test_a_cut_behind_the_last_seal_is_missed_by_each_anchor(
             await seals.require_whole(log, tmp_path)
 
 
+async def test_a_copy_that_is_tried_out_does_not_speak_for_the_original(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    async with written(tmp_path) as (log, _, sealer):
+        await sealer.seal()
+        identity = await seals.identity_of(log)
+        ahead = seals.Anchor(log=identity, seq=10_000, last=9_999, digest="00", at=1)
+        seals.write_anchor(tmp_path / "copy", ahead)
+        await seals.require_whole(log, tmp_path)
+        with pytest.raises(errors.LogDamaged):
+            await seals.require_whole(log, tmp_path / "copy")
+
+
 async def test_another_log_in_its_place_is_noticed(tmp_path: Path) -> None:
     async with written(tmp_path) as (_, _, sealer):
         await sealer.seal()
