@@ -2,9 +2,10 @@
 another can take it."""
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,28 +99,39 @@ def mass_loss(state: State, presence: Presence, now: int) -> bool:
 
 
 class Watched(NamedTuple):
-    """Ids of what silence and time can do something to: a slice of it, or all."""
+    """Ids of some of what silence and time can do something to."""
 
-    tasks: list[str]
-    workers: list[str]
-    rounds: list[str]
+    tasks: Sequence[str] = ()
+    workers: Sequence[str] = ()
+    rounds: Sequence[str] = ()
 
 
-def watched(state: State, heard: list[str]) -> Watched:
-    """Everything to look at: what is held, who is online or was heard of again, open rounds.
+def slices(state: State, heard: list[str], size: int) -> Iterator[Watched]:
+    """Everything to look at, some at a time: what is held, who is online or was heard of again,
+    open rounds. Workers that are offline and silent are left alone, however many there are.
 
-    Workers that are offline and silent are left alone, however many there are.
+    The state may change between two slices: what ends meanwhile may still be listed.
     """
-    held = [task_id for tasks in state.tasks.held.values() for task_id in tasks]
+    for tasks in _parts(_held(state), size):
+        yield Watched(tasks=tasks)
     online, known = state.workers.online_by, state.workers.table
-    back = [one for one in heard if one in known and one not in online["nats"]]
-    return Watched(held, [*online["http"], *online["nats"], *back], list(state.rounds.open))
+    for workers in _parts(itertools.chain(list(online["http"]), list(online["nats"])), size):
+        yield Watched(workers=workers)
+    for some in _parts(iter(heard), size):
+        back = [one for one in some if one in known and one not in online["nats"]]
+        yield Watched(workers=back)
+    for rounds in _parts(iter(list(state.rounds.open)), size):
+        yield Watched(rounds=rounds)
 
 
-def slices(whole: Watched, size: int) -> Iterator[Watched]:
-    """The same in parts of at most so many of each, so that looking at one is soon done."""
-    for first in range(0, max(len(ids) for ids in whole), size):
-        yield Watched(*(ids[first : first + size] for ids in whole))
+def _held(state: State) -> Iterator[str]:
+    for worker_id in list(state.tasks.held):
+        yield from list(state.tasks.held.get(worker_id, ()))
+
+
+def _parts(ids: Iterator[str], size: int) -> Iterator[Sequence[str]]:
+    while part := list(itertools.islice(ids, size)):
+        yield part
 
 
 def plan(
@@ -267,8 +279,7 @@ class Liveness:
         state = self._door.state
         heartbeat = heartbeat_seconds(state.workers.online)
         limits = msgspec.structs.replace(self._limits, heartbeat=heartbeat)
-        whole = watched(state, self._presence.take_heard())
-        for part in slices(whole, LOOKED_AT_ONCE):
+        for part in slices(state, self._presence.take_heard(), LOOKED_AT_ONCE):
             began = time.perf_counter()
             planned = plan(
                 state,

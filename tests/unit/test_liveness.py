@@ -29,15 +29,19 @@ def _running() -> tuple[World, Presence]:
 def _plan(
     world: World, presence: Presence, *, waits: bool, grace: Grace | None = None
 ) -> list[liveness.Command]:
-    return liveness.plan(
-        world.state,
-        presence,
-        world.now,
-        LIMITS,
-        watched=liveness.watched(world.state, presence.take_heard()),
-        grace=grace or Grace(),
-        someone_waits=lambda task: waits,
-    )
+    return [
+        command
+        for part in liveness.slices(world.state, presence.take_heard(), 3)
+        for command in liveness.plan(
+            world.state,
+            presence,
+            world.now,
+            LIMITS,
+            watched=part,
+            grace=grace or Grace(),
+            someone_waits=lambda task: waits,
+        )
+    ]
 
 
 def _expired(planned: list[liveness.Command]) -> list[commands.ExpireClaim]:
@@ -208,19 +212,29 @@ def test_only_who_is_online_or_heard_of_again_is_looked_at() -> None:
     world.do(commands.Heartbeat(worker_id="w2", status="gone"))
     assert presence.take_heard() == ["a0", "a1", "a2", "a3"]
     presence.beat("a1", world.now, "session-a1", 0, [])
-    heard = presence.take_heard()
-    assert liveness.watched(world.state, heard).workers == ["w1", "a2", "a3", "a1"]
-    assert liveness.watched(world.state, presence.take_heard()).workers == ["w1", "a2", "a3"]
+    assert _looked_at(world, presence) == ["w1", "a2", "a3", "a1"]
+    assert _looked_at(world, presence) == ["w1", "a2", "a3"]
+
+
+def _looked_at(world: World, presence: Presence) -> list[str]:
+    parts = liveness.slices(world.state, presence.take_heard(), 100)
+    return [one for part in parts for one in part.workers]
 
 
 def test_what_is_looked_at_comes_in_slices_that_leave_nothing_out() -> None:
-    whole = liveness.Watched([f"t{n}" for n in range(7)], [f"w{n}" for n in range(3)], ["r"])
-    parts = list(liveness.slices(whole, 3))
-    assert [len(part.tasks) for part in parts] == [3, 3, 1]
-    assert [one for part in parts for one in part.tasks] == whole.tasks
-    assert [one for part in parts for one in part.workers] == whole.workers
-    assert [one for part in parts for one in part.rounds] == whole.rounds
-    assert list(liveness.slices(liveness.Watched([], [], []), 3)) == []
+    world, _ = _fleet(7)
+    world.seeded()
+    world.do(commands.DepositCommitments(judge="j", first=0, commitments=["0" * 64]))
+    for number in range(4):
+        world.task(f"t{number}")
+        world.claim("a0" if number < 2 else "a1")
+    parts = list(liveness.slices(world.state, [], 3))
+    assert all(sum(len(ids) for ids in part) <= 3 for part in parts)
+    assert [one for part in parts for one in part.tasks] == ["t0", "t1", "t2", "t3"]
+    assert [one for part in parts for one in part.workers] == [f"a{n}" for n in range(7)]
+    assert [one for part in parts for one in part.rounds] == list(world.state.rounds.open)
+    assert len(world.state.rounds.open) == 1
+    assert list(liveness.slices(World().state, [], 3)) == []
 
 
 async def test_others_have_their_turn_while_liveness_looks_at_many() -> None:
@@ -246,7 +260,8 @@ async def test_others_have_their_turn_while_liveness_looks_at_many() -> None:
 
 def test_a_task_that_ended_since_it_was_listed_is_left_alone() -> None:
     world, presence = _running()
-    listed = liveness.watched(world.state, [])
+    listed = next(liveness.slices(world.state, [], 100))
+    assert list(listed.tasks) == ["t1"]
     world.do(commands.CancelTask(task_id="t1"))
     world.later(1000)
     planned = liveness.plan(
