@@ -10,7 +10,7 @@ from aiohttp import web
 
 from core import commands, errors, lanes, runtime, subjects, wire
 from core.accounts import Authority
-from gateway import http, openapi, schemas
+from gateway import docs, http, openapi, schemas
 from gateway.control import Control
 from gateway.http import PREFIX, Page, Route, route
 from gateway.network import NetworkRoutes
@@ -123,7 +123,7 @@ class HealthRoutes:
 def routes(
     network: NetworkRoutes, reads: ReadRoutes, join: JoinRoutes, health: HealthRoutes
 ) -> list[Route | Page]:
-    """Every route but the relay and the document of them all."""
+    """Every route but the relay and the descriptions of them all."""
 
     def below(path: str) -> str:
         return PREFIX + path
@@ -174,15 +174,24 @@ def routes(
 
 
 def documented(table: Sequence[Route | Page]) -> list[Route | Page]:
-    """The table and the page that describes it."""
-    version = metadata.version("aghsan")
+    """The table and the two pages that describe it."""
 
     async def document(_: web.Request) -> web.Response:
         return web.Response(body=content, content_type="application/json")
 
-    page = Page("/openapi.json", document, "This document")
-    content = openapi.encoded([*table, page], version)
-    return [*table, page]
+    async def read(_: web.Request) -> web.Response:
+        return web.Response(
+            body=page, content_type="text/html", charset="utf-8", headers=docs.HEADERS
+        )
+
+    whole = [
+        *table,
+        Page("/openapi.json", document, "All routes and types, for programs"),
+        Page("/docs", read, "All routes and types, for people", "text/html"),
+    ]
+    described = openapi.document(whole, metadata.version("aghsan"))
+    content, page = msgspec.json.encode(described), docs.render(described)
+    return whole
 
 
 async def plant(door: runtime.Runtime) -> None:
