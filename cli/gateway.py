@@ -120,7 +120,7 @@ async def _run(
         running = [asyncio.create_task(loop) for loop in loops]
         await app.plant(door)
         address = await stack.enter_async_context(
-            app.serve(parts, kept, http_lease_sec, host, port, nats_url)
+            app.serve(parts, kept, http_lease_sec, host, port, nats_url, offers.waiting)
         )
         if as_child:
             child.tell("ready", http=address)

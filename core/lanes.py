@@ -11,6 +11,8 @@ from core import errors
 DEVICES = ("cpu", "cuda", "mps")
 MEMORY_BUCKETS_GB = (1, 4, 8, 16, 32, 64, 80, 128, 192)
 
+ALL = frozenset(f"{device}-{memory}" for device in DEVICES for memory in MEMORY_BUCKETS_GB)
+
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{1,6}))?")
 
 

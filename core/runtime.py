@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from core import decide, errors, events
+from core.appends import Appends
 from core.commands import AnyCommand, Meta, StartWriter
 from core.log import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Log, Message
 from core.projections.state import State
@@ -71,6 +72,7 @@ class Runtime:
         self._process = process
         self.state = State()
         self.durable_seq = 0
+        self.appends = Appends()
         self.stepped_down = False
         self._pending: deque[_Work] = deque()
         self._wake = asyncio.Event()
@@ -83,6 +85,11 @@ class Runtime:
         self._writing = asyncio.Lock()
         self._epoch = 0
         self._broken: Exception | None = None
+
+    @property
+    def pending(self) -> int:
+        """How many commands wait for an append."""
+        return len(self._pending) + len(self._in_flight)
 
     # ── asking ──
 
@@ -258,12 +265,15 @@ class Runtime:
         """Append one batch and answer it, or recover when the log holds something else."""
         self._in_flight = self._take_batch()
         messages = [message for work in self._in_flight for message in work.messages]
+        began = time.perf_counter()
         if messages and not await self._settle(messages):
             await self._recover()
             return
         self.durable_seq += len(messages)
-        if messages and self.note_head is not None:
-            self.note_head(self.durable_seq, messages[-1])
+        if messages:
+            self.appends.note(len(messages), time.perf_counter() - began)
+            if self.note_head is not None:
+                self.note_head(self.durable_seq, messages[-1])
         self._publish()
 
     async def _settle(self, messages: list[Message]) -> bool:
@@ -285,6 +295,7 @@ class Runtime:
             except (errors.LogUnavailable, errors.LogFull) as error:
                 log.warning("append is not answered, trying again", extra={"action": str(error)})
                 doubtful = True
+                self.appends.unanswered += 1
                 await asyncio.sleep(pause)
                 pause = min(SETTLE_SECONDS_MAX, pause * 2)
 

@@ -1,8 +1,9 @@
 """The gateway as a whole: its table of routes, and serving them."""
 
+import asyncio
 import contextlib
 import urllib.parse
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from importlib import metadata
 
 import msgspec
@@ -10,9 +11,10 @@ from aiohttp import web
 
 from core import commands, errors, lanes, runtime, subjects, wire
 from core.accounts import Authority
-from gateway import http, openapi, schemas
+from gateway import docs, http, openapi, schemas
 from gateway.control import Control
 from gateway.http import PREFIX, Page, Route, route
+from gateway.metrics import Metrics
 from gateway.network import NetworkRoutes
 from gateway.reads import ReadRoutes
 from gateway.records import Records
@@ -103,16 +105,9 @@ class HealthRoutes:
         return http.json_response(Readiness(status="ready"))
 
     def _reasons(self) -> list[str]:
-        connections = self._control.connections
-        buses = {
-            "CONTROL": connections.control,
-            "FLEET": connections.fleet,
-            "AGENTS": connections.agents,
-            "SYS": connections.system,
-        }
         reasons = [
             f"no connection to NATS in the account {name}"
-            for name, bus in buses.items()
+            for name, bus in self._control.connections.by_account().items()
             if not bus.is_connected
         ]
         if self._control.door.stepped_down:
@@ -121,9 +116,13 @@ class HealthRoutes:
 
 
 def routes(
-    network: NetworkRoutes, reads: ReadRoutes, join: JoinRoutes, health: HealthRoutes
+    network: NetworkRoutes,
+    reads: ReadRoutes,
+    join: JoinRoutes,
+    health: HealthRoutes,
+    figures: Metrics,
 ) -> list[Route | Page]:
-    """Every route but the relay and the document of them all."""
+    """Every route but the relay and the descriptions of them all."""
 
     def below(path: str) -> str:
         return PREFIX + path
@@ -170,19 +169,29 @@ def routes(
               "Join As Agent"),
         Page("/healthz", health.healthz, "Whether the process lives"),
         Page("/readyz", health.readyz, "Whether it can do its work"),
+        Page("/metrics", figures.page, "Figures for Prometheus", "text/plain"),
     ]  # fmt: skip
 
 
 def documented(table: Sequence[Route | Page]) -> list[Route | Page]:
-    """The table and the page that describes it."""
-    version = metadata.version("aghsan")
+    """The table and the two pages that describe it."""
 
     async def document(_: web.Request) -> web.Response:
         return web.Response(body=content, content_type="application/json")
 
-    page = Page("/openapi.json", document, "This document")
-    content = openapi.encoded([*table, page], version)
-    return [*table, page]
+    async def read(_: web.Request) -> web.Response:
+        return web.Response(
+            body=page, content_type="text/html", charset="utf-8", headers=docs.HEADERS
+        )
+
+    whole = [
+        *table,
+        Page("/openapi.json", document, "All routes and types, for programs"),
+        Page("/docs", read, "All routes and types, for people", "text/html"),
+    ]
+    described = openapi.document(whole, metadata.version("aghsan"))
+    content, page = msgspec.json.encode(described), docs.render(described)
+    return whole
 
 
 async def plant(door: runtime.Runtime) -> None:
@@ -198,8 +207,11 @@ async def serve(
     host: str,
     port: int,
     nats_url: str,
+    waiting_pulls: Callable[[], Mapping[str, int]] = dict,
 ) -> AsyncIterator[str]:
     """Serve HTTP inside the block; the address (port 0: a free one).
+
+    `waiting_pulls` tells, by lane, how many agents wait for work.
 
     Raises OSError when the address cannot be had.
     """
@@ -214,19 +226,23 @@ async def serve(
         http_lease_seconds,
     )
     reads = ReadRoutes(control.door, control.presence, records, refusals)
-    table = documented(routes(network, reads, JoinRoutes(control, nats_url), HealthRoutes(control)))
-    app = http.application(table)
     address = urllib.parse.urlsplit(nats_url)
     relay = Relay(lambda: (address.hostname or "127.0.0.1", address.port or 4222))
+    figures = Metrics(control, refusals, waiting_pulls, lambda: relay.connections)
+    joining, health = JoinRoutes(control, nats_url), HealthRoutes(control)
+    table = documented(routes(network, reads, joining, health, figures))
+    app = http.application(table, on_answer=figures.requests.count)
     relay.mount(app, RELAY_PATH)
+    measuring = asyncio.create_task(figures.delay.run())
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
-    await runner.setup()
     try:
+        await runner.setup()
         site = web.TCPSite(runner, host, port, reuse_address=True)
         await site.start()
         taken = runner.addresses[0][1]
         yield f"http://{_reachable(host)}:{taken}"
     finally:
+        measuring.cancel()
         await runner.cleanup()
 
 

@@ -30,6 +30,15 @@ class Connections:
     agents: Bus
     system: Bus
 
+    def by_account(self) -> dict[str, Bus]:
+        """Each by the name of its account."""
+        return {
+            "CONTROL": self.control,
+            "FLEET": self.fleet,
+            "AGENTS": self.agents,
+            "SYS": self.system,
+        }
+
 
 @dataclass
 class Control:

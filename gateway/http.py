@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import http_exceptions, web
+from aiohttp.typedefs import Handler, Middleware
 
 from core import errors
 from gateway import bodies, problems, schemas
@@ -59,7 +60,7 @@ class Page:
     """Something else to GET: its handler makes the whole response."""
 
     path: str
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    handler: Handler
     summary: str
     media_type: str = "application/json"
 
@@ -79,11 +80,14 @@ def route(
 
 
 def application(
-    routes: Sequence[Route | Page], *, body_bytes_max: int = BODY_BYTES_MAX
+    routes: Sequence[Route | Page],
+    *,
+    body_bytes_max: int = BODY_BYTES_MAX,
+    on_answer: Callable[[web.Request, int], None] | None = None,
 ) -> web.Application:
-    """An aiohttp application that serves the table."""
+    """An aiohttp application that serves the table; `on_answer` is told each answer's status."""
     app = web.Application(
-        middlewares=[_manners],
+        middlewares=[_manners] if on_answer is None else [_told(on_answer), _manners],
         client_max_size=body_bytes_max,
         # A compressed body would have to be bounded twice; the contract knows none.
         handler_args={
@@ -117,9 +121,7 @@ def _json(body: bytes, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _endpoint(
-    one: Route, body_bytes_max: int
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _endpoint(one: Route, body_bytes_max: int) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
     if one.method == "GET":
 
@@ -163,9 +165,7 @@ async def _read(request: web.Request, body_bytes_max: int) -> bytes:
 
 
 @web.middleware
-async def _manners(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _manners(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal as JSON, every surprise as a plain 500 with its trace in the log."""
     try:
         return await handler(request)
@@ -177,6 +177,20 @@ async def _manners(
             log.exception("%s %r failed", request.method, request.raw_path)
             return web.Response(status=500, text=problems.INTERNAL)
         return problem_response(problem)
+
+
+def _told(on_answer: Callable[[web.Request, int], None]) -> Middleware:
+    @web.middleware
+    async def tell(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except web.HTTPException as answer:
+            on_answer(request, answer.status)
+            raise
+        on_answer(request, response.status)
+        return response
+
+    return tell
 
 
 async def _translated(request: web.Request, refusal: web.HTTPException) -> web.StreamResponse:

@@ -39,11 +39,6 @@ def document(routes: Sequence[Route | Page], version: str) -> Json:
     }
 
 
-def encoded(routes: Sequence[Route | Page], version: str) -> bytes:
-    """The document as the bytes that are served."""
-    return msgspec.json.encode(document(routes, version))
-
-
 def _operation(one: Route) -> Json:
     operation: Json = {
         "summary": one.summary,

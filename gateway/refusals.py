@@ -32,7 +32,7 @@ class Refusals:
     def __init__(self, control: bus.Bus) -> None:
         self._control = control
         self._waiting: asyncio.Queue[tuple[str, Record]] = asyncio.Queue(WAITING_MAX)
-        self.dropped = 0
+        self.recorded = self.dropped = 0
 
     def record(self, kind: str, identity: str, worker_id: str, error: errors.AghsanError) -> None:
         """Note that a worker's request about an aggregate was refused."""
@@ -46,6 +46,7 @@ class Refusals:
         )
         try:
             self._waiting.put_nowait((subject, one))
+            self.recorded += 1
         except asyncio.QueueFull:
             self.dropped += 1
             if self.dropped == 1 or self.dropped % WAITING_MAX == 0:

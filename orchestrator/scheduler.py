@@ -111,6 +111,13 @@ class Scheduler:
                 return True
         return False
 
+    def waiting(self) -> dict[str, int]:
+        """How many pulls wait, by lane."""
+        now = runtime.now()
+        for lane in self.lanes.values():
+            lane.expire(now)
+        return {name: len(lane.pulls) for name, lane in self.lanes.items()}
+
     def _on_event(self, event: events.Event) -> None:
         data = event.data
         if not isinstance(data, events.OfTasks):

@@ -28,6 +28,9 @@ class Queue:
         self._lengths: dict[tuple[Requires, bool], int] = {}
         self._entries = self._live = 0
 
+    def __len__(self) -> int:
+        return self._live
+
     def add(self, task_id: str, requires: Requires, merge: bool, key: int, ticket: int) -> None:
         """Queue a task under a ticket no other entry has."""
         heap = self._heaps.setdefault((requires, merge), [])

@@ -592,3 +592,14 @@ async def test_the_document_names_every_route_that_is_served(stack: Stack) -> No
             reply = await stack.ask(method.upper(), target.replace("{round_id}", "r"))
             assert reply.status not in (405, 500)
             assert reply.body != b'{"detail":"Not Found"}'
+
+
+async def test_the_page_of_all_routes_shows_each_that_the_document_names(stack: Stack) -> None:
+    document = (await stack.ask("GET", "/openapi.json")).json
+    page = await stack.ask("GET", "/docs")
+    assert page.status == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert f'id="{operation["operationId"]}"'.encode() in page.body

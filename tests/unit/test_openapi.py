@@ -50,7 +50,7 @@ ROUTES.append(http.Page("/healthz", _page, "Alive", "application/json"))
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    loaded = json.loads(openapi.encoded(ROUTES, "1.2.3"))
+    loaded = json.loads(msgspec.json.encode(openapi.document(ROUTES, "1.2.3")))
     assert isinstance(loaded, dict)
     return loaded
 

@@ -189,3 +189,11 @@ async def test_somebody_waits_only_where_the_lane_can_run_the_task() -> None:
         assert not one.scheduler.someone_waits(task)
         one.scheduler.lane("cpu-16").pulls.append(FOREVER)
         assert one.scheduler.someone_waits(task)
+
+
+async def test_who_waits_is_told_by_lane_without_those_whose_time_is_over() -> None:
+    async with bench() as one:
+        one.scheduler.pulled("cpu-16", 1, runtime.now() - 1)
+        one.scheduler.pulled("cpu-16", 2, FOREVER)
+        one.scheduler.pulled("cuda-80", 1, runtime.now() - 1)
+        assert one.scheduler.waiting() == {"cpu-16": 2, "cuda-80": 0}
