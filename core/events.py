@@ -444,39 +444,6 @@ class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
     reason: str = ""
 
 
-EventData: TypeAlias = (
-    NodeAdded
-    | ChampionPromoted
-    | TaskQueued
-    | TaskClaimed
-    | ClaimAdopted
-    | ClaimExpired
-    | ClaimRevived
-    | ClaimReleased
-    | CheckpointStored
-    | AttemptFailed
-    | TaskCompleted
-    | TaskFailed
-    | TaskCancelled
-    | TaskRetried
-    | WorkerRegistered
-    | WorkerChanged
-    | SessionOpened
-    | WorkerWentOffline
-    | WorkerCameOnline
-    | RoundOpened
-    | RoleEntered
-    | CandidateAdmitted
-    | RoleClosed
-    | RoundClosed
-    | JudgingStarted
-    | RoundDecided
-    | WriterStarted
-    | CommitmentsDeposited
-    | CommitmentsWithdrawn
-    | LogSealed
-)
-
 OfTree: TypeAlias = NodeAdded | ChampionPromoted
 OfTasks: TypeAlias = (
     TaskQueued
@@ -505,9 +472,11 @@ OfRounds: TypeAlias = (
     | RoundDecided
 )
 OfLog: TypeAlias = WriterStarted | CommitmentsDeposited | CommitmentsWithdrawn | LogSealed
-"""EventData by what an event is of. Who looks at one kind sets the others aside by these names and
+"""Events by what they are of. Who looks at one kind sets the others aside by these names and
 matches the rest to the end: a new event belongs in a group here, and in each match on that group.
 """
+
+EventData: TypeAlias = OfTree | OfTasks | OfWorkers | OfRounds | OfLog
 
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
 VERSIONS: dict[str, int] = {}
