@@ -293,3 +293,9 @@ class Rounds:
         for free in [one for one in self.commitments if one.index < data.before]:
             self.commitments.drop(str(free.index))
         self.withdrawn_before = max(self.withdrawn_before, data.before)
+
+    def restore(self, rows: list[Round | Decided]) -> None:
+        """Put back rows of a snapshot in their order, and which node they are of."""
+        for row in rows:
+            self.table.rows[row.round_id] = row
+            self.of_node.setdefault(row.node_id, []).append(row.round_id)

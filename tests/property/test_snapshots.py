@@ -1,0 +1,85 @@
+"""Whatever anybody does after it, a state from a snapshot is the state that was folded."""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from core import commands, decide, errors, events, snapshots
+from core.commands import AnyCommand, Meta
+from core.log import Record
+from core.projections.state import State
+from tests import states
+from tests.build import World
+from tests.property.test_machine import CONFIGURED, Network
+
+
+def reloaded(state: State, record: Record) -> State:
+    copied = snapshots.copy(state)
+    pieces = list(snapshots.dump(copied))
+    kept = snapshots.encode_head(
+        snapshots.head_of(copied, record, [piece.part for piece in pieces])
+    )
+    return snapshots.load(snapshots.decode_head(kept), [piece.data for piece in pieces])
+
+
+class Twins(World):
+    """A world whose commands are decided and folded on a second state too."""
+
+    twin: State | None = None
+
+    def do(self, command: AnyCommand) -> list[events.EventData]:
+        if self.twin is not None:
+            meta = Meta(self.now + 1, "cmd", "test", "test")
+            assert _outcome(self.twin, command, meta) == _outcome(self.state, command, meta)
+        return super().do(command)
+
+    def _fold(self, meta: Meta, data: events.EventData) -> None:
+        super()._fold(meta, data)
+        if self.twin is not None:
+            self.twin.evolve(self.stored[-1])
+
+
+def _outcome(state: State, command: AnyCommand, meta: Meta) -> object:
+    try:
+        return decide.decide(state, command, meta)
+    except errors.Refused as error:
+        return type(error), str(error)
+
+
+class Restarted(Network):
+    """The same network, now and then gone on with from a snapshot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: Twins = Twins()
+
+    @rule(at_once=st.booleans())
+    def goes_on_from_a_snapshot(self, at_once: bool) -> None:
+        last = self.world.stored[-1]
+        record = Record(last.seq, events.subject_of(last.data), events.encode(last))
+        if self.world.twin is None or at_once:
+            self.world.twin = reloaded(self.state, record)
+        else:
+            self.world.twin = reloaded(self.world.twin, record)
+
+    @rule()
+    def has_its_log_sealed(self) -> None:
+        sealed, last = self.state.sealed, self.state.seq
+        self.attempt(
+            commands.SealLog(
+                first=sealed.last + 1, last=last, digest=f"{last:064x}", previous=sealed.digest
+            )
+        )
+
+    @invariant()
+    def both_are_the_same_in_all_that_is_in_them(self) -> None:
+        if self.world.twin is not None:
+            assert states.contents(self.world.twin) == states.contents(self.state)
+
+    def teardown(self) -> None:
+        if self.world.twin is not None:
+            assert self.world.twin.hash() == self.state.hash()
+        super().teardown()
+
+
+Restarted.TestCase.settings = CONFIGURED
+TestRestarted = Restarted.TestCase
