@@ -34,6 +34,7 @@ class Keeper:
         self._seq = 0
         """Up to where a snapshot is known to reach."""
         self._tried_at = time.monotonic()
+        self._taking = asyncio.Lock()
 
     # ── starting from one ──
 
@@ -118,9 +119,13 @@ class Keeper:
 
         Raises Unavailable, LogFull, SnapshotUnusable where this program can make none.
         """
+        async with self._taking:
+            return await self._take(door)
+
+    async def _take(self, door: runtime.Runtime) -> snapshots.Head:
         began = time.perf_counter()
         snapshots.schema()
-        copied = await door.read(snapshots.copy)
+        copied = await _copied(door)
         record = await self._log.get(copied.seq)
         if record is None:
             raise errors.Unavailable(f"the log does not give back {copied.seq}")
@@ -155,6 +160,17 @@ class Keeper:
     async def _prune(self) -> None:
         kept = await self._store.kept()
         await self._store.prune([one.name for one in kept[:KEPT]])
+
+
+async def _copied(door: runtime.Runtime) -> snapshots.Copy:
+    """A copy of the state that is durable, made in slices with turns for others in between."""
+    copier = snapshots.Copier(door.state)
+    try:
+        for _ in copier.ahead():
+            await asyncio.sleep(0)
+        return await door.read(copier.finish)
+    finally:
+        copier.close()
 
 
 async def restore(store: SnapshotStore, name: str, head: snapshots.Head) -> State:

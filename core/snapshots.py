@@ -10,6 +10,8 @@ them; what depends on the order of events is a section of its own.
 import functools
 import hashlib
 import inspect
+import itertools
+import operator
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from types import ModuleType
@@ -27,6 +29,8 @@ FORMAT = 1
 PART_BYTES_MAX = 1024 * 1024 - 4096
 SLICE_ROWS = 256
 """Rows encoded without a turn for other threads."""
+AHEAD_ROWS = 100_000
+"""Rows copied without a turn for others on the loop: some milliseconds."""
 _FOLDING: tuple[ModuleType, ...] = (
     events,
     subjects,
@@ -139,13 +143,15 @@ def _schema(modules: tuple[ModuleType, ...]) -> str:
 
 
 class Copy(NamedTuple):
-    """A state as it was at one moment: rows are values, so holding them is enough."""
+    """A state as it was at one moment: rows are values, so holding them is enough.
+
+    `held` is what was taken of each section."""
 
     seq: int
     at: int
     next_deposit: int
     withdrawn_before: int
-    rows: dict[str, list[Any]]
+    held: dict[str, Any]
 
 
 class Piece(NamedTuple):
@@ -155,42 +161,83 @@ class Piece(NamedTuple):
     data: bytes
 
 
+class Copier:
+    """Copies a state while it goes on: rows of large tables ahead, some at a time, and in one
+    moment all the rest and what was put in place of those rows since."""
+
+    def __init__(self, of: State, rows_at_once: int = AHEAD_ROWS) -> None:
+        self._of = of
+        self._rows_at_once = rows_at_once
+        self._ahead: dict[str, list[Any]] = {name: [] for name in _LARGE}
+        self._noted = {name: large.table(of).note_puts() for name, large in _LARGE.items()}
+
+    def ahead(self) -> Iterator[None]:
+        """Take rows ahead until few are left; yields where others may have their turn."""
+        for name, rows in self._ahead.items():
+            table = _LARGE[name].table(self._of)
+            while len(table) - len(rows) > self._rows_at_once:
+                # Nothing is ever dropped from these tables, so a row stays where it is.
+                end = len(rows) + self._rows_at_once
+                rows += itertools.islice(table.rows.values(), len(rows), end)
+                yield
+
+    def finish(self, of: State) -> Copy:
+        """The copy of the state as it is now; `of` is asked whole if it is another one by now."""
+        if of is not self._of:
+            return copy(of)
+        held = {name: section.take(of) for name, section in _SECTIONS.items() if name not in _LARGE}
+        held |= {name: self._finished(name) for name in _LARGE}
+        return Copy(of.seq, of.at, of.rounds.next_deposit, of.rounds.withdrawn_before, held)
+
+    def _finished(self, name: str) -> "_Rows":
+        table = _LARGE[name].table(self._of)
+        rows = self._ahead[name]
+        rows += itertools.islice(table.rows.values(), len(rows), None)
+        return _Rows(rows, {key: table.rows[key] for key in self._noted[name]})
+
+    def close(self) -> None:
+        """Let the state go on without taking notes."""
+        for large in _LARGE.values():
+            large.table(self._of).stop_noting()
+
+
 def copy(of: State) -> Copy:
-    """Hold what a state is made of. At a million tasks this takes about as long as a list of them:
-    some ten milliseconds."""
-    return Copy(
-        of.seq,
-        of.at,
-        of.rounds.next_deposit,
-        of.rounds.withdrawn_before,
-        {name: section.rows(of) for name, section in _SECTIONS.items()},
-    )
+    """Hold what a state is made of, all in one moment."""
+    copier = Copier(of)
+    try:
+        return copier.finish(of)
+    finally:
+        copier.close()
+
+
+class _Rows(NamedTuple):
+    """Rows of a large table in order, and by key those that stand in place of some."""
+
+    rows: list[Any]
+    newer: dict[str, Any]
 
 
 def dump(copied: Copy) -> Iterator[Piece]:
     """Encode a copy, part by part; it is used up by that."""
-    for section, rows in copied.rows.items():
+    for name, section in _SECTIONS.items():
         lists: list[bytes] = []
         count = size = 0
-        for held, data in _encoded(rows):
+        for held, data in _encoded(section.rows(copied.held.pop(name))):
             if lists and size + len(data) > PART_BYTES_MAX:
-                yield _piece(section, count, lists)
+                yield _piece(name, count, lists)
                 lists, count, size = [], 0, 0
             lists.append(data)
             count += held
             size += len(data)
         if lists:
-            yield _piece(section, count, lists)
+            yield _piece(name, count, lists)
 
 
-def _encoded(rows: list[Any]) -> Iterator[tuple[int, bytes]]:
-    """Slices of rows as JSON lists, each with its length; none longer than a part unless one row
-    is."""
-    for start in range(0, len(rows), SLICE_ROWS):
-        held = rows[start : start + SLICE_ROWS]
-        # Let go of them bit by bit: freeing a million at the end would hold all threads up.
-        rows[start : start + SLICE_ROWS] = [None] * len(held)
-        yield from _halved(held)
+def _encoded(rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+    """Rows as JSON lists, each with its length; none is longer than a part unless one row is."""
+    left = iter(rows)
+    while taken := list(itertools.islice(left, SLICE_ROWS)):
+        yield from _halved(taken)
 
 
 def _halved(rows: list[Any]) -> Iterator[tuple[int, bytes]]:
@@ -307,18 +354,57 @@ def load(head: Head, parts: Iterable[bytes]) -> State:
 # Sections
 
 
-class Section(NamedTuple):
-    """One list of rows of a state: how it is taken, read, and put back."""
+def decoder_of(section: str) -> Callable[[bytes], list[Any]]:
+    """What decodes the parts of a section."""
+    return _SECTIONS[section].decode
 
-    rows: Callable[[State], list[Any]]
+
+class Section(NamedTuple):
+    """One list of rows of a state: how to hold it at one moment, read it later, put it back."""
+
+    take: Callable[[State], Any]
+    rows: Callable[[Any], Iterable[Any]]
     decode: Callable[[bytes], list[Any]]
     restore: Callable[[State, list[Any]], None]
 
 
+class _Large(NamedTuple):
+    """A table that may be copied ahead: rows are only ever added to it and replaced."""
+
+    table: Callable[[State], tables.Table[Any]]
+    key: Callable[[Any], str]
+
+    def rows(self, held: _Rows) -> Iterator[Any]:
+        """The rows as they were in the end."""
+        rows, newer = held
+        for start in range(0, len(rows), SLICE_ROWS):
+            taken = rows[start : start + SLICE_ROWS]
+            # Let go of them bit by bit: freeing a million at the end would hold all threads up.
+            rows[start : start + SLICE_ROWS] = [None] * len(taken)
+            if newer:
+                taken = [newer.get(self.key(row), row) for row in taken]
+            yield from taken
+
+
+_LARGE = {
+    "tasks": _Large(lambda of: of.tasks.table, operator.attrgetter("task_id")),
+    "rounds": _Large(lambda of: of.rounds.table, operator.attrgetter("round_id")),
+}
+
+
+def _decoder(kind: Any) -> Callable[[bytes], list[Any]]:
+    return msgspec.json.Decoder(list[kind]).decode
+
+
+def _large(name: str, kind: Any, restore: Callable[[State, list[Any]], None]) -> Section:
+    large = _LARGE[name]
+    return Section(large.table, large.rows, _decoder(kind), restore)
+
+
 def _section(
-    kind: Any, rows: Callable[[State], list[Any]], restore: Callable[[State, list[Any]], None]
+    kind: Any, take: Callable[[State], list[Any]], restore: Callable[[State, list[Any]], None]
 ) -> Section:
-    return Section(rows, msgspec.json.Decoder(list[kind]).decode, restore)
+    return Section(take, iter, _decoder(kind), restore)
 
 
 def _table(kind: Any, of: Callable[[State], tables.Table[Any]]) -> Section:
@@ -327,9 +413,10 @@ def _table(kind: Any, of: Callable[[State], tables.Table[Any]]) -> Section:
 
 
 def _mapping(kind: Any, of: Callable[[State], dict[str, Any]]) -> Section:
-    return _section(
-        tuple[str, kind],
-        lambda one: list(of(one).items()),
+    return Section(
+        lambda one: of(one).copy(),
+        dict.items,
+        _decoder(tuple[str, kind]),
         lambda one, rows: of(one).update(rows),
     )
 
@@ -343,6 +430,24 @@ def _ordered(of: Callable[[State], dict[str, None]]) -> Section:
     )
 
 
+def _groups(kind: Any, of: Callable[[State], dict[Any, dict[str, None]]]) -> Section:
+    """Ids in the order they came, by what they belong to."""
+
+    def rows(held: dict[Any, dict[str, None]]) -> Iterator[tuple[Any, str]]:
+        return ((group, one) for group, ids in held.items() for one in ids)
+
+    def restore(into: State, pairs: list[tuple[Any, str]]) -> None:
+        for group, one in pairs:
+            of(into).setdefault(group, {})[one] = None
+
+    return Section(
+        lambda one: {group: ids.copy() for group, ids in of(one).items()},
+        rows,
+        _decoder(tuple[kind, str]),
+        restore,
+    )
+
+
 def _put_nodes(into: State, rows: list[graph.Node]) -> None:
     into.graph.nodes.rows.update((row.node_id, row) for row in rows)
 
@@ -351,36 +456,14 @@ def _put_node_rounds(into: State, rows: list[rounds.NodeRounds]) -> None:
     into.rounds.nodes.rows.update((row.node_id, row) for row in rows)
 
 
-def _held(of: State) -> list[tuple[str, str]]:
-    return [(holder, task_id) for holder, held in of.tasks.held.items() for task_id in held]
-
-
-def _put_held(into: State, pairs: list[tuple[str, str]]) -> None:
-    for holder, task_id in pairs:
-        into.tasks.held.setdefault(holder, {})[task_id] = None
-
-
-def _online(of: State) -> list[tuple[Via, str]]:
-    return [(via, worker_id) for via, ids in of.workers.online_by.items() for worker_id in ids]
-
-
-def _put_online(into: State, pairs: list[tuple[Via, str]]) -> None:
-    for via, worker_id in pairs:
-        into.workers.online_by[via][worker_id] = None
-
-
 _SECTIONS: dict[str, Section] = {
     "nodes": _section(graph.Node, lambda of: list(of.graph.nodes), _put_nodes),
     "champions": _table(Champion, lambda of: of.graph.champions),
     "promotions": _mapping(int, lambda of: of.graph.promotions),
-    "tasks": _section(
-        tasks.Task | tasks.Done,
-        lambda of: list(of.tasks.table.rows.values()),
-        lambda into, rows: into.tasks.restore(rows),
-    ),
+    "tasks": _large("tasks", tasks.Task | tasks.Done, lambda into, rows: into.tasks.restore(rows)),
     "idempotency_keys": _table(tasks.IdempotencyKey, lambda of: of.tasks.keys),
     "counts": _mapping(int, lambda of: of.tasks.counts),
-    "held": _section(tuple[str, str], _held, _put_held),
+    "held": _groups(str, lambda of: of.tasks.held),
     "open_of_node": _mapping(int, lambda of: of.tasks.open_of_node),
     "recent": _section(
         tasks.Task,
@@ -392,11 +475,9 @@ _SECTIONS: dict[str, Section] = {
         lambda of: list(of.workers.table),
         lambda into, rows: into.workers.restore(rows),
     ),
-    "online": _section(tuple[Via, str], _online, _put_online),
-    "rounds": _section(
-        rounds.Round | rounds.Decided,
-        lambda of: list(of.rounds.table.rows.values()),
-        lambda into, rows: into.rounds.restore(rows),
+    "online": _groups(Via, lambda of: of.workers.online_by),
+    "rounds": _large(
+        "rounds", rounds.Round | rounds.Decided, lambda into, rows: into.rounds.restore(rows)
     ),
     "node_rounds": _section(rounds.NodeRounds, lambda of: list(of.rounds.nodes), _put_node_rounds),
     "commitments": _table(rounds.Commitment, lambda of: of.rounds.commitments),
@@ -407,7 +488,7 @@ _SECTIONS: dict[str, Section] = {
     "quarantine": _table(state.Quarantined, lambda of: of.quarantine),
     "read_only": _section(
         str,
-        lambda of: sorted(of.read_only),
+        lambda of: list(of.read_only),
         lambda into, rows: into.read_only.update(rows),
     ),
 }

@@ -1,6 +1,7 @@
 """Whatever anybody does after it, a state from a snapshot is the state that was folded."""
 
-from hypothesis import strategies as st
+from collections.abc import Iterator
+
 from hypothesis.stateful import invariant, rule
 
 from core import commands, decide, errors, events, snapshots
@@ -11,9 +12,10 @@ from tests import states
 from tests.build import World
 from tests.property.test_machine import CONFIGURED, Network
 
+ROWS_AT_ONCE = 2
 
-def reloaded(state: State, record: Record) -> State:
-    copied = snapshots.copy(state)
+
+def reloaded(copied: snapshots.Copy, record: Record) -> State:
     pieces = list(snapshots.dump(copied))
     kept = snapshots.encode_head(
         snapshots.head_of(copied, record, [piece.part for piece in pieces])
@@ -51,15 +53,25 @@ class Restarted(Network):
     def __init__(self) -> None:
         super().__init__()
         self.world: Twins = Twins()
+        self.copier: snapshots.Copier | None = None
+        self.ahead: Iterator[None] = iter(())
 
-    @rule(at_once=st.booleans())
-    def goes_on_from_a_snapshot(self, at_once: bool) -> None:
+    @rule()
+    def is_copied_some_rows_further(self) -> None:
+        if self.copier is None:
+            self.copier = snapshots.Copier(self.world.twin or self.state, ROWS_AT_ONCE)
+            self.ahead = self.copier.ahead()
+        next(self.ahead, None)
+
+    @rule()
+    def goes_on_from_a_snapshot(self) -> None:
+        copied_from = self.world.twin or self.state
+        copier = self.copier or snapshots.Copier(copied_from)
+        copied = copier.finish(copied_from)
+        copier.close()
         last = self.world.stored[-1]
         record = Record(last.seq, events.subject_of(last.data), events.encode(last))
-        if self.world.twin is None or at_once:
-            self.world.twin = reloaded(self.state, record)
-        else:
-            self.world.twin = reloaded(self.world.twin, record)
+        self.world.twin, self.copier = reloaded(copied, record), None
 
     @rule()
     def has_its_log_sealed(self) -> None:
