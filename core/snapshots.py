@@ -29,7 +29,7 @@ FORMAT = 1
 PART_BYTES_MAX = 1024 * 1024 - 4096
 SLICE_ROWS = 256
 """Rows encoded without a turn for other threads."""
-AHEAD_ROWS = 100_000
+AHEAD_ROWS = 20_000
 """Rows copied without a turn for others on the loop: some milliseconds."""
 _FOLDING: tuple[ModuleType, ...] = (
     events,
@@ -174,11 +174,11 @@ class Copier:
     def ahead(self) -> Iterator[None]:
         """Take rows ahead until few are left; yields where others may have their turn."""
         for name, rows in self._ahead.items():
-            table = _LARGE[name].table(self._of)
-            while len(table) - len(rows) > self._rows_at_once:
-                # Nothing is ever dropped from these tables, so a row stays where it is.
-                end = len(rows) + self._rows_at_once
-                rows += itertools.islice(table.rows.values(), len(rows), end)
+            large = _LARGE[name]
+            ids, table = large.ids(self._of), large.table(self._of)
+            while len(ids) - len(rows) > self._rows_at_once:
+                some = ids[len(rows) : len(rows) + self._rows_at_once]
+                rows += map(table.rows.__getitem__, some)
                 yield
 
     def finish(self, of: State) -> Copy:
@@ -190,10 +190,10 @@ class Copier:
         return Copy(of.seq, of.at, of.rounds.next_deposit, of.rounds.withdrawn_before, held)
 
     def _finished(self, name: str) -> "_Rows":
-        table = _LARGE[name].table(self._of)
-        rows = self._ahead[name]
-        rows += itertools.islice(table.rows.values(), len(rows), None)
-        return _Rows(rows, {key: table.rows[key] for key in self._noted[name]})
+        large, rows = _LARGE[name], self._ahead[name]
+        now = large.table(self._of).rows
+        rows += map(now.__getitem__, large.ids(self._of)[len(rows) :])
+        return _Rows(rows, {key: now[key] for key in self._noted[name]})
 
     def close(self) -> None:
         """Let the state go on without taking notes."""
@@ -369,9 +369,10 @@ class Section(NamedTuple):
 
 
 class _Large(NamedTuple):
-    """A table that may be copied ahead: rows are only ever added to it and replaced."""
+    """A table that may be copied ahead by its ids: rows are only ever added to it and replaced."""
 
     table: Callable[[State], tables.Table[Any]]
+    ids: Callable[[State], list[str]]
     key: Callable[[Any], str]
 
     def rows(self, held: _Rows) -> Iterator[Any]:
@@ -387,8 +388,12 @@ class _Large(NamedTuple):
 
 
 _LARGE = {
-    "tasks": _Large(lambda of: of.tasks.table, operator.attrgetter("task_id")),
-    "rounds": _Large(lambda of: of.rounds.table, operator.attrgetter("round_id")),
+    "tasks": _Large(
+        lambda of: of.tasks.table, lambda of: of.tasks.ids, operator.attrgetter("task_id")
+    ),
+    "rounds": _Large(
+        lambda of: of.rounds.table, lambda of: of.rounds.ids, operator.attrgetter("round_id")
+    ),
 }
 
 
