@@ -109,7 +109,7 @@ class Keeper:
     async def _take_or_say(self, door: runtime.Runtime) -> None:
         try:
             await self.take(door)
-        except (errors.Unavailable, errors.LogFull, errors.SnapshotUnusable) as error:
+        except errors.AghsanError as error:  # whatever it is, the log holds all that counts
             log.warning("no snapshot was taken: %s", error, extra={"action": "snapshot"})
         finally:
             self._tried_at = time.monotonic()

@@ -365,3 +365,27 @@ async def test_one_that_is_too_large_is_given_up_with_a_word(
         await kept.take_last(door)
     assert not store.heads
     assert "no snapshot was taken: it has more than 100 bytes" in caplog.text
+
+
+@pytest.mark.parametrize("error", [errors.Unavailable, errors.LogFull, errors.Invalid])
+async def test_a_store_that_refuses_is_named_and_tried_again_later(
+    error: type[errors.AghsanError],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refuses(MemorySnapshots):
+        async def add(self, name: str, part: bytes) -> None:
+            raise error("not this one")
+
+    monkeypatch.setattr(keeper, "CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(keeper, "PAUSE_SECONDS_MIN", 0.0)
+    monkeypatch.setattr(keeper, "EVENTS_MIN", 1)
+    store, log = Refuses(), MemoryLog()
+    async with running(log, kept := keeper.Keeper(store, log)) as door:
+        await do(door, commands.SeedTree())
+        loop = asyncio.ensure_future(kept.run(door))
+        while caplog.text.count("no snapshot was taken: not this one") < 2:
+            await do(door, enqueue(f"t{door.state.seq}"))
+        assert not loop.done()
+        loop.cancel()
+    assert not store.heads
