@@ -114,7 +114,7 @@ async def _run(
         await front.open()
         await control.watch_connections(parts, front.connection_gone, front.connection_here)
         loops = [door.run(), offers.run(), alive.run(), judgements.run(), kept.run()]
-        loops += [control.catch_up_loop(door), seals.run()]
+        loops += [control.catch_up_loop(door), seals.run(), parts.snapshots.run(door)]
         if min_queue:
             loops.append(_feed(door, min_queue))
         running = [asyncio.create_task(loop) for loop in loops]
@@ -126,7 +126,12 @@ async def _run(
             child.tell("ready", http=address)
         else:
             child.say(f"ready {address}")
-        await _until(stop, running, seals.seal_last)
+
+        async def at_the_end() -> None:
+            await seals.seal_last()
+            await parts.snapshots.take_last(door)
+
+        await _until(stop, running, at_the_end)
     logging.getLogger(__name__).info("stopped")
 
 

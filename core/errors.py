@@ -21,6 +21,7 @@ AghsanError
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DataDirectoryError      the data directory cannot be used as it is
 ├── ArtifactError           bytes that are not what they claim to be
+├── SnapshotUnusable        a snapshot that is damaged, or not of this log and program
 └── TrainingError           a training run ended without a result
 
 An error says what happened, why, and what to do next.
@@ -109,6 +110,10 @@ class DataDirectoryError(AghsanError):
 
 class ArtifactError(AghsanError):
     """Bytes that are not what they claim to be: digest, header, shape or size."""
+
+
+class SnapshotUnusable(AghsanError):
+    """A snapshot that is damaged, or not of this log and this program; it is passed over."""
 
 
 class TrainingError(AghsanError):

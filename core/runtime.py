@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,12 +64,21 @@ def nothing(state: State) -> None:
     """The view of a command whose only answer is that it is durable."""
 
 
+async def empty() -> State:
+    """The state before the first event."""
+    return State()
+
+
 class Runtime:
     """Owner of the state; the only one who appends. Run `run()` beside the users of `execute`."""
 
-    def __init__(self, store: Log, process: str) -> None:
+    def __init__(
+        self, store: Log, process: str, begin: Callable[[], Awaitable[State]] = empty
+    ) -> None:
+        """`begin` gives the state that a rebuild goes on from, of some earlier point in the log."""
         self._store = store
         self._process = process
+        self._begin = begin
         self.state = State()
         self.durable_seq = 0
         self.appends = Appends()
@@ -367,15 +376,14 @@ class Runtime:
                 future.set_exception(error)
 
     async def _rebuild(self) -> None:
-        """Fold the whole log into a fresh state."""
-        state = State()
+        """Fold the log into the state that a rebuild begins with."""
         while True:
+            state = await self._begin()
             try:
                 await fold(self._store, state)
                 break
             except errors.LogUnavailable as error:
                 log.warning("the log cannot be read, trying again", extra={"action": str(error)})
-                state = State()
                 await asyncio.sleep(SETTLE_SECONDS_MAX)
         self.state = state
         self.durable_seq = state.seq

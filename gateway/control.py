@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from core import errors, runtime, seals, topology
+from core import errors, keeper, runtime, seals, topology
 from core.accounts import Authority
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, JetStreamChunks
 from core.log import Log
 from core.log_jetstream import JetStreamLog
 from core.presence import Presence
+from core.snapshots_jetstream import JetStreamSnapshots
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Control:
     log: Log
     store: ChunkStore
     door: runtime.Runtime
+    snapshots: keeper.Keeper
     presence: Presence
     _making_lane: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -96,7 +98,8 @@ async def open_control(
         await seals.require_whole(store, data)
         head = seals.HeadFile(data / seals.HEAD_FILE)
         stack.callback(head.close)
-        door = runtime.Runtime(store, "control")
+        kept = keeper.Keeper(JetStreamSnapshots(connections.control), store)
+        door = runtime.Runtime(store, "control", kept.newest)
         door.note_head = head.note
         await door.start()
         yield Control(
@@ -106,6 +109,7 @@ async def open_control(
             log=store,
             store=JetStreamChunks(connections.fleet),
             door=door,
+            snapshots=kept,
             presence=Presence(runtime.now()),
         )
 

@@ -188,6 +188,7 @@ class Rounds:
         self.next_deposit = 0
         self.withdrawn_before = 0
         """Commitments of lower index were made with a key that is lost."""
+        self.ids: list[str] = []
         self.of_node: dict[str, list[str]] = {}
         self.undecided: dict[str, None] = {}
         self.open: dict[str, None] = {}
@@ -235,6 +236,7 @@ class Rounds:
         match data:
             case events.RoundOpened():
                 self.commitments.drop(str(after.index))  # first: it may not fit
+                self.ids.append(after.round_id)
                 self.of_node.setdefault(after.node_id, []).append(after.round_id)
                 self.undecided[after.round_id] = None
                 self.nodes.put(after.node_id, events.replace(node, open_round=after.round_id))
@@ -293,3 +295,10 @@ class Rounds:
         for free in [one for one in self.commitments if one.index < data.before]:
             self.commitments.drop(str(free.index))
         self.withdrawn_before = max(self.withdrawn_before, data.before)
+
+    def restore(self, rows: list[Round | Decided]) -> None:
+        """Put back rows of a snapshot in their order, and what follows from them."""
+        for row in rows:
+            self.table.rows[row.round_id] = row
+            self.ids.append(row.round_id)
+            self.of_node.setdefault(row.node_id, []).append(row.round_id)

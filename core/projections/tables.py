@@ -23,7 +23,7 @@ class Table(Generic[Row]):
     up to date some rows at a time, so that nobody has to wait for all of them.
     """
 
-    __slots__ = ("_before", "_sum", "_unsummed", "name", "rows")
+    __slots__ = ("_before", "_noted", "_sum", "_unsummed", "name", "rows")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,6 +34,7 @@ class Table(Generic[Row]):
         tracked."""
         self._unsummed: list[str] = []
         """Keys of rows that were there when tracking began and are not in the sum yet."""
+        self._noted: set[str] | None = None
 
     def get(self, key: str) -> Row | None:
         """The row of a key, or None."""
@@ -43,6 +44,8 @@ class Table(Generic[Row]):
         """Add or replace a row."""
         if self._before is not None and key not in self._before:
             self._before[key] = self.rows.get(key)
+        if self._noted is not None:
+            self._noted.add(key)
         self.rows[key] = row
 
     def drop(self, key: str) -> None:
@@ -50,6 +53,16 @@ class Table(Generic[Row]):
         if self._before is not None and key not in self._before:
             self._before[key] = self.rows[key]
         del self.rows[key]
+
+    def note_puts(self) -> set[str]:
+        """A set that takes in the key of every row put from now on, until the next is asked for or
+        `stop_noting`."""
+        self._noted = set()
+        return self._noted
+
+    def stop_noting(self) -> None:
+        """Note no more keys."""
+        self._noted = None
 
     def __contains__(self, key: object) -> bool:
         return key in self.rows

@@ -1,5 +1,6 @@
 """Tasks: the open ones whole, the completed ones as a compact row that points into the log."""
 
+import operator
 from array import array
 from collections.abc import Callable
 from typing import Any, Literal
@@ -374,6 +375,30 @@ class Tasks:
         self.keys.put(key, IdempotencyKey(task_id=task_id))
         if len(self.keys) > IDEMPOTENCY_KEYS_MAX:
             self.keys.drop(next(iter(self.keys.rows)))
+
+    # ── from a snapshot ──
+
+    def restore(self, rows: list[Task | Done]) -> None:
+        """Put back rows in their order, and what follows from them: ids, sequences, the queue."""
+        keys = list(map(_task_id, rows))
+        self.ids += keys
+        self.first_seqs.extend(map(_first_seq, rows))
+        self.table.rows.update(zip(keys, rows, strict=True))
+        for row in rows:
+            if type(row) is Task and row.status == "queued":
+                self._enqueue(row)
+
+    def restore_recent(self, rows: list[Task]) -> None:
+        """Put back completed tasks that are kept whole."""
+        for row in rows:
+            assert row.result is not None, "it is completed"
+            # Else a few bytes of metrics keep all that they were decoded from.
+            result = events.replace(row.result, metrics=row.result.metrics.copy())
+            self.recent[row.task_id] = events.replace(row, result=result)
+
+
+_task_id = operator.attrgetter("task_id")
+_first_seq = operator.attrgetter("first_seq")
 
 
 def _brief(task: Task) -> Done:

@@ -86,3 +86,10 @@ class Workers:
         if after.status == "online":
             self.online_by[after.via][after.worker_id] = None
         self.table.put(data.worker_id, after)
+
+    def restore(self, rows: list[Worker]) -> None:
+        """Put back rows of a snapshot."""
+        for row in rows:
+            # Else a few bytes keep all that they were decoded from.
+            kept = events.replace(row, capabilities=row.capabilities.copy())
+            self.table.rows[row.worker_id] = kept

@@ -405,6 +405,7 @@ class Network(RuleBasedStateMachine):
         assert set(rounds.undecided) == undecided
         assert rounds.awaiting_judgement == len(undecided - set(rounds.open))
         assert tasks.ids == list(tasks.table.rows)
+        assert rounds.ids == list(rounds.table.rows)
 
     @invariant()
     def the_queue_holds_the_queued_tasks_in_order(self) -> None:

@@ -111,7 +111,10 @@ def test_figures_have_three_digits_that_count(value: float, text: str) -> None:
 def test_an_unknown_benchmark_is_refused_with_those_there_are() -> None:
     ran = CliRunner().invoke(main, ["http", "htp", "--quick"])
     assert ran.exit_code == 2
-    assert "there is no benchmark htp; there are http, append, offer, rebuild, busy" in ran.output
+    assert (
+        "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy"
+        in ran.output
+    )
 
 
 def test_the_help_names_every_benchmark() -> None:
