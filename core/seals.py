@@ -133,14 +133,15 @@ def _read(path: Path, kind: type[T]) -> T | None:
 async def find_losses(store: Log, data: Path) -> list[tuple[int, str]]:
     """What `head` and the anchors say the log held and it does not hold now: the first sequence
     that is missing or another, and how. Raises LogUnavailable."""
-    losses = []
-    last = await store.last_seq()
+    # The notes first: beside a running writer they would else be ahead of the end seen before.
     head = read_head(data)
+    identity = await identity_of(store)
+    anchors = [(path, _read(path, Anchor)) for path in anchor_paths(data, identity)]
+    last = await store.last_seq()
+    losses = []
     if head is not None and (words := await _contradiction(store, last, head)):
         losses.append(words)
-    identity = await identity_of(store)
-    for path in anchor_paths(data, identity):
-        anchor = _read(path, Anchor)
+    for path, anchor in anchors:
         if anchor is not None and (found := await _unlike(store, last, identity, anchor, path)):
             losses.append(found)
     return losses

@@ -152,6 +152,25 @@ async def test_a_whole_log_is_whole(tmp_path: Path) -> None:
         await seals.require_whole(log, tmp_path)
 
 
+async def test_a_log_that_grows_while_it_is_looked_at_is_whole(tmp_path: Path) -> None:
+    async with written(tmp_path) as (log, door, sealer):
+        await sealer.seal()
+        ask = log.last_seq
+        grown = 100
+
+        async def last_seq_then_grow() -> int:
+            nonlocal grown
+            last = await ask()
+            log.last_seq = ask  # type: ignore[method-assign]
+            grown += 1
+            await queue(door, grown, 1)
+            await sealer.seal()
+            return last
+
+        log.last_seq = last_seq_then_grow  # type: ignore[method-assign]
+        assert await seals.find_losses(log, tmp_path) == []
+
+
 async def test_a_cut_end_is_missed_by_head_with_how_much_and_what_to_do(tmp_path: Path) -> None:
     async with written(tmp_path) as (log, *_):
         last = await log.last_seq()
