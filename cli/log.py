@@ -48,7 +48,7 @@ def replay(data: Path, at: int | None, as_json: bool) -> None:
     from core.replay import replay as fold_log
     from core.replay import serving
 
-    with _ending_on_sigterm(), serving(data) as access:
+    with ending_on_sigterm(), serving(data) as access:
         replayed = asyncio.run(_with_log(access, lambda log: fold_log(log, at)))
         running = access.running
     if as_json:
@@ -68,7 +68,7 @@ def audit(data: Path, as_json: bool) -> None:
     """
     from core.replay import serving
 
-    with _ending_on_sigterm(), serving(data, untouched=True) as access:
+    with ending_on_sigterm(), serving(data, untouched=True) as access:
         auditor, stored, refusals = asyncio.run(_audit(access, data))
         running = access.running
     findings = auditor.findings
@@ -123,7 +123,7 @@ def _plain(struct: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def ending_on_sigterm() -> Iterator[None]:
     """End as on Ctrl-C, so that a server of our own stops and a copy is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -49,6 +49,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "train": Entry("cli.train", "train", "Train one model here."),
         "replay": Entry("cli.log", "replay", "Rebuild the state from the log alone."),
         "audit": Entry("cli.log", "audit", "Check that the log keeps the rules."),
+        "backup": Entry("cli.backup", "backup", "Save everything into one file."),
+        "restore": Entry("cli.backup", "restore", "Make a data directory of a backup."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

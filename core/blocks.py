@@ -380,3 +380,29 @@ def _search(key: bytes, content: bytes, offset: int, seq: int, unsound: set[int]
             if tried > _TRIED_BYTES_MAX:
                 return None
     return None
+
+
+# While a server writes
+
+
+def up_to(content: bytes, stream: str, index: int, first: int, last: int) -> tuple[int, int]:
+    """How many bytes of a block its records take up to sequence `last`, and the last of them.
+
+    What follows them is not looked at: a server may be writing it. Raises ValueError where the
+    block does not begin with `first`, or one of them is missing or not sound.
+    """
+    spans = list(
+        itertools.takewhile(
+            lambda span: not span.fault and span.seq <= last, _follow(content, 0).spans
+        )
+    )
+    end = spans[-1].end if spans else 0
+    key = hashlib.sha256(f"{stream}-{index}".encode()).digest()
+    for seq, span, is_sound in zip(
+        itertools.count(first), spans, _verify(key, content[:end], spans), strict=False
+    ):
+        if span.seq != seq:
+            raise ValueError(f"{index}.blk holds {span.seq} where {seq} comes next")
+        if not is_sound:
+            raise ValueError(f"the checksum of {seq} in {index}.blk does not match")
+    return end, first + len(spans) - 1

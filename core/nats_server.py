@@ -64,8 +64,14 @@ def find_binary() -> Path:
 class EmbeddedServer:
     """One nats-server on a data directory. Not thread-safe; start it from the main thread."""
 
-    def __init__(self, data: Path, authority: Authority, *, port: int = 0) -> None:
-        """`port` 0 means a free one; it is kept for every later start of this object."""
+    def __init__(
+        self, data: Path, authority: Authority, *, port: int = 0, synced: bool = True
+    ) -> None:
+        """`port` 0 means a free one; it is kept for every later start of this object.
+
+        Not `synced`, for a directory that is worth nothing until its maker made it durable: what is
+        acknowledged may not be on disk.
+        """
         self.folder = data.resolve() / "nats"
         self.log = self.folder / "nats.log"
         self._run = self.folder / "run"
@@ -73,6 +79,7 @@ class EmbeddedServer:
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor_url = ""
+        self._sync_interval = "always" if synced else "1h"
 
     @property
     def url(self) -> str:
@@ -206,7 +213,7 @@ log_max_num: 3
 logtime_utc: true
 jetstream {{
   store_dir: {_quoted(self.folder / "js")}
-  sync_interval: always
+  sync_interval: {self._sync_interval}
   max_file_store: {disk_bytes}
   max_memory_store: {MEMORY_BYTES_MAX}
 }}

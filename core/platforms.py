@@ -130,7 +130,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         with open(os.open(temporary, flags, mode), "wb") as file:
             file.write(data)
             file.flush()
-            _sync(file.fileno())
+            sync_file(file.fileno())
         temporary.chmod(mode)  # past the umask
         _replace(temporary, path)
     except BaseException:
@@ -157,12 +157,13 @@ def sync_folder(folder: Path) -> None:
         return
     opened = os.open(folder, os.O_RDONLY)
     try:
-        _sync(opened)
+        sync_file(opened)
     finally:
         os.close(opened)
 
 
-def _sync(file: int) -> None:
+def sync_file(file: int) -> None:
+    """Make the bytes of an open file durable."""
     if MACOS:
         # fsync there leaves the bytes in the drive's own cache (fsync(2) of macOS).
         fcntl = importlib.import_module("fcntl")

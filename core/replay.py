@@ -207,28 +207,29 @@ def _copied(data: Path, lock_path: Path) -> Iterator[Access]:
                 _copy_streams(data, copy, authority)
             except shutil.Error as error:
                 raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
-        stored = blocks.read(_streams_of(copy, authority, "CONTROL") / "EVENTS" / "msgs", "EVENTS")
+        stored = blocks.read(streams_of(copy, authority, "CONTROL") / "EVENTS" / "msgs", "EVENTS")
         stored.finish()
         with _started(copy) as access:
             yield access._replace(stored=stored)
 
 
 def _require_log(data: Path, authority: Authority) -> None:
-    if not (_streams_of(data, authority, "CONTROL") / "EVENTS").is_dir():
+    if not (streams_of(data, authority, "CONTROL") / "EVENTS").is_dir():
         raise errors.DataDirectoryError(
             f"{data} holds no log yet: `aghsan up` was never ready on it."
         )
 
 
-def _streams_of(data: Path, authority: Authority, account: str) -> Path:
+def streams_of(data: Path, authority: Authority, account: str) -> Path:
+    """Where the server keeps the streams of an account."""
     return _store_of(data) / "jetstream" / authority.public_key(account) / "streams"
 
 
 def _copy_streams(data: Path, copy: Path, authority: Authority) -> None:
     files: list[tuple[Path, Path]] = []
     for account, names in READ_STREAMS.items():
-        source = _streams_of(data, authority, account)
-        target = _streams_of(copy, authority, account)
+        source = streams_of(data, authority, account)
+        target = streams_of(copy, authority, account)
         for name in names:
             # Without `obs`, the consumers: none of them is read.
             for path in (*(source / name).glob("*"), *(source / name / "msgs").glob("*")):
