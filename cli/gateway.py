@@ -118,6 +118,7 @@ async def _run(
         if min_queue:
             loops.append(_feed(door, min_queue))
         running = [asyncio.create_task(loop) for loop in loops]
+        await parts.accept_losses(data)
         await app.plant(door)
         address = await stack.enter_async_context(
             app.serve(parts, kept, http_lease_sec, host, port, nats_url, offers.waiting)

@@ -199,7 +199,8 @@ def _show_audit(
         terminal.show("", terminal.table(["seq", "violates", "how"], rows))
         if findings.total > len(rows):
             terminal.show(f"{findings.total - len(rows)} more are not shown.")
-        terminal.show("", f"The log breaks its rules {findings.total} times.")
+        times = "once" if findings.total == 1 else f"{findings.total} times"
+        terminal.show("", f"The log breaks its rules {times}.")
         terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
     else:
         terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

@@ -19,6 +19,7 @@ from cli import child
 from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer
+from core.replay import prepare_end
 
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
@@ -358,6 +359,7 @@ def up(
     with platforms.DataLock(data / "lock"):
         authority = Authority.load_or_create(data / "keys")
         authority.write_credentials(data / "creds")
+        prepare_end(data, authority, accept_loss=accept_loss)
         server = EmbeddedServer(data, authority)
         supervisor = Supervisor(data, server, ready_file)
         signal.signal(signal.SIGINT, supervisor.on_signal)

@@ -251,6 +251,13 @@ class SealLog(Command, frozen=True, kw_only=True):
     previous: str
 
 
+class AcceptLoss(Command, frozen=True, kw_only=True):
+    """Go on with a log that lost what it held from the record `first` on."""
+
+    first: int
+    details: list[str]
+
+
 AnyCommand: TypeAlias = (
     SeedTree
     | ExpandNode
@@ -276,4 +283,5 @@ AnyCommand: TypeAlias = (
     | DecideRound
     | StartWriter
     | SealLog
+    | AcceptLoss
 )

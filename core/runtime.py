@@ -6,6 +6,7 @@ durable.
 """
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -405,9 +406,11 @@ async def fold(store: Log, state: State, stop: int | None = None) -> None:
     async for records in store.read(state.seq + 1, stop):
         first, last = records[0].seq, records[-1].seq
         if first != state.seq + 1 or last - first != len(records) - 1:
+            present = {record.seq for record in records}
+            missing = next(seq for seq in itertools.count(state.seq + 1) if seq not in present)
             raise errors.LogDamaged(
-                f"records are missing after sequence {state.seq} of the log; `aghsan audit` names "
-                f"the first one. Restore the data directory from a backup"
+                f"record {missing} of the log is missing; `aghsan audit` tells all that is wrong."
+                " Restore the data directory from a backup"
             )
         facts = events.read_facts(records)
         if facts is not None:

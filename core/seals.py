@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from core import errors, events, platforms
+from core import blocks, errors, events, platforms
 from core.log import Log, Message, Record, Stored
 
 log = logging.getLogger(__name__)
@@ -153,11 +153,13 @@ async def identity_of(store: Log) -> str:
     return fingerprint(first.subject, first.data) if first is not None else ""
 
 
+def _words_of_cut(before: int, last: int) -> str:
+    return f"the log ended at {before}, and ends at {last} now: {before - last} are missing"
+
+
 async def _contradiction(store: Log, last: int, head: Head) -> tuple[int, str] | None:
     if head.seq > last:
-        return last + 1, (
-            f"the log ended at {head.seq}, and ends at {last} now: {head.seq - last} are missing"
-        )
+        return last + 1, _words_of_cut(head.seq, last)
     record = await store.get(head.seq)
     if record is None or fingerprint(record.subject, record.data) != head.digest:
         return head.seq, f"record {head.seq} is not the one that was acknowledged"
@@ -188,19 +190,39 @@ def _is_seal(record: Record, anchor: Anchor) -> bool:
     )
 
 
+def refusal(losses: list[tuple[int, str]]) -> errors.LogDamaged:
+    """Why a log that lost what it held is not gone on with."""
+    return errors.LogDamaged(
+        "the log is not what it was: "
+        + "; ".join(words for _, words in losses)
+        + ". Restore a backup, or go on with what is left by `aghsan up --accept-loss`, which"
+        " writes the notes anew"
+    )
+
+
 async def require_whole(store: Log, data: Path) -> None:
     """Refuse a log that lost what it held. Raises LogDamaged, LogUnavailable."""
-    losses = await find_losses(store, data)
-    if losses:
-        raise errors.LogDamaged(
-            "the log is not what it was: "
-            + "; ".join(words for _, words in losses)
-            + ". Nothing was changed. Restore a backup, or go on with what is left by"
-            " `aghsan up --accept-loss`, which writes the notes anew"
-        )
+    if losses := await find_losses(store, data):
+        raise refusal(losses)
 
 
-def forget_notes(data: Path, identity: str) -> None:
-    """Remove `head` and the anchors of a log, to go on with what is left of it."""
-    for path in (data / HEAD_FILE, *anchor_paths(data, identity)):
+def require_end(folder: Path, data: Path) -> None:
+    """Refuse blocks that end before `head`, while no server runs that would repair them.
+
+    Raises LogDamaged, and DataDirectoryError where they cannot be read.
+    """
+    head = read_head(data)
+    if head is None:
+        return
+    try:
+        last = blocks.last_seq(folder)
+    except OSError as error:
+        raise errors.DataDirectoryError(f"The log in {folder} cannot be read: {error}.") from error
+    if head.seq > last:
+        raise refusal([(last + 1, _words_of_cut(head.seq, last))])
+
+
+def forget_anchors(data: Path, identity: str) -> None:
+    """Remove the anchors of a log, to go on with what is left of it."""
+    for path in anchor_paths(data, identity):
         path.unlink(missing_ok=True)

@@ -64,6 +64,8 @@ def _text(data: events.EventData, state: State) -> str:
             return f"{data.worker_id} is back"
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
+        case events.LossAccepted():
+            return f"a loss of records from {data.first} on was accepted: {'; '.join(data.details)}"
         case (
             events.TaskQueued()
             | events.TaskRetried()
