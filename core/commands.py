@@ -45,7 +45,7 @@ class ExpandNode(Command, frozen=True, kw_only=True):
 
 
 class EnqueueTask(Command, frozen=True, kw_only=True):
-    """Ask for training. `is_seed_drawn`: nobody asked for this seed, so a repetition has another."""
+    """Ask for training. `is_seed_drawn`: nobody asked for this seed, a repetition has another."""
 
     task_id: str
     node_id: str

@@ -176,7 +176,7 @@ class TaskQueued(Data, frozen=True, kw_only=True):
     requires: Requires = Requires()
     idempotency_key: str = ""
     request: str = ""
-    """A digest of what was asked for under the key: a seed may be drawn, so it cannot be derived."""
+    """A digest of what was asked for under the key; not derived, since a seed may be drawn."""
 
 
 class TaskClaimed(Data, frozen=True, kw_only=True):

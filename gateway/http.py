@@ -123,6 +123,7 @@ def _json(body: bytes, status: int = 200) -> web.Response:
 
 def _endpoint(one: Route, body_bytes_max: int) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
+    where = "query" if one.method == "GET" else "body"
     if one.method == "GET":
 
         async def ask(request: web.Request) -> schemas.Request:
@@ -131,13 +132,14 @@ def _endpoint(one: Route, body_bytes_max: int) -> Handler:
 
         async def ask(request: web.Request) -> schemas.Request:
             raw = await _read(request, body_bytes_max)
-            return bodies.parse(raw, request.headers.get("Content-Type"), kind)
+            named = request.headers.get("Content-Type")
+            return bodies.parse(raw, named, kind, as_recorded=contract)
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         try:
             answer = await handler(request, await ask(request))
         except errors.AghsanError as error:
-            problem = problems.of(error, contract=contract)
+            problem = problems.of(error, contract=contract, where=where)
             if problem is None:
                 raise
             return problem_response(problem)
