@@ -9,7 +9,7 @@ from importlib import metadata
 import msgspec
 from aiohttp import web
 
-from core import commands, errors, lanes, runtime, subjects, wire
+from core import commands, errors, lanes, platforms, runtime, subjects, wire
 from core.accounts import Authority
 from gateway import docs, http, openapi, schemas
 from gateway.control import Control
@@ -24,6 +24,10 @@ from gateway.relay import Relay
 RELAY_PATH = "/nats"
 HEARTBEAT_SECONDS = 1.0
 SHUTDOWN_SECONDS_MAX = 2.0
+FILES_PER_CONNECTION = 2
+"""One behind the relay has another to nats-server."""
+SPARE_FILES = 256
+"""For the log, the connections to NATS, and those just being turned away."""
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
@@ -237,10 +241,12 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
-        taken = runner.addresses[0][1]
-        yield f"http://{_reachable(host)}:{taken}"
+        assert runner.server is not None, "it is set up"
+        files = platforms.allow_files(FILES_PER_CONNECTION * http.CONNECTIONS_MAX + SPARE_FILES)
+        most = max(1, (files - SPARE_FILES) // FILES_PER_CONNECTION)
+        listener = await http.listen(runner.server, host, port, most)
+        with contextlib.closing(listener):
+            yield f"http://{_reachable(host)}:{listener.sockets[0].getsockname()[1]}"
     finally:
         measuring.cancel()
         await runner.cleanup()
