@@ -175,6 +175,8 @@ class TaskQueued(Data, frozen=True, kw_only=True):
     budget_seconds: float | None = None
     requires: Requires = Requires()
     idempotency_key: str = ""
+    request: str = ""
+    """A digest of what was asked for under the key; not derived, since a seed may be drawn."""
 
 
 class TaskClaimed(Data, frozen=True, kw_only=True):

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from core import commands, errors, events
 from core.events import Token
-from core.projections.tasks import ATTEMPTS_MAX, Task
+from core.projections.tasks import ATTEMPTS_MAX, IdempotencyKey, Task
 from tests.build import World
 
 CHECKPOINT = events.Checkpoint(
@@ -253,3 +254,57 @@ def test_an_expiry_seen_of_an_older_claim_changes_nothing() -> None:
     assert again is not None
     assert expire(world, token) == []
     assert task(world).status == "running"
+
+
+ASKED = commands.EnqueueTask(
+    task_id="t1",
+    node_id="root-math",
+    topic="t",
+    seed=1,
+    is_seed_drawn=True,
+    idempotency_key="k",
+)
+SAME: list[dict[str, Any]] = [{}, {"task_id": "t2", "seed": 2}]
+OTHER: list[dict[str, Any]] = [
+    {"topic": "u"},
+    {"node_id": "opt-convex"},
+    {"node_id": "nope"},
+    {"priority": 6},
+    {"role": "evolver"},
+    {"method": "full"},
+    {"budget_seconds": 1.0},
+    {"requires": events.Requires(memory_gb=1.0)},
+    {"is_seed_drawn": False},
+]
+
+
+@pytest.mark.parametrize("changes", SAME)
+def test_the_same_request_under_its_key_queues_nothing_more(changes: dict[str, Any]) -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    assert world.do(msgspec.structs.replace(ASKED, **changes)) == []
+
+
+@pytest.mark.parametrize("changes", OTHER)
+def test_another_request_under_a_used_key_is_a_conflict(changes: dict[str, Any]) -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    with pytest.raises(errors.Conflict, match="used for another request, which queued t1"):
+        world.do(msgspec.structs.replace(ASKED, **changes))
+    assert len(world.state.tasks.table) == 1
+
+
+def test_a_seed_that_was_asked_for_is_part_of_the_request() -> None:
+    world = World().seeded()
+    chosen = msgspec.structs.replace(ASKED, is_seed_drawn=False)
+    world.do(chosen)
+    assert world.do(chosen) == []
+    with pytest.raises(errors.Conflict):
+        world.do(msgspec.structs.replace(chosen, seed=2))
+
+
+def test_a_key_from_a_log_without_digests_stands_for_any_request() -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    world.state.tasks.keys.put("k", IdempotencyKey(task_id="t1"))
+    assert world.do(msgspec.structs.replace(ASKED, topic="u")) == []
