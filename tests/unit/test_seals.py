@@ -233,11 +233,24 @@ async def test_a_loss_can_be_accepted(tmp_path: Path) -> None:
         await seals.require_whole(log, tmp_path)
 
 
-async def test_notes_that_cannot_be_read_are_as_none(tmp_path: Path) -> None:
+async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an_audit(
+    tmp_path: Path,
+) -> None:
     async with written(tmp_path) as (log, *_):
-        (tmp_path / seals.HEAD_FILE).write_bytes(b"\0" * 40)
-        (tmp_path / seals.ANCHOR_FILE).write_text("{")
+        head, anchor = tmp_path / seals.HEAD_FILE, tmp_path / seals.ANCHOR_FILE
+        assert await seals.find_unreadable(log, tmp_path) == []
+        head.write_bytes(head.read_bytes().replace(b" ", b"0", 1))
+        anchor.write_text("{")
         await seals.require_whole(log, tmp_path)
+        assert [words.split(" holds no ") for words in await seals.find_unreadable(log, tmp_path)] == [
+            [str(head), "head that can be read"],
+            [str(anchor), "anchor that can be read"],
+        ]
+        anchor.unlink()
+        for never_written in (b"", b"\0" * 40):  # as after a power cut
+            head.write_bytes(never_written)
+            await seals.require_whole(log, tmp_path)
+            assert await seals.find_unreadable(log, tmp_path) == []
 
 
 async def test_the_loop_seals_what_is_new_after_a_while(
