@@ -7,15 +7,18 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from core import audit, replay
 from core.log import Log
 from tests.acceptance.stack import aghsan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,24 @@ class Verdict:
     lost: int = 0
     doubled: int = 0
     wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is worth knowing beside."""
 
     @property
     def holds(self) -> bool:
         return not (self.lost or self.doubled or self.wrong)
+
+
+async def until(ask: Callable[[], Awaitable[T]], what: str, seconds: float) -> T:
+    """Ask until the answer is true, and return it. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = await ask()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:g} s: {what}; last: {found!r}")
+        await asyncio.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -143,5 +160,5 @@ def table(verdicts: list[Verdict]) -> str:
     for one in verdicts:
         figures = f"{one.tries:>7}{one.acknowledged:>8}{one.lost:>6}{one.doubled:>9}"
         lines.append(f"{one.suite:<12}{figures}  {'holds' if one.holds else 'VIOLATED'}")
-    lines += [f"{one.suite}: {words}" for one in verdicts for words in one.wrong]
+    lines += [f"{one.suite}: {words}" for one in verdicts for words in one.wrong + one.notes]
     return "\n".join(lines)

@@ -242,9 +242,9 @@ async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an
         head.write_bytes(head.read_bytes().replace(b" ", b"0", 1))
         anchor.write_text("{")
         await seals.require_whole(log, tmp_path)
-        assert [words.split(" holds no ") for words in await seals.find_unreadable(log, tmp_path)] == [
-            [str(head), "head that can be read"],
-            [str(anchor), "anchor that can be read"],
+        assert await seals.find_unreadable(log, tmp_path) == [
+            f"{head} holds no head that can be read",
+            f"{anchor} holds no anchor that can be read",
         ]
         anchor.unlink()
         for never_written in (b"", b"\0" * 40):  # as after a power cut
