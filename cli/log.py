@@ -103,13 +103,15 @@ async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
     from core.audit import check_artifacts, read_log
     from core.chunks import JetStreamChunks
     from core.replay import connect, count_refusals
-    from core.seals import find_losses
+    from core.seals import find_losses, find_unreadable
 
     async with connect(access) as connected:
         losses = await find_losses(connected.log, data)
         auditor = await read_log(connected.log, access.stored)
         for seq, words in losses:
             auditor.findings.add("head", seq, words)
+        for words in await find_unreadable(connected.log, data):
+            auditor.findings.add("head", auditor.last_seq, words)
         store = JetStreamChunks(connected.fleet)
         stored = await check_artifacts(store, auditor.named(), auditor.findings)
         return auditor, stored, await count_refusals(connected.control)

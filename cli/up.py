@@ -29,7 +29,8 @@ are ended."""
 READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
-STEADY_SECONDS = 60.0
+STEADY_SECONDS = 10.0
+"""As long as the longest pause: what ends again and again is started no more often than that."""
 
 
 @dataclass

@@ -31,7 +31,8 @@ RULES: dict[str, str] = {
     "identity": "event ids are unique",
     "time": "times never run backwards",
     "seals": "each seal goes on where the last one ended, and its digest is that of its records",
-    "head": "what was acknowledged, or sealed, as `head` and the anchors say, is still there",
+    "head": "what was acknowledged, or sealed, as `head` and the anchors say, is still there, and"
+    " they can be read",
     "writer": "each writer's epoch is one above the last",
     "life": "a task is queued first, and only once",
     "attempts": "each claim's attempt is one above the last",

@@ -27,6 +27,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 HEAD_BYTES = 256
 HEAD_FILE = "head"
 ANCHOR_FILE = "anchor.json"
+READINGS = 3
 
 _lengths = struct.Struct("<QQIII").pack
 
@@ -145,6 +146,33 @@ async def find_losses(store: Log, data: Path) -> list[tuple[int, str]]:
         if anchor is not None and (found := await _unlike(store, last, identity, anchor, path)):
             losses.append(found)
     return losses
+
+
+async def find_unreadable(store: Log, data: Path) -> list[str]:
+    """Notes that are there and cannot be read. A start goes on without them, as it does without
+    any; to an audit they are damage. `head`, which is not synced, may be empty, or zeros, after a
+    power cut. Raises LogUnavailable."""
+    paths: list[tuple[Path, type[msgspec.Struct]]] = [(data / HEAD_FILE, Head)]
+    paths += [(path, Anchor) for path in anchor_paths(data, await identity_of(store))]
+    return [
+        f"{path} holds no {kind.__name__.lower()} that can be read"
+        for path, kind in paths
+        if _is_unreadable(path, kind)
+    ]
+
+
+def _is_unreadable(path: Path, kind: type[msgspec.Struct]) -> bool:
+    # More than once: a running server may be in the middle of writing `head`.
+    for _ in range(READINGS):
+        try:
+            never_written = not path.read_bytes().strip(b"\0")
+        except FileNotFoundError:
+            never_written = True
+        except OSError:
+            never_written = False
+        if never_written or _read(path, kind) is not None:
+            return False
+    return True
 
 
 async def identity_of(store: Log) -> str:

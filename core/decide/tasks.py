@@ -271,13 +271,13 @@ def complete(state: State, command: commands.CompleteTask) -> list[events.EventD
 
 
 def _require_repetition(task: Done, command: commands.CompleteTask) -> None:
-    if command.worker_id != task.worker_id:
-        raise errors.NotOwner("worker does not own this task")
     token = command.token
     if token is not None and (token.attempt, token.claim_id) != (task.attempt, task.claim_id):
         raise errors.StaleAttempt(
             f"{task.task_id} has its result already, from attempt {task.attempt}; stop this work"
         )
+    if command.worker_id != task.worker_id:
+        raise errors.NotOwner("worker does not own this task")
 
 
 def _require_http_owner(task: Task, worker_id: str) -> list[events.EventData]:

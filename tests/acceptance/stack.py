@@ -1,5 +1,6 @@
 """`aghsan up` as its users have it: real processes, asked over HTTP, killed and stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 PREFIX = "/api/v1/network"
 READY_SECONDS_MAX = 120.0
@@ -82,6 +85,14 @@ class Stack:
     def pid(self, name: str) -> int:
         """The process that a member runs in now."""
         return int(self.facts["pids"][name])
+
+    def is_alive(self, name: str) -> bool:
+        """Whether that process runs, as a child of this very `up`."""
+        assert self._process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid(name))
+            return process.ppid() == self._process.pid and process.status() != "zombie"
+        return False
 
     def kill(self, name: str) -> int:
         """Kill a member the hard way; the pid it had."""

@@ -135,6 +135,17 @@ def test_a_stored_result_ends_all_claims_and_its_repetition_is_no_event() -> Non
         complete(world, token, "a2")
 
 
+def test_a_late_result_beside_that_of_a_rival_is_stale_as_any_other_word_of_it() -> None:
+    world, token = working()
+    expire(world, token)
+    world.agent("a2")
+    rival = world.claim("a2")
+    assert rival is not None
+    complete(world, rival, "a2")
+    with pytest.raises(errors.StaleAttempt, match="has its result already, from attempt 2"):
+        complete(world, token)
+
+
 def test_an_older_session_may_do_nothing_any_more() -> None:
     world, token = working()
     old = session(world)

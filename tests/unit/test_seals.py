@@ -243,11 +243,24 @@ def test_a_start_without_blocks_is_refused_where_head_tells_of_records(tmp_path:
         seals.require_end(tmp_path / "msgs", tmp_path)
 
 
-async def test_notes_that_cannot_be_read_are_as_none(tmp_path: Path) -> None:
+async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an_audit(
+    tmp_path: Path,
+) -> None:
     async with written(tmp_path) as (log, *_):
-        (tmp_path / seals.HEAD_FILE).write_bytes(b"\0" * 40)
-        (tmp_path / seals.ANCHOR_FILE).write_text("{")
+        head, anchor = tmp_path / seals.HEAD_FILE, tmp_path / seals.ANCHOR_FILE
+        assert await seals.find_unreadable(log, tmp_path) == []
+        head.write_bytes(head.read_bytes().replace(b" ", b"0", 1))
+        anchor.write_text("{")
         await seals.require_whole(log, tmp_path)
+        assert await seals.find_unreadable(log, tmp_path) == [
+            f"{head} holds no head that can be read",
+            f"{anchor} holds no anchor that can be read",
+        ]
+        anchor.unlink()
+        for never_written in (b"", b"\0" * 40):  # as after a power cut
+            head.write_bytes(never_written)
+            await seals.require_whole(log, tmp_path)
+            assert await seals.find_unreadable(log, tmp_path) == []
 
 
 async def test_the_loop_seals_what_is_new_after_a_while(
