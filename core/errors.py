@@ -16,7 +16,7 @@ AghsanError
 │   └── SteppedDown         another writer took the next epoch
 ├── UnfitEvent              an event that contradicts the state it is folded into
 ├── SequenceConflict        the log holds something this writer did not write
-├── LogFull                 the store refuses to grow
+├── LogFull                 the store refuses to grow, or has no room for new work   507
 ├── LogDamaged              records are missing in the middle of the log
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DataDirectoryError      the data directory cannot be used as it is
@@ -94,7 +94,7 @@ class SequenceConflict(AghsanError):
 
 
 class LogFull(AghsanError):
-    """The store refuses to grow."""
+    """The store refuses to grow, or what room it has is kept for work that was begun."""
 
 
 class LogDamaged(AghsanError):
