@@ -19,6 +19,7 @@ AghsanError
 ├── LogFull                 the store refuses to grow, or has no room for new work   507
 ├── LogDamaged              records are missing in the middle of the log
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
+├── DiskFull                this machine has no room for what it was to write
 ├── DataDirectoryError      the data directory cannot be used as it is
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
@@ -103,6 +104,10 @@ class LogDamaged(AghsanError):
 
 class TopologyMismatch(AghsanError):
     """A stream or consumer differs from streams.yaml in a way that may not be migrated."""
+
+
+class DiskFull(AghsanError):
+    """This machine has no room for what it was to write; with room it can be done again."""
 
 
 class DataDirectoryError(AghsanError):
