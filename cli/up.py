@@ -84,6 +84,7 @@ class Supervisor:
         self._members: dict[str, Member] = {}
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
         self._stopping = self._complete = False
+        self._facts_written = True
         self._asked = 0.0
         self._server_restarts = Restarts(started=time.monotonic())
         self.http = ""
@@ -162,6 +163,8 @@ class Supervisor:
         if self._stopping:
             return
         self._revive_server()
+        if not self._facts_written:
+            self._write_ready()
         for member in self._members.values():
             if member.restarts.is_due(time.monotonic()):
                 self._start(member)
@@ -177,6 +180,8 @@ class Supervisor:
         if told["kind"] == "ready":
             member.ready = True
             self._write_ready()
+        elif told["kind"] == "restart_server":
+            self._restart_server()
         elif told["kind"] == "fatal":
             raise errors.AghsanError(str(told.get("detail", "a member cannot go on")))
 
@@ -191,6 +196,12 @@ class Supervisor:
         pause = member.restarts.end(time.monotonic())
         if not self._stopping:
             child.say(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
+
+    def _restart_server(self) -> None:
+        """Have nats-server write again: a stream that met a full disk never does by itself."""
+        if not self._stopping and self._server.poll() is None:
+            child.say("there is room again on a disk that was full: nats-server is restarted")
+            self._server.stop()
 
     def _revive_server(self) -> None:
         code = self._server.poll()
@@ -230,9 +241,16 @@ class Supervisor:
             "data": str(self._data),
         }
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
-        platforms.write_atomically(self._data / "run.json", text)
-        if self._ready_file is not None and self._complete:
-            platforms.write_atomically(self._ready_file, text)
+        try:
+            platforms.write_atomically(self._data / "run.json", text)
+            if self._ready_file is not None and self._complete:
+                platforms.write_atomically(self._ready_file, text)
+        except OSError as error:  # a full disk ends nobody; it is written again once there is room
+            if self._facts_written:
+                child.say(f"run.json and the ready file cannot be written yet: {error}")
+            self._facts_written = False
+        else:
+            self._facts_written = True
 
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""

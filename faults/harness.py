@@ -66,10 +66,17 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is worth knowing beside."""
+    unable: str = ""
+    """Why the suite could not be run here at all."""
 
     @property
     def holds(self) -> bool:
-        return not (self.lost or self.doubled or self.wrong)
+        return not (self.lost or self.doubled or self.wrong or self.unable)
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word."""
+        return "NOT RUN" if self.unable else "holds" if self.holds else "VIOLATED"
 
 
 async def until(ask: Callable[[], Awaitable[T]], what: str, seconds: float) -> T:
@@ -159,6 +166,7 @@ def table(verdicts: list[Verdict]) -> str:
     lines = [f"{'suite':<12}{'tries':>7}{'told':>8}{'lost':>6}{'doubled':>9}  verdict"]
     for one in verdicts:
         figures = f"{one.tries:>7}{one.acknowledged:>8}{one.lost:>6}{one.doubled:>9}"
-        lines.append(f"{one.suite:<12}{figures}  {'holds' if one.holds else 'VIOLATED'}")
+        lines.append(f"{one.suite:<12}{figures}  {one.word}")
+    lines += [f"{one.suite}: {one.unable}" for one in verdicts if one.unable]
     lines += [f"{one.suite}: {words}" for one in verdicts for words in one.wrong + one.notes]
     return "\n".join(lines)

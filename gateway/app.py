@@ -114,8 +114,13 @@ class HealthRoutes:
             for name, bus in self._control.connections.by_account().items()
             if not bus.is_connected
         ]
-        if self._control.door.stepped_down:
+        door = self._control.door
+        if door.stepped_down:
             reasons.append("another control process writes the log now")
+        if door.shortage:
+            reasons.append(door.shortage)
+        if door.unanswered_seconds:
+            reasons.append(f"the log has not answered for {door.unanswered_seconds:.0f} s")
         return reasons
 
 

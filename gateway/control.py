@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from core import commands, errors, keeper, runtime, seals, topology
+from core import commands, errors, keeper, room, runtime, seals, topology
 from core.accounts import Authority
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, JetStreamChunks
@@ -52,6 +52,7 @@ class Control:
     store: ChunkStore
     door: runtime.Runtime
     snapshots: keeper.Keeper
+    room: room.Watch
     presence: Presence
     losses: list[tuple[int, str]]
     """What the log lost, and a person accepted, as `seals.find_losses` has it."""
@@ -112,6 +113,13 @@ async def open_control(
         door = runtime.Runtime(store, "control", kept.newest)
         door.note_head = head.note
         await door.start()
+
+        async def filling() -> dict[str, room.Filling]:
+            return {
+                "EVENTS": await _filling(connections.control, "EVENTS"),
+                "CHUNKS": await _filling(connections.fleet, "CHUNKS"),
+            }
+
         yield Control(
             authority=authority,
             topology=declared,
@@ -120,9 +128,18 @@ async def open_control(
             store=JetStreamChunks(connections.fleet),
             door=door,
             snapshots=kept,
+            room=room.Watch(door, data, filling),
             presence=Presence(runtime.now()),
             losses=losses,
         )
+
+
+async def _filling(bus: Bus, stream: str) -> room.Filling:
+    """How full a stream is that refuses rather than forgets. Raises Unavailable."""
+    info = await bus.api(f"STREAM.INFO.{stream}")
+    if "error" in info:
+        raise errors.Unavailable(f"{stream} cannot be asked: {info['error']}")
+    return room.Filling(info["state"]["bytes"], info["config"]["max_bytes"])
 
 
 class _Client(msgspec.Struct):
