@@ -11,7 +11,7 @@ import click
 from cli import main as program
 from faults import harness
 
-NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison", "diskfull")
+NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison", "diskfull", "powerloss")
 
 
 @click.command()

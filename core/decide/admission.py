@@ -41,6 +41,7 @@ def begins_work(state: State, command: AnyCommand) -> bool:
             | commands.SeedTree()
             | commands.StartWriter()
             | commands.SealLog()
+            | commands.AcceptLoss()
         ):
             return False
         case _:

@@ -42,9 +42,9 @@ def until(ask: Callable[[], T], what: str, seconds: float = 60.0) -> T:
 class Stack:
     """One `aghsan up` on a data directory; may be started again."""
 
-    def __init__(self, directory: Path, *args: str) -> None:
+    def __init__(self, directory: Path, *args: str, data: Path | None = None) -> None:
         self.directory = directory
-        self.data = directory / "data"
+        self.data = data or directory / "data"
         self._args = args
         self._ready = directory / "ready.json"
         self._process: subprocess.Popen[str] | None = None
