@@ -83,7 +83,7 @@ class Holding:
         )
 
 
-class Superseded(Exception):
+class Superseded(errors.AghsanError):
     """Another session of this worker id took over; this agent must end."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cli import child
-from core import errors, subjects
+from core import errors
 
 
 @click.command()
@@ -19,7 +19,12 @@ from core import errors, subjects
     show_default=True,
     help="The server's address; nothing else of it needs to be reachable.",
 )
-@click.option("--worker-id", envvar="WORKER_ID", default="", help="Default: this host's name.")
+@click.option(
+    "--worker-id",
+    envvar="WORKER_ID",
+    default="",
+    help="Default: this host's name, and HOST-2, HOST-3… for further agents on it.",
+)
 @click.option("--poll-sec", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600))
 @click.option(
     "--train-sec",
@@ -31,7 +36,7 @@ from core import errors, subjects
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/WORKER_ID.",
+    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/SERVER/WORKER_ID.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
@@ -47,22 +52,25 @@ def agent(
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent import machine, worker
+    from agent import folders, machine, worker
     from agent.executors.process import Executor
 
     child.configure_logging(verbose)
-    if not api.startswith(("http://", "https://")):
-        raise click.UsageError(f"--api takes an address such as http://host:8000, not {api!r}")
-    worker_id = worker_id or platform.node() or "agent"
+    server = folders.of_server(Path.home(), api)
+    locks = []
+    if not worker_id:
+        worker_id, lock = folders.use_first_free(server, platform.node() or "agent")
+        locks.append(lock)
+    if directory or not locks:
+        locks.append(folders.use(directory or folders.of_agent(server, worker_id)))
     settings = worker.Settings(
         api=api,
         worker_id=worker_id,
-        directory=directory or Path.home() / ".aghsan" / "agents" / subjects.token(worker_id),
+        directory=directory or folders.of_agent(server, worker_id),
         train_seconds=train_sec,
         poll_seconds=poll_sec,
         direct=direct,
     )
-    settings.directory.mkdir(parents=True, exist_ok=True)
     one = worker.Worker(settings, machine.inspect(), Executor())
 
     async def run() -> None:
@@ -78,9 +86,8 @@ def agent(
     one.on_attached = attached
     try:
         asyncio.run(run())
-    except worker.Superseded as error:
-        logging.getLogger(__name__).error("another agent named %s took over: %s", worker_id, error)
-        raise SystemExit(child.REFUSED) from error
-    except (errors.Refused, errors.DataDirectoryError) as error:
+    except (worker.Superseded, errors.Refused, errors.DataDirectoryError) as error:
+        if not as_child:
+            raise
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error

@@ -20,6 +20,7 @@ AghsanError
 ├── LogDamaged              records are missing in the middle of the log
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DataDirectoryError      the data directory cannot be used as it is
+│   └── DirectoryInUse      another process uses it
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
 ├── SnapshotUnusable        a snapshot that is damaged, or not of this log and program
@@ -107,6 +108,10 @@ class TopologyMismatch(AghsanError):
 
 class DataDirectoryError(AghsanError):
     """The data directory is in use, unreadable, or not one of ours."""
+
+
+class DirectoryInUse(DataDirectoryError):
+    """Another process holds the lock on the directory."""
 
 
 class BackupError(AghsanError):
