@@ -8,7 +8,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -18,6 +17,7 @@ from agent import folders
 from agent.artifacts import Packed, pack, unpack
 from agent.executors import jobs
 from agent.executors.process import Executor
+from agent.holdings import LOSSES_KEPT, Holding, metrics_of
 from agent.link import Link, Pulled
 from agent.machine import Machine
 from core import errors, subjects, wire
@@ -32,7 +32,6 @@ STOP_SECONDS_MAX = 4.5
 BYE_SECONDS_MAX = 0.5
 FULL_SECONDS_MAX = 600.0
 """How long a delivery waits for room on the server, while people may make some."""
-LOSSES_KEPT = 50
 BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = (2.0, 60.0)
@@ -48,39 +47,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: float = 30.0
     poll_seconds: float = 2.0
     direct: bool = False
-
-
-@dataclass
-class Holding:
-    """A task this agent holds, and where it stands."""
-
-    assignment: wire.Assignment
-    offer: Pulled
-    rival: Rival | str = ""
-    step: int = 0
-    total_steps: int = 0
-    loss: float | None = None
-    losses: list[tuple[str, int, float]] = field(default_factory=list)
-    results: dict[Rival, jobs.Result] = field(default_factory=dict)
-    candidates: dict[Rival, Path] = field(default_factory=dict)
-    uploads: set[asyncio.Task[None]] = field(default_factory=set)
-    lost: str = ""
-
-    @property
-    def token(self) -> Token:
-        """The fencing token of the claim."""
-        return self.assignment.token
-
-    def beat(self) -> wire.TaskBeat:
-        """Where the task stands, for the heartbeat."""
-        return wire.TaskBeat(
-            task_id=self.token.task_id,
-            attempt=self.token.attempt,
-            rival=self.rival,
-            step=self.step,
-            total_steps=self.total_steps,
-            loss=self.loss,
-        )
 
 
 class Superseded(errors.AghsanError):
@@ -683,33 +649,3 @@ def checkpoint_seconds(budget_seconds: float) -> float:
     """Seconds between checkpoints: a sixth of the budget, between 2 and 60."""
     shortest, longest = CHECKPOINT_SECONDS
     return min(longest, max(shortest, budget_seconds / 6))
-
-
-def metrics_of(holding: Holding) -> dict[str, Any]:
-    """What a result says: the better rival's figures, and each rival's own."""
-    best = min(holding.results, key=lambda rival: holding.results[rival].loss)
-    assignment = holding.assignment
-    every = max(1, len(holding.losses) // LOSSES_KEPT)
-    shown = ("loss", "baseline_loss", "evidence_rate", "steps", "params", "bytes")
-    result = msgspec.to_builtins(holding.results[best])
-    return {
-        **{name: result[name] for name in shown},
-        "rival": best,
-        "weights_sha256": result["weights_sha256"],
-        "seed": assignment.seed,
-        "workload": {
-            "specialist": assignment.workload.specialist,
-            "parameters": assignment.workload.parameters,
-            "inherited": assignment.workload_inherited,
-        },
-        "base_sha256": assignment.base.weights_sha256 if assignment.base else "",
-        "rivals": {
-            rival: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
-            for rival, each in holding.results.items()
-        },
-        "losses": [list(point) for point in holding.losses[::every]],
-        "finished_at": time.time(),
-    }
-
-
-_PRIVATE = ("candidate_directory", "node_id")
