@@ -31,6 +31,7 @@ class Holding:
     results: dict[Rival, jobs.Result] = field(default_factory=dict)
     candidates: dict[Rival, Path] = field(default_factory=dict)
     uploads: set[asyncio.Task[None]] = field(default_factory=set)
+    delivering: bool = False
     lost: str = ""
 
     @property

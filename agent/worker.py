@@ -18,8 +18,9 @@ from agent.artifacts import Packed, pack, unpack
 from agent.executors import jobs
 from agent.executors.process import Executor
 from agent.holdings import LOSSES_KEPT, Holding, metrics_of
-from agent.link import Link, Pulled
+from agent.link import PULL_SECONDS, Link, Pulled
 from agent.machine import Machine
+from agent.narrator import Narrator
 from core import errors, subjects, wire
 from core.events import Checkpoint, Rival, Token
 from core.projections.rounds import rivals_of
@@ -56,8 +57,11 @@ class Superseded(errors.AghsanError):
 class Worker:
     """One agent: one training at a time, deliveries in the background, always reachable."""
 
-    def __init__(self, settings: Settings, machine: Machine, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, machine: Machine, executor: Executor, narrator: Narrator
+    ) -> None:
         self._settings = settings
+        self._narrator = narrator
         self._machine = machine
         self._executor = executor
         self._link: Link | None = None
@@ -130,6 +134,8 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the agent to stop; `run` returns when it has."""
+        if not self._stopping.is_set():
+            self._narrator.stops(self._training)
         self._stopping.set()
         if self._training is not None:
             self._spawn_stop(save=True)
@@ -158,7 +164,7 @@ class Worker:
                 await self._begin_session()
                 return
             except errors.Unavailable as error:
-                log.warning("cannot attach yet: %s", error, extra={"action": "attach"})
+                self._unanswered("attach", error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
@@ -181,14 +187,16 @@ class Worker:
             raise
         # Only now: whoever retries a request does so under a session that exists.
         before, self._link, self._welcome = self._link, link, welcome
+        self._narrator.attached(self._settings.worker_id, link.lane, self._machine)
         if before is not None:
             await before.close()
         still = {token.task_id for token in welcome.holding}
         for task_id, item in list(self._holdings.items()):
             if task_id not in still:
-                self._lose(item, "the server gave it to another worker")
+                self._told_lost(item, "the server gave it to another worker")
 
     def _on_reconnect(self) -> None:
+        self._narrator.answered()
         self._spawn(self._reattach())
 
     def _on_closed(self, link: Link) -> None:
@@ -201,7 +209,7 @@ class Worker:
             try:
                 await self._until_answered(functools.partial(_reattach, holding.token), holding)
             except errors.Refused as error:
-                self._lose(holding, str(error))
+                self._told_lost(holding, str(error))
 
     def _on_notice(self, notice: wire.Notice) -> None:
         if notice.kind == "superseded":
@@ -211,14 +219,20 @@ class Worker:
             return
         holding = self._holdings.get(notice.task_id)
         if holding is not None and notice.kind == "stop":
-            self._lose(holding, notice.detail)
+            self._told_lost(holding, notice.detail)
+
+    def _told_lost(self, holding: Holding, reason: str) -> None:
+        """The server says that a task is not ours. Of one that is being delivered it may say so
+        because it has the result already: there the answer to the delivery tells."""
+        if not holding.delivering:
+            self._lose(holding, reason)
 
     def _lose(self, holding: Holding, reason: str) -> None:
         """Stop working on a task that is no longer ours."""
         if holding.lost:
             return
         holding.lost = reason or "it is not ours any more"
-        log.info("%s is lost: %s", holding.token.task_id, holding.lost, extra={"action": "lose"})
+        self._narrator.dropped(holding, holding.lost)
         if self._training is holding:
             self._spawn_stop(save=False)
 
@@ -246,7 +260,9 @@ class Worker:
         while True:
             link = self._linked
             try:
-                return await ask(link)
+                answer = await ask(link)
+                self._narrator.answered()
+                return answer
             except errors.SupersededSession as error:
                 if link is not self._link:
                     continue  # the session it was asked under was our own older one
@@ -257,9 +273,17 @@ class Worker:
                     raise
                 if isinstance(error, errors.LogFull) and time.monotonic() > give_up_at:
                     raise
-                log.info("not answered, again: %s", error, extra={"action": "retry"})
+                self._unanswered("retry", error)
                 await asyncio.sleep(pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+    def _unanswered(self, action: str, error: errors.Unavailable | errors.LogFull) -> None:
+        log.debug("not answered, again: %s", error, extra={"action": action})
+        if isinstance(error, errors.LogFull):
+            self._narrator.full(str(error), again_seconds=FULL_SECONDS_MAX)
+            return
+        trains = self._training is not None
+        self._narrator.unanswered(str(error), trains=trains, again_seconds=RETRY_SECONDS_MAX)
 
     async def _beat_loop(self) -> None:
         prolonged = time.monotonic()
@@ -298,8 +322,10 @@ class Worker:
             holding = await self._next()
             if holding is None:
                 continue
+            before = list(self._holdings.values())
             self._holdings[holding.token.task_id] = holding
             self._training = holding
+            self._narrator.trains(holding, [one for one in before if not one.lost])
             try:
                 await self._train(holding)
             finally:
@@ -308,8 +334,14 @@ class Worker:
     async def _next(self) -> Holding | None:
         """Wait for an offer and claim; None when there was nothing to wait for or to claim."""
         try:
+            began = time.monotonic()
             pulled = await self._pull()
-            if pulled is None or self._stopping.is_set():
+            if self._stopping.is_set():
+                return None
+            if pulled is None:
+                # Else the wait was ended by a connection that came back.
+                if time.monotonic() - began > PULL_SECONDS / 2:
+                    self._narrator.waits()
                 return None
             # Asked again after a lost answer, the same id gives the same task.
             claim_id = uuid.uuid4().hex
@@ -320,7 +352,7 @@ class Worker:
                 return Holding(assignment, pulled)
             await self._linked.acknowledge(pulled)
         except (errors.Unavailable, errors.LogFull) as error:
-            log.info("no work can be asked for: %s", error, extra={"action": "claim"})
+            self._unanswered("claim", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
         except errors.SupersededSession:
@@ -358,6 +390,7 @@ class Worker:
         if holding.lost:
             await self._forget(holding)
         elif len(holding.results) == len(rivals_of(holding.assignment.role)):
+            holding.delivering = True
             self._spawn(self._deliver(holding))
         else:
             await self._release(holding)
@@ -568,8 +601,10 @@ class Worker:
             )
             await self._until_answered(lambda link: link.complete(request), holding)
             self.completed += 1
+            self._narrator.completed(holding)
         except errors.Unavailable as error:
-            log.warning("left with a result not delivered: %s", error, extra={"action": "deliver"})
+            log.debug("not delivered: %s", error, extra={"action": "deliver"})
+            self._narrator.left(holding, "not delivered")
         except errors.Conflict as error:
             self._lose(holding, f"its result was refused: {error}")
         except (errors.AghsanError, OSError) as error:
@@ -604,14 +639,16 @@ class Worker:
             await self._until_answered(
                 lambda link: link.release(holding.token, "its worker was asked to stop"), holding
             )
+            self._narrator.released(holding)
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
-            log.info("not released: %s", error, extra={"action": "release"})
+            log.debug("not released: %s", error, extra={"action": "release"})
+            self._narrator.left(holding, "not given back")
         finally:
             await self._forget(holding)
 
     async def _give_up(self, holding: Holding, reason: str) -> None:
         """Tell the server that this attempt failed, and why."""
-        log.warning("%s failed: %s", holding.token.task_id, reason, extra={"action": "fail"})
+        self._narrator.failed(holding, reason)
         first, _, tail = reason.partition("\n")
         try:
             await self._until_answered(lambda link: link.fail(holding.token, first, tail), holding)

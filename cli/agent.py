@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import platform
+import time
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def agent(
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
     from agent import folders, machine, worker
     from agent.executors.process import Executor
+    from agent.narrator import Narrator
 
     child.configure_logging(verbose)
     server = folders.of_server(Path.home(), api)
@@ -71,19 +73,18 @@ def agent(
         poll_seconds=poll_sec,
         direct=direct,
     )
-    one = worker.Worker(settings, machine.inspect(), Executor())
+    say = _to_log if as_child else _to_terminal
+    one = worker.Worker(settings, machine.inspect(), Executor(), Narrator(say, api))
 
     async def run() -> None:
         child.on_stop(asyncio.get_running_loop(), one.stop, child=as_child)
         await one.run()
 
-    def attached() -> None:
-        if as_child:
-            child.tell("ready", worker_id=worker_id)
-        else:
-            child.say(f"attached to {api} as {worker_id}; Ctrl-C checkpoints, releases and leaves")
-
-    one.on_attached = attached
+    if as_child:
+        one.on_attached = lambda: child.tell("ready", worker_id=worker_id)
+    else:
+        # The agent's own lines tell of cuts.
+        logging.getLogger("core.bus").setLevel(logging.DEBUG if verbose else logging.ERROR)
     try:
         asyncio.run(run())
     except (worker.Superseded, errors.Refused, errors.DataDirectoryError) as error:
@@ -91,3 +92,12 @@ def agent(
             raise
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error
+
+
+def _to_terminal(line: str) -> None:
+    child.say(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
+def _to_log(line: str) -> None:
+    """Under `up` the control process tells people what its agents do."""
+    logging.getLogger(__name__).info("%s", line, extra={"action": "narrate"})

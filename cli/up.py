@@ -23,7 +23,7 @@ from core.nats_server import EmbeddedServer
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
 SERVER_STOP_SECONDS = 9.5
-"""Counted from the signal: by then agents, then judge and control, then nats-server have ended, or
+"""Counted from the signal: by then agents and judge, then control, then nats-server have ended, or
 are ended."""
 READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MIN = 0.25
@@ -237,10 +237,11 @@ class Supervisor:
         child.say("stopping")
         self.on_signal()
         agents = [m for m in self._members.values() if m.name.startswith("agent-")]
-        others = [self._members[name] for name in ("judge", "gateway") if name in self._members]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
-        for other in others:
-            self._end([other], self._asked + CONTROL_STOP_SECONDS)
+        # A judge that takes long must leave the control process its time for a last seal.
+        for name, seconds in (("judge", AGENTS_STOP_SECONDS), ("gateway", CONTROL_STOP_SECONDS)):
+            if name in self._members:
+                self._end([self._members[name]], self._asked + seconds)
         self._server.stop(max(0.5, self._asked + SERVER_STOP_SECONDS - time.monotonic()))
         with contextlib.suppress(OSError):
             (self._data / "run.json").unlink()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,29 @@ def test_an_agent_that_reaches_only_the_gateways_port_trains_under_any_name(
     workers = {one["worker_id"]: one for one in stack.ask("/workers")["workers"]}
     assert workers[name]["status"] == "offline"
     assert workers[name]["reason"] == "it said goodbye"
+
+
+def test_an_agent_says_in_a_line_each_what_it_does(stack: Stack, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    where = ("--worker-id", "teller", "--directory", str(tmp_path / "agent"))
+    with part(log, "agent", "--api", stack.http, *where):
+        first = stack.enqueue("opt-convex", budget_seconds=1)
+        stack.completed(first)
+        until(lambda: "waiting for work" in log.read_text(), "it says that it waits")
+        second = stack.enqueue("opt-convex", budget_seconds=60)
+        until(lambda: f"trains {second}" in log.read_text(), "it says what it trains")
+    patterns = (
+        rf"joined {stack.http} as teller \(lane cpu-\d+: 1 × cpu, .* GB\); Ctrl-C .*",
+        rf"trains {first} on opt-convex “اختبار” \(dual\)",
+        rf"completed {first} on opt-convex · loss: evolver .*, reinventor .*, baseline .*",
+        r"waiting for work",
+        rf"trains {second} on opt-convex “اختبار” \(dual\)",
+        rf"stopping: saves {second} and gives it back",
+        rf"gave back {second} on opt-convex at step \d+ of \d+",
+    )
+    for line, pattern in zip(log.read_text().splitlines(), patterns, strict=True):
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  " + pattern, line), line
+    stack.ask(f"/tasks/{second}/cancel", {})
 
 
 def test_agents_of_one_host_that_name_themselves_work_side_by_side(
