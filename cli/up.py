@@ -29,6 +29,7 @@ READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 60.0
+AGENT = "agent-"
 
 
 @dataclass
@@ -173,6 +174,9 @@ class Supervisor:
         member.pid = int(str(told["pid"]))
         member.told.update(told)
         if told["kind"] == "ready":
+            # That an agent is back is told by its joining.
+            if member.restarts.ends and not member.ready and not member.name.startswith(AGENT):
+                child.say(f"{member.name} is back")
             member.ready = True
             self._write_ready()
         elif told["kind"] == "fatal":
@@ -236,7 +240,7 @@ class Supervisor:
         """End everything in order: agents, judge, control, nats-server."""
         child.say("stopping")
         self.on_signal()
-        agents = [m for m in self._members.values() if m.name.startswith("agent-")]
+        agents = [m for m in self._members.values() if m.name.startswith(AGENT)]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
         # A judge that takes long must leave the control process its time for a last seal.
         for name, seconds in (("judge", AGENTS_STOP_SECONDS), ("gateway", CONTROL_STOP_SECONDS)):
@@ -431,13 +435,13 @@ def _start_members(
     )
     members = [
         supervisor.add(
-            f"agent-{number}",
+            f"{AGENT}{number}",
             "agent",
             "--child",
             "--direct",
-            *("--api", http, "--worker-id", f"agent-{number}"),
+            *("--api", http, "--worker-id", f"{AGENT}{number}"),
             *("--train-sec", str(train_sec)),
-            *("--directory", str(data / "agents" / f"agent-{number}")),
+            *("--directory", str(data / "agents" / f"{AGENT}{number}")),
         )
         for number in range(1, agents + 1)
     ]
