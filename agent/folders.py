@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,11 +86,11 @@ def own(folder: Path) -> None:
     mark.touch()
 
 
-def empty(folder: Path) -> None:
-    """Delete all in an agent's folder but its mark. Raises as `own` does."""
+def empty(folder: Path, but: Collection[Path] = ()) -> None:
+    """Delete all in an agent's folder but its mark, and what is in `but`. Raises as `own` does."""
     own(folder)
     for path in folder.iterdir():
-        if path.name == MARK:
+        if path.name == MARK or path in but:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A task that an agent holds: where it stands, and what its result says."""
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +11,25 @@ import msgspec
 
 from agent.executors import jobs
 from agent.link import Pulled
-from core import wire
+from core import platforms, subjects, wire
 from core.events import Rival, Token
 
+log = logging.getLogger(__name__)
+
 LOSSES_KEPT = 50
+STARTS_MAX = 3
+"""How often a claim outlives its agent: one that ends agent after agent is given up."""
+_CLAIM_FILE = "claim.json"
 _PRIVATE = ("candidate_directory", "node_id")
 
 
 @dataclass
 class Holding:
-    """A task this agent holds, and where it stands."""
+    """A task this agent holds, and where it stands. `starts` counts the agents that died on it."""
 
     assignment: wire.Assignment
     offer: Pulled
+    starts: int = 0
     rival: Rival | str = ""
     step: int = 0
     total_steps: int = 0
@@ -49,6 +56,46 @@ class Holding:
             total_steps=self.total_steps,
             loss=self.loss,
         )
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    """What an agent that starts again has to know of a claim; its training lies beside it."""
+
+    assignment: wire.Assignment
+    offer: Pulled
+    starts: int
+
+
+def keep(folder: Path, holding: Holding) -> None:
+    """Write down, durably, what this agent holds, in the folder of the task. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = _Claim(holding.assignment, holding.offer, holding.starts)
+    platforms.write_atomically(folder / _CLAIM_FILE, msgspec.json.encode(claim))
+
+
+def restore(tasks: Path) -> list[Holding]:
+    """What an earlier run of this agent held as it died, in the order of the claims' files.
+
+    One that cannot be read, or that more than STARTS_MAX agents died on, is left out: the server
+    gives it to somebody.
+    """
+    found = []
+    for path in sorted(tasks.glob(f"*/{_CLAIM_FILE}"), key=lambda path: path.stat().st_mtime):
+        try:
+            claim = msgspec.json.decode(path.read_bytes(), type=_Claim)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("a claim is given up: %s", error, extra={"action": "restore"})
+            continue
+        holding = Holding(claim.assignment, claim.offer, claim.starts + 1)
+        if holding.starts <= STARTS_MAX:
+            keep(path.parent, holding)
+            found.append(holding)
+    return found
+
+
+def folder_of(tasks: Path, task_id: str) -> Path:
+    """Where the training of a task lies."""
+    return tasks / subjects.token(task_id)
 
 
 def metrics_of(holding: Holding) -> dict[str, Any]:

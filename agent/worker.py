@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from agent import folders
+from agent import folders, holdings
 from agent.artifacts import Packed, pack, unpack
 from agent.executors import jobs
 from agent.executors.process import Executor
@@ -21,7 +21,7 @@ from agent.holdings import LOSSES_KEPT, Holding, metrics_of
 from agent.link import PULL_SECONDS, Link, Pulled
 from agent.machine import Machine
 from agent.narrator import Narrator
-from core import errors, subjects, wire
+from core import errors, platforms, wire
 from core.events import Checkpoint, Rival, Token
 from core.projections.rounds import rivals_of
 
@@ -39,6 +39,7 @@ BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = (2.0, 60.0)
 RESULT_FILE = "result.json"
+STOPPED = "its worker was asked to stop"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +79,10 @@ class Worker:
         self.completed = 0
 
     @property
+    def _tasks(self) -> Path:
+        return self._settings.directory / "tasks"
+
+    @property
     def _linked(self) -> Link:
         assert self._link is not None, "only an attached agent gets here"
         return self._link
@@ -92,8 +97,7 @@ class Worker:
         own.
         """
         folders.own(self._settings.directory / "bases")
-        # What an earlier run left belongs to claims that its new session gives up.
-        folders.empty(self._settings.directory / "tasks")
+        self._restore()
         beating = asyncio.create_task(self._beat_loop())
         beating.add_done_callback(self._spawned_ended)
         try:
@@ -107,6 +111,13 @@ class Worker:
             await self._leave()
         if self._ended is not None:
             raise self._ended
+
+    def _restore(self) -> None:
+        """Take up what an earlier run held as it died; the hello tells what is still ours."""
+        folders.own(self._tasks)
+        restored = holdings.restore(self._tasks)
+        self._holdings = {one.token.task_id: one for one in restored}
+        folders.empty(self._tasks, [holdings.folder_of(self._tasks, id) for id in self._holdings])
 
     async def _unless_stopped(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Do something to its end, or to the moment the agent is asked to stop."""
@@ -318,6 +329,11 @@ class Worker:
     # ── work ──
 
     async def _work(self) -> None:
+        for restored in list(self._holdings.values()):
+            if restored.lost or self._stopping.is_set():
+                await self._drop(restored)
+            else:
+                await self._hold(restored)
         while not self._stopping.is_set():
             while len(self._finishing) >= FINISHING_MAX:
                 await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
@@ -325,14 +341,24 @@ class Worker:
             holding = None if self._stopping.is_set() else await self._next()
             if holding is None:
                 continue
-            before = list(self._holdings.values())
-            self._holdings[holding.token.task_id] = holding
-            self._training = holding
-            self._narrator.trains(holding, [one for one in before if not one.lost])
-            try:
-                await self._train(holding)
-            finally:
-                self._training = None
+            await self._hold(holding)
+
+    async def _hold(self, holding: Holding) -> None:
+        others = [one for one in self._holdings.values() if one is not holding and not one.lost]
+        self._holdings[holding.token.task_id] = holding
+        self._training = holding
+        self._narrator.trains(holding, others)
+        try:
+            await self._train(holding)
+        finally:
+            self._training = None
+
+    async def _drop(self, holding: Holding) -> None:
+        """Give back what an earlier run held, without having trained it in this one."""
+        if holding.lost:
+            await self._forget(holding)
+        else:
+            await self._release(holding, STOPPED)
 
     async def _wait_for_room(self) -> None:
         """Wait, before asking for work, until this machine has room to do it; why is said once."""
@@ -388,6 +414,9 @@ class Worker:
     async def _train(self, holding: Holding) -> None:
         """Train each rival of a task, then deliver in the background."""
         try:
+            if not holding.starts:
+                folder = holdings.folder_of(self._tasks, holding.token.task_id)
+                await asyncio.to_thread(holdings.keep, folder, holding)
             for rival in rivals_of(holding.assignment.role):
                 await self._train_rival(holding, rival)
                 if holding.lost or self._stopping.is_set():
@@ -415,7 +444,7 @@ class Worker:
             holding.delivering = True
             self._spawn(self._deliver(holding))
         else:
-            await self._release(holding, "its worker was asked to stop")
+            await self._release(holding, STOPPED)
 
     async def _train_rival(self, holding: Holding, rival: Rival) -> None:
         assignment = holding.assignment
@@ -445,8 +474,9 @@ class Worker:
         holding.rival = rival
         outcome = await self._run_job(job, holding, rival)
         if isinstance(outcome, jobs.Result):
-            holding.results[rival] = outcome
-            holding.candidates[rival] = Path(outcome.candidate_directory)
+            self._take_result(holding, rival, outcome)
+            result = msgspec.json.encode(outcome)
+            await asyncio.to_thread(platforms.write_atomically, directory / RESULT_FILE, result)
             if rival != rivals[-1]:
                 self._upload(holding, self._store_candidate(holding, rival))
         elif outcome.directory and not holding.lost:
@@ -554,8 +584,11 @@ class Worker:
         await self._until_answered(lambda link: link.checkpoint(request), holding)
 
     async def _resume(self, holding: Holding, rival: Rival, directory: Path) -> bool:
-        """Fetch what an earlier attempt left of this rival; whether there is something."""
+        """Find what an earlier attempt, or an earlier run, left of this rival; whether there is
+        something."""
         point = next((p for p in holding.assignment.resume if p.rival == rival), None)
+        if holding.starts and self._resume_here(holding, rival, directory):
+            return True
         if point is None:
             shutil.rmtree(directory, ignore_errors=True)
             return False
@@ -566,6 +599,22 @@ class Worker:
             return self._take_finished(holding, rival, directory, point, files)
         await asyncio.to_thread(unpack, files, directory / f"step-{point.step:08d}")
         return True
+
+    def _resume_here(self, holding: Holding, rival: Rival, directory: Path) -> bool:
+        """Whether this machine itself holds a result of this rival, or a state to go on from."""
+        try:
+            finished = (directory / RESULT_FILE).read_bytes()
+        except FileNotFoundError:
+            return any(directory.glob("step-*"))
+        self._take_result(holding, rival, msgspec.json.decode(finished, type=jobs.Result))
+        if rival != rivals_of(holding.assignment.role)[-1]:
+            self._upload(holding, self._store_candidate(holding, rival))
+        return True
+
+    def _take_result(self, holding: Holding, rival: Rival, result: jobs.Result) -> None:
+        holding.results[rival] = result
+        holding.candidates[rival] = Path(result.candidate_directory)
+        holding.step, holding.total_steps = result.steps, result.total_steps
 
     def _take_finished(
         self,
@@ -604,8 +653,7 @@ class Worker:
         return directory
 
     def _directory(self, holding: Holding, rival: Rival) -> Path:
-        task = subjects.token(holding.token.task_id)
-        return self._settings.directory / "tasks" / task / rival
+        return holdings.folder_of(self._tasks, holding.token.task_id) / rival
 
     # ── endings ──
 
@@ -691,8 +739,7 @@ class Worker:
         self._holdings.pop(holding.token.task_id, None)
         with contextlib.suppress(errors.Unavailable):
             await self._linked.acknowledge(holding.offer)
-        task = subjects.token(holding.token.task_id)
-        directory = self._settings.directory / "tasks" / task
+        directory = holdings.folder_of(self._tasks, holding.token.task_id)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _leave(self) -> None:
