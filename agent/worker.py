@@ -322,10 +322,9 @@ class Worker:
             holding = await self._next()
             if holding is None:
                 continue
-            before = list(self._holdings.values())
             self._holdings[holding.token.task_id] = holding
             self._training = holding
-            self._narrator.trains(holding, [one for one in before if not one.lost])
+            self._narrator.trains(holding)
             try:
                 await self._train(holding)
             finally:
@@ -601,7 +600,7 @@ class Worker:
             )
             await self._until_answered(lambda link: link.complete(request), holding)
             self.completed += 1
-            self._narrator.completed(holding)
+            self._narrator.delivered(holding)
         except errors.Unavailable as error:
             log.debug("not delivered: %s", error, extra={"action": "deliver"})
             self._narrator.left(holding, "not delivered")
