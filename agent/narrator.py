@@ -1,6 +1,6 @@
 """What an agent tells the person at its terminal: one quiet line for each turn of its work."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.holdings import Holding
@@ -65,8 +65,8 @@ class Narrator:
             self._waits = True
             self._say("waiting for work")
 
-    def trains(self, holding: Holding, others: Iterable[Holding]) -> None:
-        """A task was claimed, while `others` are still on their way to the server."""
+    def trains(self, holding: Holding) -> None:
+        """A task was claimed."""
         self._waits = False
         assignment = holding.assignment
         how = [str(assignment.role)]
@@ -75,18 +75,14 @@ class Narrator:
         if assignment.resume:
             how.append(f"from step {sum(point.step for point in assignment.resume)}")
         topic = f" “{assignment.topic[:TOPIC_LETTERS_MAX]}”" if assignment.topic else ""
-        delivers = " and ".join(other.token.task_id for other in others)
-        self._say(
-            f"trains {_name(holding)}{topic} ({', '.join(how)})"
-            + (f" while it delivers {delivers}" if delivers else "")
-        )
+        self._say(f"trains {_name(holding)}{topic} ({', '.join(how)})")
 
-    def completed(self, holding: Holding) -> None:
-        """A result was taken."""
+    def delivered(self, holding: Holding) -> None:
+        """A result was taken; by then the next task is being trained."""
         losses = [f"{rival} {one.loss:.4g}" for rival, one in holding.results.items()]
         baselines = {f"{one.baseline_loss:.4g}" for one in holding.results.values()}
         self._say(
-            f"completed {_name(holding)} · loss: {', '.join(losses)}, "
+            f"delivered {_name(holding)} · loss: {', '.join(losses)}, "
             f"baseline {' or '.join(sorted(baselines))}"
         )
 

@@ -344,10 +344,9 @@ class Worker:
             await self._hold(holding)
 
     async def _hold(self, holding: Holding) -> None:
-        others = [one for one in self._holdings.values() if one is not holding and not one.lost]
         self._holdings[holding.token.task_id] = holding
         self._training = holding
-        self._narrator.trains(holding, others)
+        self._narrator.trains(holding)
         try:
             await self._train(holding)
         finally:
@@ -671,7 +670,7 @@ class Worker:
             )
             await self._until_answered(lambda link: link.complete(request), holding)
             self.completed += 1
-            self._narrator.completed(holding)
+            self._narrator.delivered(holding)
         except errors.Unavailable as error:
             log.debug("not delivered: %s", error, extra={"action": "deliver"})
             self._narrator.left(holding, "not delivered")

@@ -33,18 +33,16 @@ def _text(data: events.EventData, state: State) -> str:
             from_step = f", from step {resumed}" if resumed else ""
             node = _node_of(data.task_id, state)
             queued = state.tasks.counts["queued"]
-            return (
-                f"{data.worker_id} trains {node}{again}{from_step}{_delivers(data, state)} · "
-                f"{queued} queued"
-            )
+            return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
         case events.TaskCompleted():
+            # An agent trains its next task while it delivers the one before.
             node = _node_of(data.task_id, state)
             if not data.candidates:
-                return f"{data.worker_id} completed {node}{_loss_in(data.metrics)}"
+                return f"{data.worker_id} delivered {node}{_loss_in(data.metrics)}"
             claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
             loss, baseline = claims.get("loss"), claims.get("baseline_loss")
             shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
-            return f"{data.worker_id} completed {node} · {shown}"
+            return f"{data.worker_id} delivered {node} · {shown}"
         case events.RoundDecided():
             return _decided(data, state)
         case events.ChampionPromoted():
@@ -97,15 +95,6 @@ def _text(data: events.EventData, state: State) -> str:
             assert_never(data)
 
 
-def _delivers(data: events.TaskClaimed, state: State) -> str:
-    """An agent trains one task at a time: what else it holds is trained, and on its way here."""
-    if data.via != "nats":
-        return ""
-    held = state.tasks.held.get(data.worker_id, ())
-    nodes = [state.tasks.table.rows[task_id].node_id for task_id in held if task_id != data.task_id]
-    return f" while it delivers {' and '.join(nodes)}" if nodes else ""
-
-
 def _decided(data: events.RoundDecided, state: State) -> str:
     """A verdict that changes nothing; of a promotion the next line tells."""
     if data.promoted:
@@ -130,8 +119,10 @@ def _decided(data: events.RoundDecided, state: State) -> str:
 
 
 def _bounds(judged: events.CandidateVerdict, look: int) -> str:
-    """What the gate compared; it says nothing of a candidate that made no error, or no sense."""
-    if not judged.error or judged.ratio is None or judged.ratio_upper is None:
+    """What the gate compared; of a candidate that makes no error a ratio says nothing."""
+    if judged.error == 0:
+        return f" on so few differing cases (look {look})"
+    if judged.ratio is None or judged.ratio_upper is None:
         return ""
     ratio, upper = _figure(judged.ratio), _figure(judged.ratio_upper)
     return f" ({ratio} times, perhaps {upper}; look {look})"

@@ -70,7 +70,7 @@ def test_an_agent_says_in_a_line_each_what_it_does(stack: Stack, tmp_path: Path)
     patterns = (
         rf"joined {stack.http} as teller \(lane cpu-\d+: 1 × cpu, .* GB\); Ctrl-C .*",
         rf"trains {first} on opt-convex “اختبار” \(dual\)",
-        rf"completed {first} on opt-convex · loss: evolver .*, reinventor .*, baseline .*",
+        rf"delivered {first} on opt-convex · loss: evolver .*, reinventor .*, baseline .*",
         r"waiting for work",
         rf"trains {second} on opt-convex “اختبار” \(dual\)",
         rf"stopping: saves {second} and gives it back",

@@ -74,17 +74,15 @@ def test_waiting_is_told_once_until_there_was_work() -> None:
     told = Told()
     told.narrator.waits()
     told.narrator.waits()
-    told.narrator.trains(_holding("t1"), [])
+    told.narrator.trains(_holding("t1"))
     told.narrator.waits()
     assert [line.partition(" ")[0] for line in told.lines] == ["waiting", "trains", "waiting"]
 
 
-def test_a_task_taken_over_says_from_which_step_and_what_is_still_on_its_way() -> None:
+def test_a_task_taken_over_says_from_which_step() -> None:
     told = Told()
-    told.narrator.trains(_holding("t2", attempt=2, steps=(100, 20)), [_holding("t1")])
-    assert told.lines == [
-        "trains t2 on opt-convex “موضوع” (dual, attempt 2, from step 120) while it delivers t1"
-    ]
+    told.narrator.trains(_holding("t2", attempt=2, steps=(100, 20)))
+    assert told.lines == ["trains t2 on opt-convex “موضوع” (dual, attempt 2, from step 120)"]
 
 
 def test_a_result_is_told_with_each_rivals_loss() -> None:
@@ -104,9 +102,9 @@ def test_a_result_is_told_with_each_rivals_loss() -> None:
             weights_sha256="0" * 64,
             candidate_directory="",
         )
-    told.narrator.completed(holding)
+    told.narrator.delivered(holding)
     assert told.lines == [
-        "completed t1 on opt-convex · loss: evolver 0.25, reinventor 1e-09, baseline 0.5"
+        "delivered t1 on opt-convex · loss: evolver 0.25, reinventor 1e-09, baseline 0.5"
     ]
 
 
