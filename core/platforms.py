@@ -7,6 +7,7 @@ and is type-checked, on all of them.
 
 import contextlib
 import ctypes
+import errno
 import importlib
 import logging
 import os
@@ -118,6 +119,11 @@ def _pid_behind_lock(file: int) -> str:
         if pid.isdigit():
             return f"process {pid.decode()}"
     return "another process"
+
+
+def is_want_of_room(error: BaseException) -> bool:
+    """Whether a disk, or what one may use of it, was full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
