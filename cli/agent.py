@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors, subjects
 
 
@@ -20,12 +20,12 @@ from core import errors, subjects
     help="The server's address; nothing else of it needs to be reachable.",
 )
 @click.option("--worker-id", envvar="WORKER_ID", default="", help="Default: this host's name.")
-@click.option("--poll-sec", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600))
+@click.option("--poll-sec", default=2.0, show_default=True, type=options.Number(0.1, 3600))
 @click.option(
     "--train-sec",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.2, 86_400),
+    type=options.Number(0.2, 86_400),
     help="Wall seconds per task that names no budget.",
 )
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors, events, runtime
 from core.projections.state import State
 
@@ -28,11 +28,21 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
-    "--min-queue", default=0, show_default=True, help="Queued tasks to keep; 0: do not feed."
+    "--min-queue",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 100_000),
+    help="Queued tasks to keep; 0: do not feed.",
 )
-@click.option("--worker-timeout-sec", default=90.0, show_default=True)
-@click.option("--http-lease-sec", default=1800.0, show_default=True)
-@click.option("--lease-sec", default=60.0, show_default=True, help="Lease of an agent's claim.")
+@options.worker_timeout
+@options.http_lease
+@click.option(
+    "--lease-sec",
+    default=60.0,
+    show_default=True,
+    type=options.Number(1, 86_400),
+    help="Lease of an agent's claim.",
+)
 @click.option("--accept-loss", is_flag=True, help="Go on with a log that lost its end.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")

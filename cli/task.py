@@ -26,7 +26,7 @@ from cli.client import Answer, Client, segment
 @click.option("--method", help="How it is trained. Default: what fits.")
 @click.option(
     "--budget-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Number(0.1, 86_400),
     help="Wall seconds. Default: the worker's --train-sec.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Default: chosen by the server.")

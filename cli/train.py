@@ -43,7 +43,7 @@ KEYS = (
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: a random one.")
 @click.option("--steps", type=click.IntRange(1, 10_000_000), help="Train so many steps.")
-@click.option("--seconds", type=click.FloatRange(0.2, 86_400), help="Train so long.")
+@click.option("--seconds", type=options.Number(0.2, 86_400), help="Train so long.")
 @click.option(
     "--out",
     required=True,

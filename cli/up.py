@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer
@@ -296,7 +296,7 @@ def default_data() -> Path:
     "--train-sec",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.2, 86_400),
+    type=options.Number(0.2, 86_400),
     help="Wall seconds per task.",
 )
 @click.option(
@@ -307,20 +307,8 @@ def default_data() -> Path:
     help="Queued tasks the orchestrator keeps.",
 )
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
-@click.option(
-    "--worker-timeout-sec",
-    default=90.0,
-    show_default=True,
-    type=click.FloatRange(1, 86_400),
-    help="Silence after which an HTTP worker is offline.",
-)
-@click.option(
-    "--http-lease-sec",
-    default=1800.0,
-    show_default=True,
-    type=click.FloatRange(1, 604_800),
-    help="How long an HTTP worker may train in silence.",
-)
+@options.worker_timeout
+@options.http_lease
 @click.option(
     "--accept-loss",
     is_flag=True,

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -51,6 +52,30 @@ def test_a_slip_ends_2_with_what_was_probably_meant(args: list[str], hint: str) 
     result = CliRunner().invoke(main.aghsan, args)
     assert result.exit_code == main.EXIT_USAGE
     assert hint in result.stderr
+
+
+def options_of_numbers(group: click.Group) -> Iterator[tuple[click.Command, str]]:
+    """Every option that takes a float, with its command."""
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from options_of_numbers(command)
+        for param in command.params:
+            if isinstance(param.type, click.FloatRange | type(click.FLOAT)):
+                yield command, param.opts[0]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "soon"])
+def test_no_option_takes_a_number_that_is_none(value: str) -> None:
+    found = list(options_of_numbers(main.aghsan))
+    assert len(found) >= 12
+    for command, option in found:
+        with pytest.raises(click.BadParameter) as refused:
+            command.make_context(command.name, [f"{option}={value}"])
+        assert refused.value.exit_code == main.EXIT_USAGE
+        assert option in refused.value.format_message()
 
 
 @pytest.mark.parametrize(
