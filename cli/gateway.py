@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cli import child, options
-from core import errors, events, runtime
+from core import errors, events, platforms, runtime
+from core.accounts import COMPLETE
 from core.projections.state import State
 
 if TYPE_CHECKING:
@@ -60,17 +62,36 @@ def gateway(
     verbose: bool,
 ) -> None:
     """Run the control plane against a nats-server that runs already."""
+    if as_child:  # its owner holds the directory, and has seen to the rest
+        use: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    else:
+        _require_set_up(data)
+        platforms.require_free_port(host, port)
+        use = platforms.DataLock(data / "lock")
+
     from orchestrator.liveness import Limits
 
     child.configure_logging(verbose)
     limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec)
     try:
         settings = (nats_url, data, host, port, min_queue, limits, http_lease_sec)
-        asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
+        with use:
+            asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
     except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
         raise
+
+
+def _require_set_up(data: Path) -> None:
+    """Raises DataDirectoryError where this is no directory to serve; it is left as it is."""
+    for needed in (f"keys/{COMPLETE}", "creds/control.creds"):
+        if not (data / needed).is_file():
+            raise errors.DataDirectoryError(
+                f"{data} is no data directory of Aghsan: it lacks {needed}, which `aghsan up` makes"
+                " at its first start. Run `aghsan up` on it once, or name another by --data;"
+                " nothing was changed here."
+            )
 
 
 async def _run(
@@ -135,6 +156,7 @@ async def _run(
         if as_child:
             child.tell("ready", http=address)
         else:
+            stack.enter_context(_noted(data, nats_url, address))
             child.say(f"ready {address}")
 
         async def at_the_end() -> None:
@@ -143,6 +165,18 @@ async def _run(
 
         await _until(stop, running, at_the_end)
     logging.getLogger(__name__).info("stopped")
+
+
+@contextlib.contextmanager
+def _noted(data: Path, nats_url: str, address: str) -> Iterator[None]:
+    """Tell in run.json, as `up` does, where those find the log who find the directory in use."""
+    path = data / "run.json"
+    facts = {"http": address, "nats": nats_url, "data": str(data.resolve())}
+    platforms.write_atomically(path, json.dumps(facts, ensure_ascii=False, indent=1).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:
