@@ -43,12 +43,13 @@ def data_option(command: F) -> F:
 def replay(data: Path, at: int | None, as_json: bool) -> None:
     """Rebuild the state from the log alone, and say what it hashes to.
 
-    The hash equals that of `GET log/state` at the same sequence.
+    The hash equals that of `GET log/state` at the same sequence. Nothing in the directory changes:
+    without a running server a copy of the log is read.
     """
+    from core.replay import LOG_ALONE, serving
     from core.replay import replay as fold_log
-    from core.replay import serving
 
-    with ending_on_sigterm(), serving(data) as access:
+    with ending_on_sigterm(), serving(data, LOG_ALONE) as access:
         replayed = asyncio.run(_with_log(access, lambda log: fold_log(log, at)))
         running = access.running
     if as_json:
@@ -66,9 +67,9 @@ def audit(data: Path, as_json: bool) -> None:
     Nothing in the directory changes: without a running server a copy is audited, and its stored
     blocks are checked too. Exit code 1 where a rule is broken.
     """
-    from core.replay import serving
+    from core.replay import ALL_AUDITED, serving
 
-    with ending_on_sigterm(), serving(data, untouched=True) as access:
+    with ending_on_sigterm(), serving(data, ALL_AUDITED) as access:
         auditor, stored, refusals = asyncio.run(_audit(access, data))
         running = access.running
     findings = auditor.findings
