@@ -39,6 +39,13 @@ class Number(click.FloatRange):
         return number
 
 
+def words(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The callback of an argument that a server takes blank, and a person never means so."""
+    if not value.strip():
+        raise click.BadParameter("it is blank; give it some words.", ctx, param)
+    return value
+
+
 def api(command: F) -> F:
     """`--api`: which server is asked."""
     return click.option(

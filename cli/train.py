@@ -77,7 +77,7 @@ def train(
     if base is not None and role == "reinventor":
         raise click.UsageError("a reinventor starts from nothing: leave out --base")
     specialist, _ = specializations.workload_of(node_id)
-    _require_folder(out, resume)
+    _require_folder(out, resume, seed)
     if seed is None:
         seed = _seed_of(out) if resume else secrets.randbits(63)
 
@@ -120,7 +120,7 @@ def _words_of(stopped: "Stopped", job: "Job") -> str:
     return f"stopped at step {stopped.step}, which is saved; go on with\n  {again}"
 
 
-def _require_folder(out: Path, resume: bool) -> None:
+def _require_folder(out: Path, resume: bool, seed: int | None) -> None:
     has_states = out.is_dir() and any(out.glob("step-*"))
     if has_states and not resume:
         raise errors.Conflict(
@@ -128,6 +128,11 @@ def _require_folder(out: Path, resume: bool) -> None:
             "--out"
         )
     if resume and not has_states:
+        if seed is None:
+            raise errors.NotFound(
+                f"{out} holds no checkpoint to go on from; leave out --resume to begin one there, "
+                "or name the --out of the training"
+            )
         click.echo(f"{out} holds no checkpoint yet; beginning at step 0", err=True)
     out.mkdir(parents=True, exist_ok=True)
 
