@@ -140,6 +140,10 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _source(data: Path, running: bool) -> str:
     return f"{data}, {'read beside its running server' if running else 'no server runs on it'}"
 
@@ -199,8 +203,8 @@ def _show_audit(
         rows = [(one.seq, one.rule, one.detail) for one in findings.shown]
         terminal.show("", terminal.table(["seq", "violates", "how"], rows))
         if findings.total > len(rows):
-            terminal.show(f"{findings.total - len(rows)} more are not shown.")
-        terminal.show("", f"The log breaks its rules {findings.total} times.")
+            terminal.show(f"Not shown: {findings.total - len(rows)} more.")
+        terminal.show("", f"The log breaks its rules {_times(findings.total)}.")
         terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
     else:
         terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
-from core import errors, specializations
+from core import errors, platforms, specializations
 
 if TYPE_CHECKING:
     from agent.executors.jobs import Job, Result, Stopped
@@ -116,7 +115,7 @@ def _words_of(stopped: "Stopped", job: "Job") -> str:
     length = ["--steps", str(job.steps)] if job.steps else ["--seconds", f"{job.budget_seconds:g}"]
     start = ["--base", job.base] if job.base else []
     what = ["--node", job.node_id, "--role", job.role, "--seed", str(job.seed), *length, *start]
-    again = shlex.join(["aghsan", "train", *what, "--out", job.directory, "--resume"])
+    again = platforms.shell_line(["aghsan", "train", *what, "--out", job.directory, "--resume"])
     return f"stopped at step {stopped.step}, which is saved; go on with\n  {again}"
 
 

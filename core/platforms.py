@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -240,6 +241,13 @@ def _not_of_this_machine(host: str, error: Exception) -> errors.Conflict:
 
 
 # Processes
+
+
+def shell_line(argv: Sequence[str | Path]) -> str:
+    """A command as a person types it into this platform's shell."""
+    words = [str(word) for word in argv]
+    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
+
 
 # The launcher becomes the program (exec keeps the pid), having seen to it that the program dies
 # with its parent. A preexec_fn would do the same in a forked copy of a process with threads, where

@@ -125,6 +125,28 @@ def test_the_place_of_a_gateway_that_was_killed_is_free(tmp_path: Path) -> None:
             until(lambda: "ready http" in log.read_text(), "another one is ready")
 
 
+def test_the_ready_file_names_an_orchestrator_only_where_there_is_one(stack: Stack) -> None:
+    assert sorted(stack.facts["pids"]) == ["gateway", "judge", "nats-server"]
+
+
+def test_up_serves_a_directory_of_an_arabic_name_whatever_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "بيانات و فراغ"
+    folder.mkdir()
+    one = Stack(folder, "--agents", "0")
+    try:
+        one.start()
+        assert one.facts["data"] == str(one.data)
+        assert one.facts["pids"]["orchestrator"] == one.pid("gateway")
+        assert "Traceback" not in one.words()
+        assert one.stop()[0] == 0
+    finally:
+        one.close()
+
+
 @pytest.mark.parametrize("lacking", ["keys/complete", "creds/control.creds"])
 def test_a_gateway_leaves_a_directory_alone_that_is_no_data_directory(
     tmp_path: Path, lacking: str

@@ -293,6 +293,7 @@ def test_a_message_put_in_by_hand_is_named_by_its_sequence(built: Built, tmp_pat
         assert told(result)["refusals"] == 1
     assert [one.exit_code for one in (beside, alone, words)] == [1, 1, 1]
     assert "ev.task.x" in words.stdout
+    assert "breaks its rules once." in words.stdout
     assert "يخالف" in words.stdout
     assert told(run("replay", "--data", data, "--json"))["quarantined"] == 1
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -128,6 +129,15 @@ def test_output_becomes_utf8_and_no_character_fails(monkeypatch: pytest.MonkeyPa
     main.configure_stdio()
     print("شجرة \ud800", flush=True)  # noqa: T201
     assert raw.getvalue().decode() == "شجرة \\ud800\n"
+
+
+def test_a_locale_that_asks_for_less_than_utf8_leaves_names_of_files_as_they_are(
+    tmp_path: Path,
+) -> None:
+    poor = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, "-m", "cli.main", "replay", "--data", str(tmp_path / "بيانات")]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | poor)
+    assert f"There is no data directory {tmp_path / 'بيانات'}." in done.stderr.decode()
 
 
 def test_a_terminal_that_asks_for_less_than_utf8_is_still_told_in_arabic() -> None:
