@@ -1,6 +1,8 @@
 """How `aghsan up` keeps alive what it started, and what it takes its children's words for."""
 
 import io
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import cast
 import pytest
 
 from cli import child, up
-from core import errors
+from core import errors, platforms
 from core.nats_server import EmbeddedServer
 
 
@@ -71,6 +73,44 @@ def test_a_server_that_ended_is_tried_again_with_longer_pauses_and_a_line_for_ea
         "nats-server did not start, again in 0.04 s: its port is taken",
         "nats-server is back",
     ]
+
+
+def test_what_people_are_told_to_type_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "my data"
+    data.mkdir()
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    supervisor = up.Supervisor(data, cast(EmbeddedServer, Server()), tmp_path / "ready")
+    supervisor.announce()
+    pasted = shlex.split(said.getvalue().partition("look inside: ")[2])
+    assert pasted[3:5] == ["--creds", str(data / "creds" / "inspect-control.creds")]
+
+
+def test_on_windows_what_people_are_told_to_type_is_in_double_quotes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platforms, "WINDOWS", True)
+    line = platforms.shell_line(["nats", "--creds", "C:\\my data\\a.creds"])
+    assert line == 'nats --creds "C:\\my data\\a.creds"'
+
+
+def test_a_data_directory_that_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for data in (Path("/proc/foo"), circle / "data", tmp_path / "\udcff", tmp_path / ("n" * 300)):
+        with pytest.raises(errors.DataDirectoryError, match="--data"):
+            up.made(data)
+
+
+def test_a_disk_without_room_is_told_how_much_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage("/")._replace(free=1024 * 1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(errors.DataDirectoryError, match="1 MiB are free, at least 256 MiB"):
+        up.made(tmp_path)
 
 
 @pytest.mark.parametrize(
