@@ -2,16 +2,19 @@
 
 import asyncio
 import importlib
+import os
 import secrets
 import signal
 import sys
+import tempfile
+import traceback
 
 import click
 
 from cli import main as program
 from faults import harness
 
-NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison")
+NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison", "model")
 
 
 @click.command()
@@ -20,7 +23,10 @@ NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison")
 @click.option("--long", is_flag=True, help="Many more tries.")
 @click.option("--quick", is_flag=True, help="A few tries, as the tests do.")
 def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> None:
-    """Run the suites named, or all: writer, ambiguous. Ends 1 on any violation."""
+    """Run the suites named, or all. Ends 1 on any violation.
+
+    What each does: docs/faults.md.
+    """
     program.configure_stdio()
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -29,12 +35,23 @@ def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> N
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run = harness.Run(secrets.randbelow(2**32) if seed is None else seed, quick, long)
     print(f"seed {run.seed}", flush=True)
-    verdicts = []
-    for name in names or NAMES:
-        suite = importlib.import_module(f"faults.{name}")
-        verdicts.append(asyncio.run(suite.attack(run)))
+    # Anchors of logs belong into the user's configuration, those of suites do not.
+    with tempfile.TemporaryDirectory(prefix="aghsan-config-") as configuration:
+        os.environ["XDG_CONFIG_HOME"] = configuration
+        verdicts = [_attack(name, run) for name in names or NAMES]
     print(harness.table(verdicts))
     sys.exit(0 if all(one.holds for one in verdicts) else 1)
+
+
+def _attack(name: str, run: harness.Run) -> harness.Verdict:
+    try:
+        verdict: harness.Verdict
+        verdict = asyncio.run(importlib.import_module(f"faults.{name}").attack(run))
+    except Exception as error:  # noqa: BLE001  the other suites still have their turn
+        traceback.print_exc()
+        words = f"it could not go on: {type(error).__name__}: {error}"
+        return harness.Verdict(name, wrong=[words])
+    return verdict
 
 
 if __name__ == "__main__":
