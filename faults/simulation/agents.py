@@ -171,7 +171,7 @@ class WatchedLink(Link):
 
     async def checkpoint(self, request: wire.CheckpointRequest) -> None:
         await super().checkpoint(request)
-        self._told_of("CheckpointStored", request.token)
+        self._told_of("CheckpointStored", request.token, rival=request.rival, step=request.step)
 
     async def complete(self, request: wire.CompleteRequest) -> None:
         await super().complete(request)

@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import core.bus
@@ -30,6 +30,8 @@ QUIET_SECONDS_MAX = 600.0
 LOOK_EVERY_SECONDS = 1.0
 SETTLED_SECONDS = 3.0
 CONTROLS_MAX = 40
+CLOCK_SET_SECONDS_MIN = 10.0
+"""Between two jumps of the clock: many small ones in a row can look like silence."""
 
 Machine = Agent | OldWorker
 
@@ -123,6 +125,7 @@ class World:
         return cls(seed, plan, choices, loop, wall, store, server, Witness(store))
 
     def __post_init__(self) -> None:
+        self._set_at = -CLOCK_SET_SECONDS_MIN
         self.web = Web(self)
         self.people = People(self)
         self.server.note_arrival = self._note_arrival
@@ -270,13 +273,14 @@ class World:
         self._lose_log(self._seconds(0.1, 10.0))
 
     def set_clock(self) -> None:
-        """The wall clock jumps: far ahead as after a laptop's sleep, or a little either way."""
-        ahead = self.choices.random() < 0.5
-        seconds = self._seconds(self.limits.lease + 2.0, 300.0) if ahead else self._seconds(0.1, 3.0)
-        if not ahead and self.choices.random() < 0.5:
-            seconds = -seconds
+        """The wall clock jumps: ahead, by up to minutes, or a little back."""
+        if self.loop.now - self._set_at < CLOCK_SET_SECONDS_MIN:
+            return
+        self._set_at = self.loop.now
+        ahead = self.choices.random() < 0.7
+        seconds = self._seconds(1.0, 120.0) if ahead else -self._seconds(0.1, 10.0)
         self.wall.offset_us += int(seconds * 1e6)
-        if ahead:
+        if seconds > self.limits.silence_borne:
             for control in self.controls:
                 if control.answers and not control.process.stops:
                     self.note_grace(control, "the clock jumped")
@@ -321,7 +325,7 @@ class World:
         await asyncio.sleep(plan.fault_seconds)
         self._heal()
         stuck = await self._until_done()
-        live = self.controls[-1].door.state.hash() if not stuck else ""
+        live = "" if stuck else await self._live_hash()
         records = [record async for block in self.store.kept.read() for record in block]
         replayed = State()
         await runtime.fold(self.store.kept, replayed)
@@ -377,6 +381,12 @@ class World:
         counts = control.door.state.tasks.counts
         return not (counts["queued"] or counts["running"] or control.door.pending)
 
+    async def _live_hash(self) -> str:
+        door = self.controls[-1].door
+        while door.pending:
+            await asyncio.sleep(0.01)
+        return door.state.hash()
+
     def _outcome(self, records: list[Record], replayed: State, violations: list[str]) -> Outcome:
         digest = hashlib.sha256(replayed.hash().encode())
         for record in records:
@@ -422,15 +432,23 @@ def installed(world: World) -> Iterator[None]:
         yield
 
 
-def simulate(seed: int, change: Callable[[World], Any] = lambda world: None) -> Outcome:
-    """The whole of a seed. `change` may spoil the world before anything happens in it."""
+Spoil = Callable[[World], contextlib.AbstractContextManager[object]]
+"""Puts a bug into the world, and into the product while its block lasts."""
+
+
+def sound(world: World) -> contextlib.AbstractContextManager[object]:
+    """No bug but those that are there."""
+    return contextlib.nullcontext()
+
+
+def simulate(seed: int, spoil: Spoil = sound) -> Outcome:
+    """The whole of a seed."""
     collects = gc.isenabled()
     # What a killed process was doing must not come to an end by being collected.
     gc.disable()
     try:
         world = World.make(seed)
-        change(world)
-        with installed(world):
+        with installed(world), spoil(world):
             try:
                 return world.loop.run_until_complete(world.live())
             finally:
