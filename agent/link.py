@@ -170,7 +170,7 @@ class Link:
                 message = await self._arrived.get()
         except TimeoutError:
             return None
-        if message is None or message.headers:
+        if message is None or not message.reply:
             return None  # a cut ended the wait, or the server did
         try:
             offer = msgspec.json.decode(message.data, type=wire.Offer)

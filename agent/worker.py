@@ -32,6 +32,8 @@ STOP_SECONDS_MAX = 4.5
 BYE_SECONDS_MAX = 0.5
 FULL_SECONDS_MAX = 600.0
 """How long a delivery waits for room on the server, while people may make some."""
+ROOM_BYTES_MIN = 128 * 1024 * 1024
+"""Free on the agent's own disk before it asks for work."""
 LOSSES_KEPT = 50
 BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
@@ -280,6 +282,7 @@ class Worker:
         """
         pause = 0.1
         give_up_at = time.monotonic() + FULL_SECONDS_MAX
+        said: type[errors.AghsanError] | None = None
         while True:
             link = self._linked
             try:
@@ -294,7 +297,9 @@ class Worker:
                     raise
                 if isinstance(error, errors.LogFull) and time.monotonic() > give_up_at:
                     raise
-                log.info("not answered, again: %s", error, extra={"action": "retry"})
+                if type(error) is not said:
+                    log.warning("waiting for the server: %s", error, extra={"action": "retry"})
+                said = type(error)
                 await asyncio.sleep(pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
 
@@ -332,7 +337,8 @@ class Worker:
         while not self._stopping.is_set():
             while len(self._finishing) >= FINISHING_MAX:
                 await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
-            holding = await self._next()
+            await self._wait_for_room()
+            holding = None if self._stopping.is_set() else await self._next()
             if holding is None:
                 continue
             self._holdings[holding.token.task_id] = holding
@@ -341,6 +347,25 @@ class Worker:
                 await self._train(holding)
             finally:
                 self._training = None
+
+    async def _wait_for_room(self) -> None:
+        """Wait, before asking for work, until this machine has room to do it; why is said once."""
+        said = False
+        while not self._stopping.is_set():
+            free_bytes = shutil.disk_usage(self._settings.directory).free
+            if free_bytes >= ROOM_BYTES_MIN:
+                return
+            if not said:
+                log.warning(
+                    "no work is asked for: %d MiB are free on the disk of %s, %d MiB are needed",
+                    free_bytes // 2**20,
+                    self._settings.directory,
+                    ROOM_BYTES_MIN // 2**20,
+                    extra={"action": "room"},
+                )
+                said = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
 
     async def _next(self) -> Holding | None:
         """Wait for an offer and claim; None when there was nothing to wait for or to claim."""
@@ -384,11 +409,17 @@ class Worker:
         except errors.TrainingError as error:
             await self._give_up(holding, str(error))
             return
-        except (errors.Refused, errors.LogFull, errors.ArtifactError, OSError) as error:
+        except (
+            errors.Refused,
+            errors.LogFull,
+            errors.DiskFull,
+            errors.ArtifactError,
+            OSError,
+        ) as error:
             if holding.lost:
                 await self._forget(holding)
             else:
-                await self._give_up(holding, str(error))
+                await self._give_back_or_up(holding, str(error), error)
             return
         except errors.Unavailable as error:
             self._lose(holding, f"the server is away while the agent stops: {error}")
@@ -397,7 +428,7 @@ class Worker:
         elif len(holding.results) == len(rivals_of(holding.assignment.role)):
             self._spawn(self._deliver(holding))
         else:
-            await self._release(holding)
+            await self._release(holding, "its worker was asked to stop")
 
     async def _train_rival(self, holding: Holding, rival: Rival) -> None:
         assignment = holding.assignment
@@ -610,7 +641,8 @@ class Worker:
         except errors.Conflict as error:
             self._lose(holding, f"its result was refused: {error}")
         except (errors.AghsanError, OSError) as error:
-            await self._give_up(holding, f"its result could not be delivered: {error}")
+            words = f"its result could not be delivered: {error}"
+            await self._give_back_or_up(holding, words, error)
             return
         await self._forget(holding)
 
@@ -634,13 +666,19 @@ class Worker:
         if holding.uploads:
             await asyncio.wait(set(holding.uploads))
 
-    async def _release(self, holding: Holding) -> None:
+    async def _give_back_or_up(self, holding: Holding, words: str, error: Exception) -> None:
+        """End an attempt that went wrong; want of room, here or there, is no fault of the task."""
+        if is_want_of_room(error):
+            log.warning("%s is given back: %s", holding.token.task_id, words)
+            await self._release(holding, words)
+        else:
+            await self._give_up(holding, words)
+
+    async def _release(self, holding: Holding, reason: str) -> None:
         """Give a task back, its last checkpoint stored first."""
         await self._settle_uploads(holding)
         try:
-            await self._until_answered(
-                lambda link: link.release(holding.token, "its worker was asked to stop"), holding
-            )
+            await self._until_answered(lambda link: link.release(holding.token, reason), holding)
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.info("not released: %s", error, extra={"action": "release"})
         finally:
@@ -680,6 +718,13 @@ class Worker:
 
 async def _reattach(token: Token, link: Link) -> None:
     await link.reattach(token)
+
+
+def is_want_of_room(error: Exception) -> bool:
+    """Whether the same could be done with more room, on this disk or in the server's streams."""
+    if isinstance(error, OSError):
+        return error.errno in jobs.NO_ROOM
+    return isinstance(error, errors.DiskFull | errors.LogFull)
 
 
 def checkpoint_seconds(budget_seconds: float) -> float:

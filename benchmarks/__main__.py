@@ -11,7 +11,7 @@ from benchmarks import harness
 from cli import main as program
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-NAMES = ("http", "append", "offer", "rebuild", "snapshot", "busy")
+NAMES = ("http", "append", "offer", "rebuild", "snapshot", "busy", "death")
 
 
 @click.command()
@@ -26,7 +26,7 @@ NAMES = ("http", "append", "offer", "rebuild", "snapshot", "busy")
 @click.option("--quick", is_flag=True, help="Small sizes, for a look; RESULTS.md stays as it is.")
 def main(names: tuple[str, ...], repetitions: int, quick: bool) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy.
+    busy, death.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.

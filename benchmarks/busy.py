@@ -33,7 +33,7 @@ NOTES = """
 """
 
 
-async def _lone_appends(run: Run) -> list[float]:
+async def lone_appends(run: Run) -> list[float]:
     """Milliseconds of events appended one after another, each durable before the next."""
     story = history.Story()
     story.queue(run.size(APPENDS))
@@ -131,7 +131,7 @@ async def _measure(run: Run) -> Section:
     busy: list[list[dict[str, Any]]] = []
 
     async def append() -> float:
-        appends.append(await _lone_appends(run))
+        appends.append(await lone_appends(run))
         return statistics.median(appends[-1])
 
     async def train() -> float:

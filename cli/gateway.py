@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,9 +116,11 @@ async def _run(
         await control.watch_connections(parts, front.connection_gone, front.connection_here)
         loops = [door.run(), offers.run(), alive.run(), judgements.run(), kept.run()]
         loops += [control.catch_up_loop(door), seals.run(), parts.snapshots.run(door)]
+        loops.append(parts.room.run(_say_now, _ask_owner if as_child else _ask_people))
         if min_queue:
             loops.append(_feed(door, min_queue))
         running = [asyncio.create_task(loop) for loop in loops]
+        await parts.accept_losses(data)
         await app.plant(door)
         address = await stack.enter_async_context(
             app.serve(parts, kept, http_lease_sec, host, port, nats_url, offers.waiting)
@@ -163,6 +166,20 @@ async def _until(
     for task in ended:
         task.result()
         raise errors.SteppedDown("another control process writes this log now; this one ends")
+
+
+def _say_now(line: str) -> None:
+    child.say(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
+def _ask_owner() -> None:
+    child.tell("restart_server")
+
+
+def _ask_people() -> None:
+    _say_now(
+        "there is room again where the disk was full: restart nats-server if it stores nothing"
+    )
 
 
 def _narrate(

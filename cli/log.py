@@ -103,13 +103,15 @@ async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
     from core.audit import check_artifacts, read_log
     from core.chunks import JetStreamChunks
     from core.replay import connect, count_refusals
-    from core.seals import find_losses
+    from core.seals import find_losses, find_unreadable
 
     async with connect(access) as connected:
         losses = await find_losses(connected.log, data)
         auditor = await read_log(connected.log, access.stored)
         for seq, words in losses:
             auditor.findings.add("head", seq, words)
+        for words in await find_unreadable(connected.log, data):
+            auditor.findings.add("head", auditor.last_seq, words)
         store = JetStreamChunks(connected.fleet)
         stored = await check_artifacts(store, auditor.named(), auditor.findings)
         return auditor, stored, await count_refusals(connected.control)
@@ -199,7 +201,8 @@ def _show_audit(
         terminal.show("", terminal.table(["seq", "violates", "how"], rows))
         if findings.total > len(rows):
             terminal.show(f"{findings.total - len(rows)} more are not shown.")
-        terminal.show("", f"The log breaks its rules {findings.total} times.")
+        times = "once" if findings.total == 1 else f"{findings.total} times"
+        terminal.show("", f"The log breaks its rules {times}.")
         terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
     else:
         terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

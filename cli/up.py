@@ -19,6 +19,7 @@ from cli import child
 from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer
+from core.replay import prepare_end
 
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
@@ -28,7 +29,8 @@ are ended."""
 READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
-STEADY_SECONDS = 60.0
+STEADY_SECONDS = 10.0
+"""As long as the longest pause: what ends again and again is started no more often than that."""
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Supervisor:
         self._members: dict[str, Member] = {}
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
         self._stopping = self._complete = False
+        self._facts_written = True
         self._asked = 0.0
         self._server_restarts = Restarts(started=time.monotonic())
         self.http = ""
@@ -160,6 +163,8 @@ class Supervisor:
         if self._stopping:
             return
         self._revive_server()
+        if not self._facts_written:
+            self._write_ready()
         for member in self._members.values():
             if member.restarts.is_due(time.monotonic()):
                 self._start(member)
@@ -175,6 +180,8 @@ class Supervisor:
         if told["kind"] == "ready":
             member.ready = True
             self._write_ready()
+        elif told["kind"] == "restart_server":
+            self._restart_server()
         elif told["kind"] == "fatal":
             raise errors.AghsanError(str(told.get("detail", "a member cannot go on")))
 
@@ -189,6 +196,12 @@ class Supervisor:
         pause = member.restarts.end(time.monotonic())
         if not self._stopping:
             child.say(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
+
+    def _restart_server(self) -> None:
+        """Have nats-server write again: a stream that met a full disk never does by itself."""
+        if not self._stopping and self._server.poll() is None:
+            child.say("there is room again on a disk that was full: nats-server is restarted")
+            self._server.stop()
 
     def _revive_server(self) -> None:
         code = self._server.poll()
@@ -228,9 +241,16 @@ class Supervisor:
             "data": str(self._data),
         }
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
-        platforms.write_atomically(self._data / "run.json", text)
-        if self._ready_file is not None and self._complete:
-            platforms.write_atomically(self._ready_file, text)
+        try:
+            platforms.write_atomically(self._data / "run.json", text)
+            if self._ready_file is not None and self._complete:
+                platforms.write_atomically(self._ready_file, text)
+        except OSError as error:  # a full disk ends nobody; it is written again once there is room
+            if self._facts_written:
+                child.say(f"run.json and the ready file cannot be written yet: {error}")
+            self._facts_written = False
+        else:
+            self._facts_written = True
 
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
@@ -358,6 +378,7 @@ def up(
     with platforms.DataLock(data / "lock"):
         authority = Authority.load_or_create(data / "keys")
         authority.write_credentials(data / "creds")
+        prepare_end(data, authority, accept_loss=accept_loss)
         server = EmbeddedServer(data, authority)
         supervisor = Supervisor(data, server, ready_file)
         signal.signal(signal.SIGINT, supervisor.on_signal)

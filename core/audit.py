@@ -31,7 +31,8 @@ RULES: dict[str, str] = {
     "identity": "event ids are unique",
     "time": "times never run backwards",
     "seals": "each seal goes on where the last one ended, and its digest is that of its records",
-    "head": "what was acknowledged, or sealed, as `head` and the anchors say, is still there",
+    "head": "what was acknowledged, or sealed, as `head` and the anchors say, is still there, and"
+    " they can be read",
     "writer": "each writer's epoch is one above the last",
     "life": "a task is queued first, and only once",
     "attempts": "each claim's attempt is one above the last",
@@ -43,7 +44,8 @@ RULES: dict[str, str] = {
     "rounds": "candidates come from completed tasks that entered an open round, one a node",
     "commitment": "each round takes a deposited commitment, and its secret opens it; a round whose"
     " commitment was withdrawn may end void without",
-    "promotion": "a champion stood in the round whose verdict, right before, promotes it",
+    "promotion": "a champion stood in the round whose verdict, right before, promotes it; it may be"
+    " missing only where the end of the log was lost, and that accepted",
     "artifacts": "what the log names is stored, and is what its digest says",
 }
 _ENDED = frozenset({"completed", "failed", "cancelled"})
@@ -128,8 +130,7 @@ class Auditor:
             self._rounds.due = None  # it might be what is due
             return
         self._envelope(event)
-        if not isinstance(event.data, events.ChampionPromoted):
-            self._rounds.expect_no_promotion(event.seq, type(event.data).__name__)
+        self._rounds.expect_promotion(event.seq, event.data)
         taker = self._takers.get(type(event.data))
         if taker is not None:
             taker(event.seq, event.data)
@@ -139,7 +140,7 @@ class Auditor:
         if last > self.last_seq:
             detail = f"{last - self.last_seq} missing: the log ends at {last}, and cannot be read"
             self._add("order", self.last_seq + 1, f"{detail} after {self.last_seq}")
-        self._rounds.expect_no_promotion(self.last_seq, "the end of the log")
+        self._rounds.miss_promotion(self.last_seq, "the end of the log")
 
     def named(self) -> Iterator[Named]:
         """What has to be stored, each once: checkpoints, candidates, champions, metrics."""
@@ -503,6 +504,7 @@ class _Rounds:
         self._next_index = 0
         self._withdrawn_before = 0
         self.due: _Due | None = None
+        self._torn: _Due | None = None  # what was due when another writer came
 
     def deposited(self, seq: int, data: events.CommitmentsDeposited) -> None:
         """Take commitments for rounds to come."""
@@ -646,13 +648,25 @@ class _Rounds:
             self.due = _Due(seq, data.round_id, row, row.standings[data.promoted])
         row.status, row.standings, row.awaited, row.entered = "decided", {}, {}, set()
 
-    def expect_no_promotion(self, seq: int, found: str) -> None:
+    def expect_promotion(self, seq: int, data: events.EventData) -> None:
+        """Look whether what comes next is the promotion that is due."""
+        if isinstance(data, events.ChampionPromoted):
+            return
+        if isinstance(data, events.WriterStarted) and self.due is not None:
+            # The end may have been cut off in the middle of an append; if so, that was accepted.
+            self._torn, self.due = self.due, None
+        elif isinstance(data, events.LossAccepted):
+            self._torn = None
+        else:
+            self.miss_promotion(seq, type(data).__name__)
+
+    def miss_promotion(self, seq: int, found: str) -> None:
         """Something else came: no promotion may be due."""
-        if self.due is not None:
-            promoted = self.due.standing.candidate.candidate_id
-            detail = f"{self.due.round_id} promoted {promoted} at {self.due.seq}; {found} follows"
+        if due := self.due or self._torn:
+            promoted = due.standing.candidate.candidate_id
+            detail = f"{due.round_id} promoted {promoted} at {due.seq}; {found} follows"
             self._add("promotion", seq, detail)
-            self.due = None
+        self.due = self._torn = None
 
     def promoted(self, seq: int, data: events.ChampionPromoted) -> None:
         """Take a new champion."""

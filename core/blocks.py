@@ -382,6 +382,30 @@ def _search(key: bytes, content: bytes, offset: int, seq: int, unsound: set[int]
     return None
 
 
+# Before a server starts
+
+
+def last_seq(folder: Path) -> int:
+    """The last record whose length lies within its block, unchecked; 0 where there is none.
+
+    Raises OSError.
+    """
+    indices = [int(found[1]) for path in folder.iterdir() if (found := _NAME.fullmatch(path.name))]
+    for index in sorted(indices, reverse=True):
+        spans = _follow((folder / f"{index}.blk").read_bytes(), 0).spans
+        seqs = [
+            span.seq & ~_ERASED for span in spans if not span.fault and not span.seq & _TOMBSTONE
+        ]
+        if seqs:
+            return seqs[-1]
+    return 0
+
+
+def forget_index(folder: Path) -> None:
+    """Have the server read the blocks as they are: it believes `index.db` where that says more."""
+    (folder / _INDEX).unlink(missing_ok=True)
+
+
 # While a server writes
 
 

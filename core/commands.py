@@ -45,7 +45,7 @@ class ExpandNode(Command, frozen=True, kw_only=True):
 
 
 class EnqueueTask(Command, frozen=True, kw_only=True):
-    """Ask for training."""
+    """Ask for training. `is_seed_drawn`: nobody asked for this seed, a repetition has another."""
 
     task_id: str
     node_id: str
@@ -54,6 +54,7 @@ class EnqueueTask(Command, frozen=True, kw_only=True):
     role: Role = "dual"
     method: str = "auto"
     seed: int
+    is_seed_drawn: bool = False
     budget_seconds: float | None = None
     requires: Requires = Requires()
     idempotency_key: str = ""
@@ -251,6 +252,13 @@ class SealLog(Command, frozen=True, kw_only=True):
     previous: str
 
 
+class AcceptLoss(Command, frozen=True, kw_only=True):
+    """Go on with a log that lost what it held from the record `first` on."""
+
+    first: int
+    details: list[str]
+
+
 AnyCommand: TypeAlias = (
     SeedTree
     | ExpandNode
@@ -276,4 +284,5 @@ AnyCommand: TypeAlias = (
     | DecideRound
     | StartWriter
     | SealLog
+    | AcceptLoss
 )

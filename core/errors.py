@@ -16,9 +16,10 @@ AghsanError
 │   └── SteppedDown         another writer took the next epoch
 ├── UnfitEvent              an event that contradicts the state it is folded into
 ├── SequenceConflict        the log holds something this writer did not write
-├── LogFull                 the store refuses to grow
+├── LogFull                 the store refuses to grow, or has no room for new work   507
 ├── LogDamaged              records are missing in the middle of the log
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
+├── DiskFull                this machine has no room for what it was to write
 ├── DataDirectoryError      the data directory cannot be used as it is
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
@@ -94,7 +95,7 @@ class SequenceConflict(AghsanError):
 
 
 class LogFull(AghsanError):
-    """The store refuses to grow."""
+    """The store refuses to grow, or what room it has is kept for work that was begun."""
 
 
 class LogDamaged(AghsanError):
@@ -103,6 +104,10 @@ class LogDamaged(AghsanError):
 
 class TopologyMismatch(AghsanError):
     """A stream or consumer differs from streams.yaml in a way that may not be migrated."""
+
+
+class DiskFull(AghsanError):
+    """This machine has no room for what it was to write; with room it can be done again."""
 
 
 class DataDirectoryError(AghsanError):

@@ -175,6 +175,8 @@ class TaskQueued(Data, frozen=True, kw_only=True):
     budget_seconds: float | None = None
     requires: Requires = Requires()
     idempotency_key: str = ""
+    request: str = ""
+    """A digest of what was asked for under the key; not derived, since a seed may be drawn."""
 
 
 class TaskClaimed(Data, frozen=True, kw_only=True):
@@ -444,6 +446,14 @@ class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class LossAccepted(Data, frozen=True, kw_only=True):
+    """A person let a log go on that no longer held what its notes told of: from the record `first`
+    on, in the words of `details`, one a note."""
+
+    first: int
+    details: list[str]
+
+
 OfTree: TypeAlias = NodeAdded | ChampionPromoted
 OfTasks: TypeAlias = (
     TaskQueued
@@ -471,7 +481,9 @@ OfRounds: TypeAlias = (
     | JudgingStarted
     | RoundDecided
 )
-OfLog: TypeAlias = WriterStarted | CommitmentsDeposited | CommitmentsWithdrawn | LogSealed
+OfLog: TypeAlias = (
+    WriterStarted | CommitmentsDeposited | CommitmentsWithdrawn | LogSealed | LossAccepted
+)
 """Events by what they are of. Who looks at one kind sets the others aside by these names and
 matches the rest to the end: a new event belongs in a group here, and in each match on that group.
 """
@@ -678,6 +690,8 @@ def _aggregate(cls: type[EventData]) -> tuple[str, str]:
         return subjects.LOG_COMMITMENTS, ""
     if cls is LogSealed:
         return subjects.LOG_SEAL, ""
+    if cls is LossAccepted:
+        return subjects.LOG_LOSS, ""
     fields = cls.__struct_fields__
     for kind, field in (
         ("node", "node_id"),

@@ -85,10 +85,10 @@ class Keeper:
     # ── taking one ──
 
     async def run(self, door: runtime.Runtime) -> None:
-        """Take one whenever enough has come since the last."""
+        """Take one whenever enough has come since the last and there is room for it."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            if self._is_due(door.state):
+            if self._is_due(door.state) and not door.shortage and not door.unanswered_seconds:
                 await self._take_or_say(door)
 
     async def take_last(self, door: runtime.Runtime) -> None:

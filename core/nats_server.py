@@ -8,6 +8,7 @@ on its directory: whoever starts one holds `platforms.DataLock` on the data dire
 import contextlib
 import http.client
 import json
+import logging
 import random
 import re
 import shutil
@@ -25,6 +26,8 @@ from core import errors, platforms
 from core.accounts import SYSTEM, Authority
 from core.topology import MIB
 
+log = logging.getLogger(__name__)
+
 READY_SECONDS_MAX = 180.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.005
@@ -34,6 +37,7 @@ MAX_PAYLOAD_BYTES = 8 * MIB
 LOG_BYTES_MAX = 16 * MIB
 MEMORY_BYTES_MAX = 256 * MIB
 WORDS_BYTES_MAX = 4_096
+META_SUM_BYTES = 16
 
 # Below the ports that systems give to outgoing connections (from 32768, 49152 on Windows and
 # macOS): one of those, or a client's own attempt to come back, could take a port from there while
@@ -159,6 +163,7 @@ class EmbeddedServer:
             # would win over them where its clock was ahead.
             for stale in (*self._run.iterdir(), *(self.folder / "resolver").iterdir()):
                 stale.unlink()
+            self._drop_torn()
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise errors.DataDirectoryError(
@@ -169,6 +174,21 @@ class EmbeddedServer:
                 f"The disk of {self.folder} is full: {free // MIB} MiB are free, at least"
                 f" {FREE_BYTES_MIN // MIB} MiB are needed. Make room, then start again."
             )
+
+    def _drop_torn(self) -> None:
+        """Remove what would keep the server from coming up after a power cut: streams without
+        lasting content, and their consumers, of which not even the description reached the disk.
+
+        They are declared anew and filled anew; all others are synced when they are made.
+        """
+        authority = self._authority
+        for name, stream in authority.declared.streams.items():
+            account = self.folder / "js" / "jetstream" / authority.public_key(stream.account)
+            folder = account / "streams" / name
+            for place in (folder, *(folder / "obs").glob("*")):
+                if stream.holds_nothing_lasting and place.is_dir() and _is_torn(place):
+                    log.warning("a torn stream is made anew", extra={"action": str(place)})
+                    shutil.rmtree(place)
 
     def _launch(self, port: int) -> None:
         platforms.write_atomically(self.folder / "nats.conf", self._configuration(port).encode())
@@ -283,6 +303,15 @@ class _Ended(Exception):
 
 class _PortTaken(Exception):
     """Somebody else listens on the port."""
+
+
+def _is_torn(place: Path) -> bool:
+    """Whether what describes a stream or consumer was not written to its end."""
+    try:
+        json.loads((place / "meta.inf").read_bytes())
+        return len((place / "meta.sum").read_bytes()) != META_SUM_BYTES
+    except (FileNotFoundError, ValueError):
+        return True
 
 
 def _quoted(path: Path) -> str:

@@ -203,6 +203,21 @@ def config_dir() -> Path:
     return Path(base) / "aghsan"
 
 
+def allow_files(wanted: int) -> int:
+    """Let this process have that many files and sockets open; how many of them it may have."""
+    if WINDOWS:
+        return wanted  # sockets are handles there, without a limit of their own
+    resource = importlib.import_module("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    most = wanted if hard == unlimited else min(wanted, hard)
+    if soft != unlimited and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    return wanted if soft == unlimited else min(wanted, int(soft))
+
+
 def require_free_port(host: str, port: int) -> None:
     """Say at once that an address cannot be listened on. Raises Conflict, Invalid."""
     if port == 0:

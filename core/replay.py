@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from core import blocks, errors, platforms
+from core import blocks, errors, platforms, seals
 from core.accounts import COMPLETE, Authority
 from core.bus import Bus
 from core.log import Log
@@ -223,6 +223,21 @@ def _require_log(data: Path, authority: Authority) -> None:
 def streams_of(data: Path, authority: Authority, account: str) -> Path:
     """Where the server keeps the streams of an account."""
     return _store_of(data) / "jetstream" / authority.public_key(account) / "streams"
+
+
+def prepare_end(data: Path, authority: Authority, *, accept_loss: bool) -> None:
+    """Refuse a log that ends before `head` says, before a server starts on it and repairs it.
+
+    Where the loss is accepted, have that server go by what is stored. Raises LogDamaged,
+    DataDirectoryError.
+    """
+    folder = streams_of(data, authority, "CONTROL") / "EVENTS" / "msgs"
+    if not folder.is_dir():
+        return
+    if accept_loss:
+        blocks.forget_index(folder)
+    else:
+        seals.require_end(folder, data)
 
 
 def _copy_streams(data: Path, copy: Path, authority: Authority) -> None:

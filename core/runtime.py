@@ -6,17 +6,20 @@ durable.
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from core import decide, errors, events
 from core.appends import Appends
 from core.commands import AnyCommand, Meta, StartWriter
+from core.decide import admission
 from core.log import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Log, Message
 from core.projections.state import State
 
@@ -27,6 +30,8 @@ PENDING_MAX = 20_000
 FOLLOWING_MAX = 10_000
 SETTLE_SECONDS_MAX = 2.0
 START_TRIES_MAX = 5
+PATIENCE_SECONDS = 4.0
+"""How long anybody waits for one append before being told that its outcome is not known."""
 _SIDE_EFFECTS = (
     events.ClaimReleased,
     events.ClaimAdopted,
@@ -83,6 +88,11 @@ class Runtime:
         self.durable_seq = 0
         self.appends = Appends()
         self.stepped_down = False
+        self.shortage = ""
+        """Why no new work is taken, "" while it is."""
+        self._unanswered_from: float | None = None
+        """When the append in flight began, once that is longer ago than anybody waits."""
+        self._refolding: asyncio.Task[State] | None = None
         self._pending: deque[_Work] = deque()
         self._wake = asyncio.Event()
         self._in_flight: list[_Work] = []
@@ -100,6 +110,12 @@ class Runtime:
         """How many commands wait for an append."""
         return len(self._pending) + len(self._in_flight)
 
+    @property
+    def unanswered_seconds(self) -> float:
+        """How long an append has gone without a definite answer; 0 within anybody's patience."""
+        began = self._unanswered_from
+        return 0.0 if began is None else asyncio.get_running_loop().time() - began
+
     # ── asking ──
 
     def observe(self, observer: Callable[[events.Event], None]) -> None:
@@ -110,11 +126,16 @@ class Runtime:
         """Decide a command; once its events are durable, answer with `view` of the state right
         after it.
 
-        Raises errors.Refused as decided, errors.Overloaded when too much is pending,
-        errors.SteppedDown once another writer took over.
+        Raises errors.Refused as decided, errors.LogFull for new work where there is no room for it,
+        errors.LogUnavailable when its outcome stays unknown for too long, errors.Overloaded when
+        too much is pending, errors.SteppedDown once another writer took over.
         """
         if self.stepped_down:
             raise errors.SteppedDown("another control process writes this log now")
+        if self.shortage and admission.begins_work(self.state, command):
+            raise errors.LogFull(self.shortage)
+        if self._unanswered_from is not None:
+            raise errors.LogUnavailable(f"{self._words()}; nothing was done. Try again later")
         if len(self._pending) >= PENDING_MAX:
             raise errors.Overloaded(f"{PENDING_MAX} commands are waiting for the log; try again")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -126,21 +147,88 @@ class Runtime:
         return await future
 
     async def read(self, view: Callable[[State], T]) -> T:
-        """A view of the state, answered once everything it shows is durable."""
+        """A view of the state, answered once everything it shows is durable; while that stays
+        unknown, a view of what was durable before.
+
+        Raises errors.LogUnavailable when neither can be had.
+        """
         while True:
+            if self._unanswered_from is not None and not self._is_durable():
+                return view(await self._behind())
             if self._rebuilding:
                 await self._durable(self.durable_seq + 1)
+                continue
             result, seq = view(self.state), self.state.seq
             if seq <= self.durable_seq:
                 return result
             if await self._durable(seq):
                 return result
 
+    async def until_durable(self) -> None:
+        """Wait until all that was decided so far is durable. Raises errors.LogUnavailable."""
+        while not self._is_durable():
+            if self._unanswered_from is not None:
+                raise errors.LogUnavailable(self._words())
+            await self._durable(self.state.seq)
+
+    def _is_durable(self) -> bool:
+        return not self._rebuilding and self.state.seq <= self.durable_seq
+
     async def _durable(self, seq: int) -> bool:
-        """Wait until `seq` is durable; False when the state was rebuilt and must be read anew."""
+        """Wait until `seq` is durable; False when the state must be looked at anew: it was rebuilt,
+        or the append takes too long."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._readers.append((seq, future))
         return await future
+
+    # ── when an append is not answered ──
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Let nobody wait too long for what happens inside."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(PATIENCE_SECONDS, self._lose_patience, loop.time())
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._unanswered_from = self._refolding = None
+
+    def _lose_patience(self, began: float) -> None:
+        self._unanswered_from = began
+        words = (
+            f"{self._words()}, so it is not known whether this was stored. Ask again, under the "
+            f"same Idempotency-Key if there was one"
+        )
+        for work in (*self._in_flight, *self._pending):
+            if not work.answer.done():
+                work.answer.set_exception(errors.LogUnavailable(words))
+        self._tell_readers(False)
+
+    def _words(self) -> str:
+        why = f" ({self.shortage})" if self.shortage else ""
+        return f"the log has not answered for {self.unanswered_seconds:.0f} s{why}"
+
+    async def _behind(self) -> State:
+        """The state up to the last acknowledged record, from the log: the one here is ahead of it,
+        and gives nothing back. Made once for each append that is not answered."""
+        if self._refolding is None:
+            self._refolding = asyncio.create_task(self._refold(self.durable_seq))
+        refolding = self._refolding
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await asyncio.shield(refolding)
+        except (TimeoutError, errors.LogUnavailable) as error:
+            if refolding.done() and refolding is self._refolding:
+                self._refolding = None
+            raise errors.LogUnavailable(
+                f"{self._words()}, and what it held before cannot be read yet. Ask again later"
+            ) from error
+
+    async def _refold(self, seq: int) -> State:
+        state = await self._begin()
+        await fold(self._store, state, seq)
+        return state
 
     # ── deciding ──
 
@@ -256,7 +344,8 @@ class Runtime:
             if self._broken is not None:
                 raise self._broken
             async with self._writing:
-                await self._append_next()
+                with self._patience():
+                    await self._append_next()
 
     def _take_batch(self) -> list[_Work]:
         batch: list[_Work] = []
@@ -302,7 +391,7 @@ class Runtime:
                 stored = await self._get_settled(expected + 1)
                 return doubtful and stored == messages[0].data
             except (errors.LogUnavailable, errors.LogFull) as error:
-                log.warning("append is not answered, trying again", extra={"action": str(error)})
+                log.warning("an append is tried again: %s", error, extra={"action": "append"})
                 doubtful = True
                 self.appends.unanswered += 1
                 await asyncio.sleep(pause)
@@ -358,10 +447,13 @@ class Runtime:
         for work in self._pending:
             work.messages, work.happened = [], []
             self._decide(work)
+        self._tell_readers(False)
+
+    def _tell_readers(self, durable: bool) -> None:
         while self._readers:
             _, future = self._readers.popleft()
             if not future.done():
-                future.set_result(False)
+                future.set_result(durable)
 
     def _step_down(self) -> None:
         self.stepped_down = True
@@ -393,8 +485,9 @@ class Runtime:
         if self._writing.locked():
             return
         async with self._writing:
-            if await self._store.last_seq() > self.state.seq:
-                await self._recover()
+            with self._patience():
+                if await self._store.last_seq() > self.state.seq:
+                    await self._recover()
 
 
 async def fold(store: Log, state: State, stop: int | None = None) -> None:
@@ -405,9 +498,11 @@ async def fold(store: Log, state: State, stop: int | None = None) -> None:
     async for records in store.read(state.seq + 1, stop):
         first, last = records[0].seq, records[-1].seq
         if first != state.seq + 1 or last - first != len(records) - 1:
+            present = {record.seq for record in records}
+            missing = next(seq for seq in itertools.count(state.seq + 1) if seq not in present)
             raise errors.LogDamaged(
-                f"records are missing after sequence {state.seq} of the log; `aghsan audit` names "
-                f"the first one. Restore the data directory from a backup"
+                f"record {missing} of the log is missing; `aghsan audit` tells all that is wrong."
+                " Restore the data directory from a backup"
             )
         facts = events.read_facts(records)
         if facts is not None:

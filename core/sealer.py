@@ -35,7 +35,8 @@ class Sealer:
             await asyncio.sleep(CHECK_SECONDS)
             waiting = self._unsealed()
             long_ago = time.monotonic() - self._sealed_at >= SEAL_SECONDS
-            if waiting >= SEAL_EVENTS or (waiting and long_ago):
+            is_due = waiting >= SEAL_EVENTS or (waiting and long_ago)
+            if is_due and not self._door.unanswered_seconds:
                 with contextlib.suppress(errors.Conflict):  # the log grew by a seal of another
                     await self._seal_or_say()
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from core import errors, events, platforms
+from core import blocks, errors, events, platforms
 from core.log import Log, Message, Record, Stored
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 HEAD_BYTES = 256
 HEAD_FILE = "head"
 ANCHOR_FILE = "anchor.json"
+READINGS = 3
 
 _lengths = struct.Struct("<QQIII").pack
 
@@ -147,17 +148,46 @@ async def find_losses(store: Log, data: Path) -> list[tuple[int, str]]:
     return losses
 
 
+async def find_unreadable(store: Log, data: Path) -> list[str]:
+    """Notes that are there and cannot be read. A start goes on without them, as it does without
+    any; to an audit they are damage. `head`, which is not synced, may be empty, or zeros, after a
+    power cut. Raises LogUnavailable."""
+    paths: list[tuple[Path, type[msgspec.Struct]]] = [(data / HEAD_FILE, Head)]
+    paths += [(path, Anchor) for path in anchor_paths(data, await identity_of(store))]
+    return [
+        f"{path} holds no {kind.__name__.lower()} that can be read"
+        for path, kind in paths
+        if _is_unreadable(path, kind)
+    ]
+
+
+def _is_unreadable(path: Path, kind: type[msgspec.Struct]) -> bool:
+    # More than once: a running server may be in the middle of writing `head`.
+    for _ in range(READINGS):
+        try:
+            never_written = not path.read_bytes().strip(b"\0")
+        except FileNotFoundError:
+            never_written = True
+        except OSError:
+            never_written = False
+        if never_written or _read(path, kind) is not None:
+            return False
+    return True
+
+
 async def identity_of(store: Log) -> str:
     """What tells a log from all others: the digest of its first record, "" for an empty one."""
     first = await store.get(1)
     return fingerprint(first.subject, first.data) if first is not None else ""
 
 
+def _words_of_cut(before: int, last: int) -> str:
+    return f"the log ended at {before}, and ends at {last} now: {before - last} are missing"
+
+
 async def _contradiction(store: Log, last: int, head: Head) -> tuple[int, str] | None:
     if head.seq > last:
-        return last + 1, (
-            f"the log ended at {head.seq}, and ends at {last} now: {head.seq - last} are missing"
-        )
+        return last + 1, _words_of_cut(head.seq, last)
     record = await store.get(head.seq)
     if record is None or fingerprint(record.subject, record.data) != head.digest:
         return head.seq, f"record {head.seq} is not the one that was acknowledged"
@@ -188,19 +218,39 @@ def _is_seal(record: Record, anchor: Anchor) -> bool:
     )
 
 
+def refusal(losses: list[tuple[int, str]]) -> errors.LogDamaged:
+    """Why a log that lost what it held is not gone on with."""
+    return errors.LogDamaged(
+        "the log is not what it was: "
+        + "; ".join(words for _, words in losses)
+        + ". Restore a backup, or go on with what is left by `aghsan up --accept-loss`, which"
+        " writes the notes anew"
+    )
+
+
 async def require_whole(store: Log, data: Path) -> None:
     """Refuse a log that lost what it held. Raises LogDamaged, LogUnavailable."""
-    losses = await find_losses(store, data)
-    if losses:
-        raise errors.LogDamaged(
-            "the log is not what it was: "
-            + "; ".join(words for _, words in losses)
-            + ". Nothing was changed. Restore a backup, or go on with what is left by"
-            " `aghsan up --accept-loss`, which writes the notes anew"
-        )
+    if losses := await find_losses(store, data):
+        raise refusal(losses)
 
 
-def forget_notes(data: Path, identity: str) -> None:
-    """Remove `head` and the anchors of a log, to go on with what is left of it."""
-    for path in (data / HEAD_FILE, *anchor_paths(data, identity)):
+def require_end(folder: Path, data: Path) -> None:
+    """Refuse blocks that end before `head`, while no server runs that would repair them.
+
+    Raises LogDamaged, and DataDirectoryError where they cannot be read.
+    """
+    head = read_head(data)
+    if head is None:
+        return
+    try:
+        last = blocks.last_seq(folder)
+    except OSError as error:
+        raise errors.DataDirectoryError(f"The log in {folder} cannot be read: {error}.") from error
+    if head.seq > last:
+        raise refusal([(last + 1, _words_of_cut(head.seq, last))])
+
+
+def forget_anchors(data: Path, identity: str) -> None:
+    """Remove the anchors of a log, to go on with what is left of it."""
+    for path in anchor_paths(data, identity):
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ LOG = "ev.log."
 LOG_WRITER = "ev.log.writer"
 LOG_COMMITMENTS = "ev.log.commitments"
 LOG_SEAL = "ev.log.seal"
+LOG_LOSS = "ev.log.loss"
 
 is_plain = re.compile(r"(?!x-)[A-Za-z0-9_-]{1,64}").fullmatch
 """Whether an id stands in subjects as it is."""

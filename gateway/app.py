@@ -9,7 +9,7 @@ from importlib import metadata
 import msgspec
 from aiohttp import web
 
-from core import commands, errors, lanes, runtime, subjects, wire
+from core import commands, errors, lanes, platforms, runtime, subjects, wire
 from core.accounts import Authority
 from gateway import docs, http, openapi, schemas
 from gateway.control import Control
@@ -24,6 +24,10 @@ from gateway.relay import Relay
 RELAY_PATH = "/nats"
 HEARTBEAT_SECONDS = 1.0
 SHUTDOWN_SECONDS_MAX = 2.0
+FILES_PER_CONNECTION = 2
+"""One behind the relay has another to nats-server."""
+SPARE_FILES = 256
+"""For the log, the connections to NATS, and those just being turned away."""
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
@@ -110,8 +114,13 @@ class HealthRoutes:
             for name, bus in self._control.connections.by_account().items()
             if not bus.is_connected
         ]
-        if self._control.door.stepped_down:
+        door = self._control.door
+        if door.stepped_down:
             reasons.append("another control process writes the log now")
+        if door.shortage:
+            reasons.append(door.shortage)
+        if door.unanswered_seconds:
+            reasons.append(f"the log has not answered for {door.unanswered_seconds:.0f} s")
         return reasons
 
 
@@ -148,20 +157,20 @@ def routes(
         route("POST", below("/think/dual"), network.think, s.ThinkRequest, s.ThoughtAnswer,
               "Dual Think", contract=True),
         route("GET", below("/tasks"), reads.tasks, s.TasksQuery, s.TasksAnswer, "List Tasks"),
-        route("GET", below("/tasks/{task_id}"), reads.task, nothing, s.TaskDetailAnswer,
+        route("GET", below("/tasks/{task_id}"), reads.task, s.NoQuery, s.TaskDetailAnswer,
               "Show Task"),
         route("POST", below("/tasks/{task_id}/cancel"), reads.cancel, s.CancelRequest,
               s.TaskDetailAnswer, "Cancel Task"),
         route("POST", below("/tasks/{task_id}/retry"), reads.retry, nothing,
               s.TaskDetailAnswer, "Retry Task"),
-        route("GET", below("/workers"), reads.workers, nothing, s.WorkersAnswer, "List Workers"),
-        route("GET", below("/nodes/{node_id}"), reads.node, nothing, s.NodeDetailAnswer,
+        route("GET", below("/workers"), reads.workers, s.NoQuery, s.WorkersAnswer, "List Workers"),
+        route("GET", below("/nodes/{node_id}"), reads.node, s.NoQuery, s.NodeDetailAnswer,
               "Show Node"),
         route("GET", below("/rounds"), reads.rounds, s.RoundsQuery, s.RoundsAnswer,
               "List Rounds"),
-        route("GET", below("/rounds/{round_id}"), reads.round, nothing, s.RoundAnswer,
+        route("GET", below("/rounds/{round_id}"), reads.round, s.NoQuery, s.RoundAnswer,
               "Show Round"),
-        route("GET", below("/log/state"), reads.log_state, nothing, s.LogStateAnswer,
+        route("GET", below("/log/state"), reads.log_state, s.NoQuery, s.LogStateAnswer,
               "Log State"),
         route("GET", below("/log/refusals"), reads.log_refusals, s.RefusalsQuery,
               s.RefusalsAnswer, "List Refusals"),
@@ -237,10 +246,12 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
-        taken = runner.addresses[0][1]
-        yield f"http://{_reachable(host)}:{taken}"
+        assert runner.server is not None, "it is set up"
+        files = platforms.allow_files(FILES_PER_CONNECTION * http.CONNECTIONS_MAX + SPARE_FILES)
+        most = max(1, (files - SPARE_FILES) // FILES_PER_CONNECTION)
+        listener = await http.listen(runner.server, host, port, most)
+        with contextlib.closing(listener):
+            yield f"http://{_reachable(host)}:{listener.sockets[0].getsockname()[1]}"
     finally:
         measuring.cancel()
         await runner.cleanup()

@@ -22,8 +22,10 @@ from core import errors
 
 DEPTH_MAX = 64
 FAULTS_SHOWN_MAX = 20
+SHOWN_CHARS_MAX = 64
 INTEGER_DIGITS_MAX = 4_300
 UNREADABLE = "There was an error parsing the body"
+NOT_CALLED_JSON = "The body is not called JSON; send it with Content-Type: application/json"
 
 T = TypeVar("T", bound=msgspec.Struct)
 Loc: TypeAlias = tuple[str | int, ...]
@@ -41,15 +43,21 @@ class BadRequest(errors.Invalid):
         self.body = _to_text({"detail": detail}).encode()
 
 
-def parse(raw: bytes, content_type: str | None, kind: type[T]) -> T:
-    """Read a request's body. Raises BadRequest, and nothing else whatever the bytes."""
+def parse(raw: bytes, content_type: str | None, kind: type[T], *, as_recorded: bool = True) -> T:
+    """Read a request's body. Raises BadRequest, and nothing else whatever the bytes.
+
+    `as_recorded`: what is not called JSON is refused in the words that existing clients know.
+    """
     form = _form(kind)
     if not raw:
         if form.requires_nothing:
             return kind()
         raise BadRequest(422, [_fault("missing", ("body",), "Field required", None)])
     if content_type != "application/json" and not _is_json(content_type or ""):
-        raise BadRequest(422, [_no_object(_text_of(raw), ("body",))])
+        fault = _no_object(_text_of(raw), ("body",))
+        if not as_recorded:
+            fault["msg"] = NOT_CALLED_JSON
+        raise BadRequest(422, [fault])
     return _fill(kind, form, _load(raw), "body")
 
 
@@ -206,6 +214,17 @@ def _text(value: object, loc: Loc, faults: list[Fault]) -> object:
     if not isinstance(value, str):
         faults.append(_fault("string_type", loc, "Input should be a valid string", value))
     return value
+
+
+def _short(length_max: int) -> Reader:
+    def short(value: object, loc: Loc, faults: list[Fault]) -> object:
+        if isinstance(value, str) and len(value) > length_max:
+            words = f"String should have at most {length_max} characters"
+            shown = f"{value[:SHOWN_CHARS_MAX]}…"
+            faults.append(_fault("string_too_long", loc, words, shown, {"max_length": length_max}))
+        return _text(value, loc, faults)
+
+    return short
 
 
 def _object(value: object, loc: Loc, faults: list[Fault]) -> object:
@@ -398,8 +417,9 @@ class _Form:
 
     def _refuse_unknown(self, value: Mapping[str, object], loc: Loc, faults: list[Fault]) -> None:
         assert self._known is not None
+        known = ", ".join(field.name for field in self._fields) or "none"
+        words = f"Extra inputs are not permitted; known here: {known}"
         for name in itertools.islice((n for n in value if n not in self._known), FAULTS_SHOWN_MAX):
-            words = "Extra inputs are not permitted"
             faults.append(_fault("extra_forbidden", (*loc, name), words, value[name]))
 
 
@@ -416,6 +436,8 @@ def _reader(kind: inspect.Type) -> Reader:
         case inspect.UnionType(types=types):
             (inner,) = (one for one in types if not isinstance(one, inspect.NoneType))
             return _nullable(_reader(inner))
+        case inspect.StrType(max_length=int(length_max)):
+            return _short(length_max)
         case inspect.StrType():
             return _text
         case inspect.RawType():

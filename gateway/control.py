@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from core import errors, keeper, runtime, seals, topology
+from core import commands, errors, keeper, room, runtime, seals, topology
 from core.accounts import Authority
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore, JetStreamChunks
@@ -52,13 +52,24 @@ class Control:
     store: ChunkStore
     door: runtime.Runtime
     snapshots: keeper.Keeper
+    room: room.Watch
     presence: Presence
+    losses: list[tuple[int, str]]
+    """What the log lost, and a person accepted, as `seals.find_losses` has it."""
     _making_lane: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ensure_lane(self, lane: str) -> None:
         """Make sure that agents of this lane have something to pull from."""
         async with self._making_lane:  # else two new ones might both be the last that is allowed
             await topology.ensure_lane(self.connections.fleet.api, self.topology, lane)
+
+    async def accept_losses(self, data: Path) -> None:
+        """Write down what was lost and accepted. Until that is stored the next start refuses."""
+        if self.losses:
+            first, details = min(seq for seq, _ in self.losses), [words for _, words in self.losses]
+            command = commands.AcceptLoss(first=first, details=details)
+            await self.door.execute(command, runtime.new_meta("person"), runtime.nothing)
+            seals.forget_anchors(data, await seals.identity_of(self.log))
 
 
 @contextlib.asynccontextmanager
@@ -93,15 +104,22 @@ async def open_control(
         await topology.apply(connections.control.api, "CONTROL", declared)
         await topology.apply(connections.fleet.api, "FLEET", declared)
         store = JetStreamLog(connections.control)
-        if accept_loss:
-            seals.forget_notes(data, await seals.identity_of(store))
-        await seals.require_whole(store, data)
+        if not accept_loss:
+            await seals.require_whole(store, data)
+        losses = await seals.find_losses(store, data) if accept_loss else []
         head = seals.HeadFile(data / seals.HEAD_FILE)
         stack.callback(head.close)
         kept = keeper.Keeper(JetStreamSnapshots(connections.control), store)
         door = runtime.Runtime(store, "control", kept.newest)
         door.note_head = head.note
         await door.start()
+
+        async def filling() -> dict[str, room.Filling]:
+            return {
+                "EVENTS": await _filling(connections.control, "EVENTS"),
+                "CHUNKS": await _filling(connections.fleet, "CHUNKS"),
+            }
+
         yield Control(
             authority=authority,
             topology=declared,
@@ -110,8 +128,18 @@ async def open_control(
             store=JetStreamChunks(connections.fleet),
             door=door,
             snapshots=kept,
+            room=room.Watch(door, data, filling),
             presence=Presence(runtime.now()),
+            losses=losses,
         )
+
+
+async def _filling(bus: Bus, stream: str) -> room.Filling:
+    """How full a stream is that refuses rather than forgets. Raises Unavailable."""
+    info = await bus.api(f"STREAM.INFO.{stream}")
+    if "error" in info:
+        raise errors.Unavailable(f"{stream} cannot be asked: {info['error']}")
+    return room.Filling(info["state"]["bytes"], info["config"]["max_bytes"])
 
 
 class _Client(msgspec.Struct):

@@ -387,7 +387,7 @@ class Desk:
         """Refuse early what the fence would refuse anyway, before bytes are read."""
         task = self._door.state.tasks.table.get(token.task_id)
         if task is None:
-            raise errors.NotFound("task not found")
+            raise errors.NotFound(f"there is no task {token.task_id}")
         claim = task.claim if isinstance(task, Task) else None
         if claim is not None and (claim.worker_id, claim.attempt, claim.claim_id) != (
             worker_id,

@@ -21,6 +21,8 @@ PREFIX = "/api/v1/network"
 BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 60.0
 KEEP_ALIVE_SECONDS = 75.0
+"""After so much silence a connection is closed, also one that never asked anything."""
+CONNECTIONS_MAX = 20_000
 
 B = TypeVar("B", bound=schemas.Request)
 A = TypeVar("A", bound=schemas.Answer)
@@ -123,6 +125,7 @@ def _json(body: bytes, status: int = 200) -> web.Response:
 
 def _endpoint(one: Route, body_bytes_max: int) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
+    where = "query" if one.method == "GET" else "body"
     if one.method == "GET":
 
         async def ask(request: web.Request) -> schemas.Request:
@@ -131,13 +134,14 @@ def _endpoint(one: Route, body_bytes_max: int) -> Handler:
 
         async def ask(request: web.Request) -> schemas.Request:
             raw = await _read(request, body_bytes_max)
-            return bodies.parse(raw, request.headers.get("Content-Type"), kind)
+            named = request.headers.get("Content-Type")
+            return bodies.parse(raw, named, kind, as_recorded=contract)
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         try:
             answer = await handler(request, await ask(request))
         except errors.AghsanError as error:
-            problem = problems.of(error, contract=contract)
+            problem = problems.of(error, contract=contract, where=where)
             if problem is None:
                 raise
             return problem_response(problem)
@@ -159,6 +163,38 @@ async def _read(request: web.Request, body_bytes_max: int) -> bytes:
         raise web.HTTPRequestTimeout from None
     except _BROKEN_OFF:
         raise bodies.BadRequest(400, bodies.UNREADABLE) from None
+
+
+# ── connections ──
+
+
+class _Turned(asyncio.Protocol):
+    """A connection too many: told so, and closed before it costs anything."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(_FULL)
+        transport.close()
+
+
+_full = problems.told(503, "The server has as many connections as it may; close some, or try later")
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Retry-After: %d\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+) % (problems.RETRY_AFTER_SECONDS, len(_full.body), _full.body)
+
+
+async def listen(
+    server: web.Server, host: str, port: int, connections_max: int = CONNECTIONS_MAX
+) -> asyncio.Server:
+    """Take connections for `server`, so many at a time: beyond the descriptors of a process not
+    even its log could be written. Raises OSError when the address cannot be had."""
+
+    def welcome() -> asyncio.Protocol:
+        return server() if len(server.connections) < connections_max else _Turned()
+
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(welcome, host, port, reuse_address=True)
 
 
 # ── manners ──

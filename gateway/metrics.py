@@ -151,6 +151,21 @@ class Metrics:
             done.unanswered,
         )
         yield gauge(
+            "aghsan_log_unanswered_seconds",
+            "How long an append goes without a definite answer, once that is out of the ordinary.",
+            door.unanswered_seconds,
+        )
+        yield gauge(
+            "aghsan_admission_stopped",
+            "Whether new work is turned away because there is no room for it.",
+            float(bool(door.shortage)),
+        )
+        yield gauge(
+            "aghsan_disk_free_bytes",
+            "Free on the disk of the data directory.",
+            self._control.room.free_bytes,
+        )
+        yield gauge(
             "aghsan_log_quarantined_records",
             "Stored records that could not be folded.",
             len(door.state.quarantine),

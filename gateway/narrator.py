@@ -3,6 +3,8 @@
 import datetime
 from typing import assert_never
 
+import msgspec
+
 from core import events
 from core.projections.state import State
 from core.projections.tasks import Task
@@ -33,10 +35,10 @@ def _text(data: events.EventData, state: State) -> str:
             queued = state.tasks.counts["queued"]
             return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
         case events.TaskCompleted():
-            if not data.candidates:
-                return f"{data.worker_id} completed {data.task_id}"
-            claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
             node = _node_of(data.task_id, state)
+            if not data.candidates:
+                return f"{data.worker_id} completed {node}{_loss_in(data.metrics)}"
+            claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
             loss, baseline = claims.get("loss"), claims.get("baseline_loss")
             shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
             return f"{data.worker_id} completed {node} · {shown}"
@@ -64,6 +66,8 @@ def _text(data: events.EventData, state: State) -> str:
             return f"{data.worker_id} is back"
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
+        case events.LossAccepted():
+            return f"a loss of records from {data.first} on was accepted: {'; '.join(data.details)}"
         case (
             events.TaskQueued()
             | events.TaskRetried()
@@ -110,6 +114,19 @@ def _promoted(data: events.ChampionPromoted) -> str:
         f"judge: {what} of {data.node_id} · {champion.rival}, error {_figure(champion.error)}, "
         f"{side} the baseline {_figure(champion.baseline_error)}"
     )
+
+
+class _Metrics(msgspec.Struct):
+    loss: float | None = None
+
+
+def _loss_in(metrics: msgspec.Raw) -> str:
+    """The loss that an HTTP worker told of, if it is one: its metrics hold what they like."""
+    try:
+        loss = msgspec.json.decode(metrics, type=_Metrics).loss
+    except msgspec.MsgspecError:
+        return ""
+    return "" if loss is None else f" · loss {_figure(loss)}"
 
 
 def _node_of(task_id: str, state: State) -> str:

@@ -138,7 +138,7 @@ class NetworkRoutes:
     async def enqueue(
         self, request: web.Request, asked: schemas.EnqueueRequest
     ) -> schemas.TaskAnswer:
-        """Queue a task; the same Idempotency-Key gives the same task."""
+        """Queue a task; the same request under the same Idempotency-Key gives the same task."""
         key = _idempotency_key(request)
         needs = asked.requires or schemas.Requires()
         command = commands.EnqueueTask(
@@ -149,6 +149,7 @@ class NetworkRoutes:
             role=asked.role,
             method=asked.method,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            is_seed_drawn=asked.seed is None,
             budget_seconds=asked.budget_seconds,
             requires=events.Requires(device=needs.device or "", memory_gb=needs.memory_gb),
             idempotency_key=key,

@@ -21,16 +21,17 @@ class Problem(NamedTuple):
     headers: dict[str, str]
 
 
-def of(error: Exception, *, contract: bool) -> Problem | None:
+def of(error: Exception, *, contract: bool, where: str = "body") -> Problem | None:
     """The answer to an error, or None for one that no caller can have caused.
 
-    `contract`: one of the nine routes, where what does not exist is a 400.
+    `contract`: one of the nine routes, where what does not exist is a 400. `where`: in which part
+    of the request the core finds fault, "body" or "query".
     """
     match error:
         case bodies.BadRequest():
             return Problem(error.status, error.body, {})
         case errors.Invalid():
-            return Problem(422, _invalid(str(error)), {})
+            return Problem(422, _invalid(str(error), where), {})
         case errors.NotFound():
             return told(400 if contract else 404, str(error))
         case errors.Conflict():
@@ -59,8 +60,8 @@ def too_large(body_bytes_max: int) -> Problem:
     )
 
 
-def _invalid(words: str) -> bytes:
-    fault = {"type": "value_error", "loc": ["body"], "msg": words, "input": None}
+def _invalid(words: str, where: str) -> bytes:
+    fault = {"type": "value_error", "loc": [where], "msg": words, "input": None}
     return _encode({"detail": [fault]})
 
 

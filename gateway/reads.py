@@ -66,7 +66,7 @@ class ReadRoutes:
         shown = await asyncio.gather(*(summary(task_id) for task_id in found))
         return schemas.TasksAnswer(tasks=list(shown), next=following)
 
-    async def task(self, request: web.Request, _: schemas.Nothing) -> schemas.TaskDetailAnswer:
+    async def task(self, request: web.Request, _: schemas.NoQuery) -> schemas.TaskDetailAnswer:
         """One task whole."""
         task = await self._records.task(request.match_info["task_id"])
         return schemas.TaskDetailAnswer(task=await self._detail(task))
@@ -138,7 +138,7 @@ class ReadRoutes:
 
     # ── workers ──
 
-    async def workers(self, _: web.Request, __: schemas.Nothing) -> schemas.WorkersAnswer:
+    async def workers(self, _: web.Request, __: schemas.NoQuery) -> schemas.WorkersAnswer:
         """All workers."""
         rows, held = await self._door.read(
             lambda state: (
@@ -169,7 +169,7 @@ class ReadRoutes:
 
     # ── nodes ──
 
-    async def node(self, request: web.Request, _: schemas.Nothing) -> schemas.NodeDetailAnswer:
+    async def node(self, request: web.Request, _: schemas.NoQuery) -> schemas.NodeDetailAnswer:
         """One node: what it trains, what it serves, and how that came about."""
         node_id = request.match_info["node_id"]
         promotions = await self._records.promotions(node_id)
@@ -201,7 +201,7 @@ class ReadRoutes:
         def start(state: State) -> tuple[list[str], int]:
             table = state.rounds.table
             if asked.after is not None and asked.after not in table:
-                raise errors.Invalid(f"there is no round {asked.after} to go on after")
+                raise errors.Invalid(_not_after("round", asked.after))
             if asked.node_id is not None:
                 ids = list(state.rounds.of_node.get(asked.node_id, ()))
             else:
@@ -219,7 +219,7 @@ class ReadRoutes:
         shown = [_round_summary(rows[round_id]) for round_id in found]
         return schemas.RoundsAnswer(rounds=shown, next=following)
 
-    async def round(self, request: web.Request, _: schemas.Nothing) -> schemas.RoundAnswer:
+    async def round(self, request: web.Request, _: schemas.NoQuery) -> schemas.RoundAnswer:
         """One round whole."""
         return schemas.RoundAnswer(
             round=_round(await self._records.round(request.match_info["round_id"]))
@@ -227,7 +227,7 @@ class ReadRoutes:
 
     # ── the log ──
 
-    async def log_state(self, _: web.Request, __: schemas.Nothing) -> schemas.LogStateAnswer:
+    async def log_state(self, _: web.Request, __: schemas.NoQuery) -> schemas.LogStateAnswer:
         """Where the log stands and the hash of what it makes."""
         for _slice in range(SLICES_MAX):
             if self._door.state.settle(HASHED_AT_ONCE):
@@ -255,13 +255,20 @@ class _Kept(msgspec.Struct):
     losses: list[tuple[str, int, float]] = []
 
 
+def _not_after(kind: str, after: str) -> str:
+    return (
+        f"there is no {kind} {after} to go on after; after takes the `next` of the page before, or "
+        f"a {kind}_id"
+    )
+
+
 def _place_after(state: State, after: str | None) -> int:
     """The index in the tasks' order at which a page begins."""
     if after is None:
         return 0
     row = state.tasks.table.get(after)
     if row is None:
-        raise errors.Invalid(f"there is no task {after} to go on after")
+        raise errors.Invalid(_not_after("task", after))
     return bisect_right(state.tasks.first_seqs, row.first_seq)
 
 

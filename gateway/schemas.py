@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 ARTIFACT_NAME_BYTES_MAX = 255
+NAME_CHARS_MAX = 512
 PAGE_MAX = 1_000
 SEED_MAX = 2**63 - 1
 
@@ -43,6 +44,9 @@ def empty_object() -> msgspec.Raw:
     return msgspec.Raw(b"{}")
 
 
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
+"""An id that somebody chose, or a name that paths are made of."""
+
 JsonObject: TypeAlias = Annotated[
     msgspec.Raw, msgspec.Meta(description="Any JSON object.", extra_json_schema={"type": "object"})
 ]
@@ -74,6 +78,15 @@ class Nothing(Request, frozen=True, kw_only=True):
     """A request without body or query."""
 
 
+class Query(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of queries beyond the nine routes: there a parameter that is not known is refused, since
+    an answer that ignores it would be taken for another."""
+
+
+class NoQuery(Query, frozen=True, kw_only=True):
+    """A question without parameters."""
+
+
 # ── requests of the nine routes ──
 
 
@@ -81,14 +94,14 @@ class ExpandRequest(Request, frozen=True, kw_only=True):
     """Grow a specialization below another."""
 
     parent_id: str
-    name: str
+    name: Name
     description: str = ""
 
 
 class RegisterRequest(Request, frozen=True, kw_only=True):
     """A worker introduces itself; its whole record is replaced."""
 
-    worker_id: str
+    worker_id: Name
     hostname: str
     capabilities: JsonObject = msgspec.field(default_factory=empty_object)
 
@@ -96,7 +109,7 @@ class RegisterRequest(Request, frozen=True, kw_only=True):
 class HeartbeatRequest(Request, frozen=True, kw_only=True):
     """A sign of life; empty capabilities keep the old ones."""
 
-    worker_id: str
+    worker_id: Name
     status: str = "online"
     capabilities: JsonObject = msgspec.field(default_factory=empty_object)
 
@@ -124,14 +137,14 @@ class EnqueueRequest(Request, frozen=True, kw_only=True):
 class ClaimRequest(Request, frozen=True, kw_only=True):
     """A worker asks for the best task for it."""
 
-    worker_id: str
+    worker_id: Name
 
 
 class CompleteRequest(Request, frozen=True, kw_only=True):
     """A worker delivers the result of a task it holds."""
 
     task_id: str
-    worker_id: str
+    worker_id: Name
     metrics: JsonObject = msgspec.field(default_factory=empty_object)
     artifact_name: Annotated[
         str | None,
@@ -155,7 +168,7 @@ class ThinkRequest(Request, frozen=True, kw_only=True):
 class JoinRequest(Request, frozen=True, kw_only=True):
     """An agent asks for credentials to the key pair it made; `public_key` is an nkey (U…)."""
 
-    worker_id: str
+    worker_id: Name
     public_key: str
     protocol: int
     hostname: str = ""
@@ -168,7 +181,7 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class TasksQuery(Request, frozen=True, kw_only=True):
+class TasksQuery(Query, frozen=True, kw_only=True):
     """Which tasks to list; `after` is the `next` of the page before, or a task_id."""
 
     status: TaskStatus | None = None
@@ -177,7 +190,7 @@ class TasksQuery(Request, frozen=True, kw_only=True):
     limit: Page = 100
 
 
-class RoundsQuery(Request, frozen=True, kw_only=True):
+class RoundsQuery(Query, frozen=True, kw_only=True):
     """Which rounds to list; `after` is the `next` of the page before, or a round_id."""
 
     status: RoundStatus | None = None
@@ -186,7 +199,7 @@ class RoundsQuery(Request, frozen=True, kw_only=True):
     limit: Page = 100
 
 
-class RefusalsQuery(Request, frozen=True, kw_only=True):
+class RefusalsQuery(Query, frozen=True, kw_only=True):
     """Which refusals to list; `after` is the `next` of the page before."""
 
     after: str | None = None

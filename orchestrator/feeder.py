@@ -155,12 +155,16 @@ class Feeder:
         self._name = uuid.uuid4().hex
 
     async def run(self) -> None:
-        """Feed, for ever."""
+        """Feed, for ever; what keeps it from that is said once."""
+        refused: type[errors.AghsanError] | None = None
         while True:
             try:
                 await self.feed()
+                refused = None
             except errors.AghsanError as error:
-                log.warning("cannot feed now: %s", error, extra={"action": "feed"})
+                if type(error) is not refused:
+                    log.warning("cannot feed now: %s", error, extra={"action": "feed"})
+                refused = type(error)
             await asyncio.sleep(self._sleep_seconds)
 
     async def feed(self) -> int:

@@ -290,6 +290,8 @@ class Liveness:
 
     async def _look_around(self, now: int) -> None:
         self._looking_seconds = 0.0
+        if self._door.unanswered_seconds:
+            return  # nothing would be taken, and what still holds then is planned then
         state = self._door.state
         heartbeat = heartbeat_seconds(state.workers.online)
         limits = msgspec.structs.replace(self._limits, heartbeat=heartbeat)
@@ -311,6 +313,11 @@ class Liveness:
     async def _execute(self, command: Command) -> None:
         try:
             await self._door.execute(command, runtime.new_meta("liveness"), runtime.nothing)
-        except (errors.Refused, errors.Overloaded, errors.UnfitEvent) as error:
+        except (
+            errors.Refused,
+            errors.Overloaded,
+            errors.LogUnavailable,
+            errors.UnfitEvent,
+        ) as error:
             # What still holds is planned again at the next tick.
             log.info("liveness was refused: %s", error, extra={"action": "liveness"})

@@ -169,6 +169,8 @@ class Scheduler:
                 log.warning("WORK does not answer", extra={"action": str(error)})
 
     async def _feed(self) -> None:
+        if self._door.shortage:
+            return  # no claim would be taken
         state = self._door.state
         now = runtime.now()
         for name, lane in list(self.lanes.items()):
@@ -185,7 +187,7 @@ class Scheduler:
 
     async def _offer(self, name: str, lane: Lane, task_id: str, state: State) -> None:
         # No offer before the event it rests on is durable.
-        await self._door.read(lambda _: None)
+        await self._door.until_durable()
         lane.publishing += 1
         try:
             seq = await self._queue.publish(name, task_id)

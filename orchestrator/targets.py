@@ -25,6 +25,7 @@ class RuntimeTarget:
             topic=order.topic,
             priority=priority,
             seed=secrets.randbits(63),
+            is_seed_drawn=True,
             idempotency_key=key,
         )
         await self._door.execute(command, runtime.new_meta("feeder"), runtime.nothing)

@@ -71,7 +71,9 @@ def main() -> None:
             report(jobs.Failed(reason=str(error)))
         except Exception as error:  # noqa: BLE001  whatever went wrong ends this job and no other
             reason = f"{type(error).__name__}: {error}"
-            report(jobs.Failed(reason=reason, trace=traceback.format_exc()[-TRACE_CHARS_MAX:]))
+            trace = traceback.format_exc()[-TRACE_CHARS_MAX:]
+            no_room = isinstance(error, OSError) and error.errno in jobs.NO_ROOM
+            report(jobs.Failed(reason=reason, trace=trace, no_room=no_room))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """What an agent asks of its executor and what that reports, as JSON lines."""
 
+import errno
 from typing import TypeAlias
 
 import msgspec
 
 from core.events import Rival
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of the system that say that a disk, or what one may use of it, is full."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):
@@ -112,10 +116,11 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """A job cannot be finished."""
+    """A job cannot be finished; `no_room`: for want of room on the disk."""
 
     reason: str
     trace: str = ""
+    no_room: bool = False
 
 
 Request: TypeAlias = Job | Stop

@@ -97,8 +97,9 @@ class Executor:
     async def run(self, job: jobs.Job, on_report: OnReport) -> jobs.Result | jobs.Stopped:
         """Do a job; its reports on the way go to `on_report`. Cancelled, it drops the work.
 
-        Raises errors.TrainingError when it cannot be finished: after a first line with the reason
-        come the last words of the process. A process that falls silent is ended.
+        Raises errors.DiskFull when its directory has no room, errors.TrainingError when it cannot
+        be finished: after a first line with the reason come the last words of the process. A
+        process that falls silent is ended.
         """
         process = self._process
         assert process is not None, "start comes first"
@@ -117,6 +118,8 @@ class Executor:
                 match report:
                     case jobs.Result() | jobs.Stopped():
                         return report
+                    case jobs.Failed(no_room=True):
+                        raise errors.DiskFull(f"{job.directory} has no room: {report.reason}")
                     case jobs.Failed():
                         raise errors.TrainingError("\n".join([report.reason, report.trace]).strip())
                     case None:

@@ -63,6 +63,8 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return [events.WriterStarted(epoch=state.epoch + 1, process=command.process)]
         case commands.SealLog():
             return _seal(state, command)
+        case commands.AcceptLoss():
+            return [events.LossAccepted(first=command.first, details=command.details)]
         case _:
             assert_never(command)
 
@@ -138,6 +140,7 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 | events.WriterStarted()
                 | events.CommitmentsWithdrawn()
                 | events.LogSealed()
+                | events.LossAccepted()
             ):
                 pass
             case (

@@ -1,5 +1,7 @@
 """The life of a task: queued, claimed under a fencing token, completed once."""
 
+import hashlib
+
 import msgspec
 
 from core import commands, errors, events
@@ -13,11 +15,22 @@ from core.projections.workers import Worker
 OPEN_TASKS_MAX = 1_000_000
 HELD_MAX = 64
 REASON_CHARS_MAX = 1_000
+REQUEST_DIGITS = 16
 
 
 def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventData]:
-    """Queue a task. An idempotency key seen before queues nothing. Raises NotFound."""
-    if command.idempotency_key and command.idempotency_key in state.tasks.keys:
+    """Queue a task. An idempotency key seen before queues nothing.
+
+    Raises NotFound, and Conflict for a key that another request was queued under.
+    """
+    request = _request(command) if command.idempotency_key else ""
+    known = state.tasks.keys.get(command.idempotency_key) if request else None
+    if known is not None:
+        if known.request not in ("", request):
+            raise errors.Conflict(
+                f"this Idempotency-Key was used for another request, which queued {known.task_id}; "
+                f"nothing changed. Repeat that request, or send this one under a new key"
+            )
         return []
     if command.node_id not in state.graph.nodes:
         raise errors.NotFound("target node not found")
@@ -41,8 +54,24 @@ def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventDat
             workload=workload,
             workload_inherited=inherited,
             idempotency_key=command.idempotency_key,
+            request=request,
         )
     ]
+
+
+def _request(command: commands.EnqueueTask) -> str:
+    """A digest of what was asked for; ids, and a seed nobody asked for, are no part of it."""
+    asked = (
+        command.node_id,
+        command.topic,
+        command.priority,
+        command.role,
+        command.method,
+        None if command.is_seed_drawn else command.seed,
+        command.budget_seconds,
+        command.requires,
+    )
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:REQUEST_DIGITS]
 
 
 def _memory_gb(lane: str) -> float:
@@ -152,7 +181,7 @@ def held_under(state: State, worker_id: str, claim_id: str) -> Task | None:
 def _open_task(state: State, task_id: str) -> Task | Done:
     task = state.tasks.table.get(task_id)
     if task is None:
-        raise errors.NotFound("task not found")
+        raise errors.NotFound(f"there is no task {task_id}")
     return task
 
 
@@ -215,7 +244,9 @@ def complete(state: State, command: commands.CompleteTask) -> list[events.EventD
     Over HTTP the worker id stands for the token: whoever held the task last, or delivered it.
     Raises NotFound, NotOwner, StaleAttempt, SupersededSession.
     """
-    task = _open_task(state, command.task_id)
+    task = state.tasks.table.get(command.task_id)
+    if task is None:
+        raise errors.NotFound("task not found")  # the words that existing clients know
     if isinstance(task, Done):
         _require_repetition(task, command)
         return []
@@ -240,13 +271,13 @@ def complete(state: State, command: commands.CompleteTask) -> list[events.EventD
 
 
 def _require_repetition(task: Done, command: commands.CompleteTask) -> None:
-    if command.worker_id != task.worker_id:
-        raise errors.NotOwner("worker does not own this task")
     token = command.token
     if token is not None and (token.attempt, token.claim_id) != (task.attempt, task.claim_id):
         raise errors.StaleAttempt(
             f"{task.task_id} has its result already, from attempt {task.attempt}; stop this work"
         )
+    if command.worker_id != task.worker_id:
+        raise errors.NotOwner("worker does not own this task")
 
 
 def _require_http_owner(task: Task, worker_id: str) -> list[events.EventData]:

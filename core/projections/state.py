@@ -128,6 +128,7 @@ class State:
             events.CommitmentsDeposited: self.rounds.deposited,
             events.LogSealed: self._log_sealed,
             events.CommitmentsWithdrawn: self.rounds.withdrawn,
+            events.LossAccepted: self._loss_accepted,
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
@@ -162,6 +163,9 @@ class State:
         if (data.first, data.previous) != (sealed.last + 1, sealed.digest):
             raise errors.UnfitEvent(f"the log was sealed up to {sealed.last}")
         self.seals.put("newest", Sealed(last=data.last, digest=data.digest, seq=seq))
+
+    def _loss_accepted(self, seq: int, at: int, data: events.LossAccepted) -> None:
+        """It is there to be read; what was lost is in no table."""
 
     def _awaits_round(self, data: events.TaskClaimed) -> None:
         task = self.tasks.table.rows[data.task_id]

@@ -111,9 +111,11 @@ class Done(events.Value, frozen=True, kw_only=True, tag=True):
 
 
 class IdempotencyKey(events.Value, frozen=True, kw_only=True):
-    """The task that an Idempotency-Key of an enqueue stands for."""
+    """The task that an Idempotency-Key of an enqueue stands for, and a digest of what was asked
+    for ("" in logs from before it was kept)."""
 
     task_id: str
+    request: str = ""
 
 
 def evolve(task: Task | None, seq: int, at: int, data: events.EventData) -> Task:
@@ -321,7 +323,8 @@ class Tasks:
         self.ids.append(task.task_id)
         self.first_seqs.append(task.first_seq)
         if data.idempotency_key:
-            self._remember(data.idempotency_key, task.task_id)
+            known = IdempotencyKey(task_id=task.task_id, request=data.request)
+            self._remember(data.idempotency_key, known)
 
     def _complete(self, task: Task) -> None:
         self.table.put(task.task_id, _brief(task))
@@ -371,8 +374,8 @@ class Tasks:
         task = self.table.rows[task_id]
         return task.ticket if isinstance(task, Task) and task.status == "queued" else -1
 
-    def _remember(self, key: str, task_id: str) -> None:
-        self.keys.put(key, IdempotencyKey(task_id=task_id))
+    def _remember(self, key: str, known: IdempotencyKey) -> None:
+        self.keys.put(key, known)
         if len(self.keys) > IDEMPOTENCY_KEYS_MAX:
             self.keys.drop(next(iter(self.keys.rows)))
 

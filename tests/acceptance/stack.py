@@ -1,5 +1,6 @@
 """`aghsan up` as its users have it: real processes, asked over HTTP, killed and stopped."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 PREFIX = "/api/v1/network"
 READY_SECONDS_MAX = 120.0
@@ -39,9 +42,9 @@ def until(ask: Callable[[], T], what: str, seconds: float = 60.0) -> T:
 class Stack:
     """One `aghsan up` on a data directory; may be started again."""
 
-    def __init__(self, directory: Path, *args: str) -> None:
+    def __init__(self, directory: Path, *args: str, data: Path | None = None) -> None:
         self.directory = directory
-        self.data = directory / "data"
+        self.data = data or directory / "data"
         self._args = args
         self._ready = directory / "ready.json"
         self._process: subprocess.Popen[str] | None = None
@@ -82,6 +85,14 @@ class Stack:
     def pid(self, name: str) -> int:
         """The process that a member runs in now."""
         return int(self.facts["pids"][name])
+
+    def is_alive(self, name: str) -> bool:
+        """Whether that process runs, as a child of this very `up`."""
+        assert self._process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid(name))
+            return process.ppid() == self._process.pid and process.status() != "zombie"
+        return False
 
     def kill(self, name: str) -> int:
         """Kill a member the hard way; the pid it had."""

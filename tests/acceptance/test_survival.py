@@ -179,6 +179,34 @@ def test_a_log_put_back_to_an_older_day_is_refused_until_the_loss_is_accepted(
     assert json.loads(aghsan("audit", "--data", stack.data, "--json").stdout)["ok"]
 
 
+def test_a_last_block_that_was_cut_is_refused_untouched_until_the_loss_is_accepted(
+    stack: Stack,
+) -> None:
+    stack.start("--agents", "0")
+    kept = stack.enqueue("stats-bayesian")
+    lost = stack.enqueue("stats-bayesian")
+    assert stack.stop()[0] == 0
+    streams = stack.data / "nats" / "js" / "jetstream"
+    blocks = sorted(streams.glob("*/streams/EVENTS/msgs/*.blk"))
+    content = blocks[-1].read_bytes()
+    blocks[-1].write_bytes(content[: content.index(lost.encode())])
+
+    cut = blocks[-1].read_bytes()
+    refused = aghsan("up", "--agents", "0", "--port", "0", "--data", stack.data)
+    assert refused.returncode == 1
+    assert "are missing" in refused.stderr
+    assert blocks[-1].read_bytes() == cut
+    stack.start("--agents", "0", "--accept-loss")
+    assert [task["task_id"] for task in stack.ask("/tasks")["tasks"]] == [kept]
+    again = stack.enqueue("stats-bayesian")
+    assert stack.stop()[0] == 0
+    assert "a loss of records from" in stack.words()
+    assert json.loads(aghsan("audit", "--data", stack.data, "--json").stdout)["ok"]
+    stack.start("--agents", "0")
+    tasks = {task["task_id"] for task in stack.ask("/tasks")["tasks"]}
+    assert tasks == {kept, again}
+
+
 def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:
     stack.start("--agents", "1")
     second = aghsan("up", "--data", stack.data, "--port", "0")

@@ -15,6 +15,7 @@ import pytest_asyncio
 from agent import artifacts, machine
 from agent.link import Link, Pulled
 from core import chunks, commands, errors, events, subjects, wire
+from core.bus import Bus
 from core.projections.tasks import Task
 from gateway.desk import Desk, Terms
 from gateway.refusals import Refusals
@@ -138,6 +139,24 @@ async def test_an_offer_wakes_a_waiting_agent_and_its_claim_can_be_repeated(
     assert await link.claim(uuid.uuid4().hex, 0) is None
     await link.release(first.token, "enough")
     await agents.stack.do(commands.CancelTask(task_id=task_id))
+
+
+async def test_an_offer_that_means_nothing_is_ended_whatever_headers_it_has(agents: Agents) -> None:
+    link = await agents.join("a1")
+    async with agents.stack.nats.connect("desk") as desk, asyncio.timeout(20):
+        held = await unanswered(desk, link.lane)
+        for headers in ({}, {"Any": "header"}, {"Status": "408"}):
+            await desk.request(f"work.{link.lane}", b"{", headers=headers)
+            assert await link.pull() is None
+        while True:  # the server counts what is ended a moment later
+            if await unanswered(desk, link.lane) == held:
+                break
+            await asyncio.sleep(0.02)
+
+
+async def unanswered(desk: Bus, lane: str) -> int:
+    """How many offers of a lane are out and neither acknowledged nor ended."""
+    return int((await desk.api(f"CONSUMER.INFO.WORK.{lane}"))["num_ack_pending"])
 
 
 async def test_a_worker_of_any_name_can_work(agents: Agents) -> None:

@@ -13,6 +13,8 @@ from faults.__main__ import NAMES
 @pytest.mark.parametrize("name", NAMES)
 async def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(name: str) -> None:
     verdict = await importlib.import_module(f"faults.{name}").attack(harness.Run(1, quick=True))
+    if verdict.unable:
+        pytest.skip(verdict.unable)
     assert verdict.holds, harness.table([verdict])
     assert verdict.acknowledged >= verdict.tries
 

@@ -382,3 +382,31 @@ async def test_a_host_that_cannot_be_repeated_in_a_redirect_is_not(server: Serve
     async with server.connected() as (reader, writer):
         writer.write(f"GET {P}/status/ HTTP/1.1\r\nHost: a\xff\r\n\r\n".encode("latin-1"))
         assert (await read_reply(reader)).status in (400, 404)
+
+
+# ── connections ──
+
+
+async def test_a_connection_too_many_is_told_so_and_one_that_leaves_makes_room() -> None:
+    runner = web.AppRunner(http.application(ROUTES), access_log=None)
+    await runner.setup()
+    assert runner.server is not None
+    listener = await http.listen(runner.server, "127.0.0.1", 0, connections_max=2)
+    try:
+        crowd = Server(listener.sockets[0].getsockname()[1])
+        async with crowd.connected() as (first, leaving), crowd.connected() as (second, writer):
+            ask = f"GET {P}/status HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            for reader, to in ((first, leaving), (second, writer)):
+                to.write(ask)
+                assert (await read_reply(reader)).status == 200
+            async with crowd.connected() as (reader, _):
+                turned = await read_reply(reader)
+            assert (turned.status, turned.headers["retry-after"]) == (503, "2")
+            assert "connections" in json.loads(turned.body)["detail"]
+            leaving.close()
+            async with asyncio.timeout(SECONDS_MAX):
+                while (await crowd.ask("GET", f"{P}/status")).status == 503:
+                    pass  # the server has yet to hear of it
+    finally:
+        listener.close()
+        await runner.cleanup()

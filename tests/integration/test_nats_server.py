@@ -201,6 +201,22 @@ async def test_a_stream_that_cannot_be_recovered_is_told_and_never_replaced(
     assert server.poll() is not None
 
 
+@pytest.mark.parametrize("torn", ["HEARTBEATS", "TELEMETRY", "WORK", "WORK/obs/cpu"])
+async def test_what_a_power_cut_tore_is_made_anew_where_nothing_in_it_lasts(
+    tmp_path: Path, torn: str
+) -> None:
+    with running(tmp_path) as nats:
+        await nats.apply()
+        await append(nats, b"kept", 0)
+    (place,) = (tmp_path / "nats" / "js").rglob(f"streams/{torn}")
+    # As an ext4 that lost its power leaves a file that was written and not synced.
+    (place / "meta.inf").write_bytes(b"")
+    (place / "meta.sum").write_bytes(b"")
+    with running(tmp_path) as nats:
+        assert await stored(nats) == [b"kept"]
+        assert [change.name for change in await nats.apply()][:1] == [torn.replace("/obs/", ".")]
+
+
 def test_without_a_binary_the_words_say_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

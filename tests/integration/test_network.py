@@ -431,7 +431,9 @@ async def test_the_same_key_is_the_same_task_queued_once(stack: Stack) -> None:
 
     replies = await asyncio.gather(*(enqueue("t") for _ in range(8)))
     assert len({reply.body for reply in replies}) == 1
-    assert (await enqueue("other words")).body == replies[0].body
+    other = await enqueue("other words")
+    assert (other.status, "used for another request" in other.json["detail"]) == (409, True)
+    assert (await enqueue("t")).body == replies[0].body
     assert (await stack.counts())["total"] == 1
 
 

@@ -17,6 +17,7 @@ from core.bus import Bus
 from core.projections import tasks as projection
 from core.projections.state import State
 from gateway import control, reads
+from gateway.http import PREFIX
 from tests.integration.gateway_stack import Reply, Stack, quoted, started
 
 SECRET = b"s" * 32
@@ -82,9 +83,35 @@ async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
     assert await pages(stack, "/tasks?node_id=nope", "tasks") == [[]]
 
 
-@pytest.mark.parametrize("query", ["after=task-0", "status=done", "limit=0", "limit=x"])
-async def test_a_page_that_is_none_is_refused(stack: Stack, query: str) -> None:
-    assert (await stack.get(f"/tasks?{query}")).status == 422
+@pytest.mark.parametrize(
+    ("query", "allowed"),
+    [
+        ("/tasks?after=task-0", "after takes the `next` of the page before, or a task_id"),
+        ("/tasks?status=done", "'cancelled', 'completed', 'failed', 'queued' or 'running'"),
+        ("/tasks?limit=0", "greater than or equal to 1"),
+        ("/tasks?limit=1001", "less than or equal to 1000"),
+        ("/tasks?limit=x", "a valid integer"),
+        ("/tasks?state=queued", "known here: status, node_id, after, limit"),
+        ("/rounds?after=round-0", "after takes the `next` of the page before, or a round_id"),
+        ("/rounds?status=done", "'closed', 'decided', 'judging' or 'open'"),
+        ("/log/refusals?after=x", "after takes the `next` of the page before"),
+        ("/log/state?at=7", "known here: none"),
+        ("/workers?status=online", "known here: none"),
+    ],
+)
+async def test_a_question_that_is_none_is_told_what_is_allowed(
+    stack: Stack, query: str, allowed: str
+) -> None:
+    reply = await stack.get(query)
+    (told,) = reply.json["detail"]
+    assert (reply.status, told["loc"][0]) == (422, "query")
+    assert allowed in told["msg"]
+
+
+async def test_a_reason_that_is_not_called_json_is_told_how_to_be(stack: Stack) -> None:
+    path = f"{PREFIX}/tasks/{await stack.enqueue()}/cancel"
+    reply = await stack.ask("POST", path, b'{"reason":"r"}', {"Content-Type": "text/plain"})
+    assert (reply.status, "Content-Type: application/json" in str(reply.json)) == (422, True)
 
 
 async def test_a_listed_task_is_the_contracts_task_and_three_keys_more(stack: Stack) -> None:
@@ -203,7 +230,8 @@ async def test_what_is_queued_is_not_retried_and_what_is_unknown_is_a_404(stack:
     task_id = await stack.enqueue()
     assert (await stack.post(f"/tasks/{task_id}/retry", b"")).status == 409
     for verb in ("cancel", "retry"):
-        assert (await stack.post(f"/tasks/task-0/{verb}", b"")).status == 404
+        reply = await stack.post(f"/tasks/task-0/{verb}", b"")
+        assert (reply.status, words(reply)) == (404, "there is no task task-0")
 
 
 # ── workers ──

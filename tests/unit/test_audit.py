@@ -413,6 +413,22 @@ def test_a_broken_rule_is_named_with_the_first_sequence(
     assert found[0].detail
 
 
+def test_a_promotion_that_was_cut_off_may_be_missing_where_that_was_accepted() -> None:
+    promoted = find(events.ChampionPromoted)
+    cut = WHOLE[:promoted]
+    epoch = max(one.data.epoch for one in cut if isinstance(one.data, events.WriterStarted))
+
+    def follow(*more: events.EventData) -> History:
+        last = cut[-1]
+        return [*cut, *(last._replace(id=f"m.{i}", data=data) for i, data in enumerate(more))]
+
+    writer = events.WriterStarted(epoch=epoch + 1, process="control")
+    accepted = events.LossAccepted(first=promoted + 1, details=["cut"])
+    assert audit.check(records(follow(writer, accepted))) == []
+    (found,) = audit.check(records(follow(writer, events.WorkerCameOnline(worker_id="a1"))))
+    assert (found.rule, found.seq) == ("promotion", promoted + 2)
+
+
 def test_every_rule_is_broken_by_some_test_here() -> None:
     alone = {"order", "undecodable", "subject", "identity", "time", "writer", "artifacts"}
     alone |= {"blocks", "seals", "head"}  # of tests of their own

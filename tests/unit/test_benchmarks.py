@@ -112,8 +112,8 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are() -> None:
     ran = CliRunner().invoke(main, ["http", "htp", "--quick"])
     assert ran.exit_code == 2
     assert (
-        "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy"
-        in ran.output
+        "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy, "
+        "death" in ran.output
     )
 
 

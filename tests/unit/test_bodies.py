@@ -505,6 +505,24 @@ def test_a_need_that_is_not_known_is_refused_instead_of_ignored() -> None:
     assert (told["type"], told["loc"]) == ("extra_forbidden", ["body", "requires", "gpus"])
 
 
+def test_an_id_or_name_has_an_end() -> None:
+    sent = '{"worker_id":"%s"}'
+    longest = "ع" * schemas.NAME_CHARS_MAX
+    raw = (sent % longest).encode()
+    assert bodies.parse(raw, JSON, schemas.ClaimRequest).worker_id == longest
+    told = fault(sent % (longest + "ع"), schemas.ClaimRequest)
+    assert (told["type"], told["loc"]) == ("string_too_long", ["body", "worker_id"])
+    assert told["msg"] == f"String should have at most {schemas.NAME_CHARS_MAX} characters"
+
+
+def test_beyond_the_nine_routes_a_body_that_is_not_called_json_is_told_how_to_be() -> None:
+    with pytest.raises(bodies.BadRequest) as refused:
+        bodies.parse(b'{"reason":"r"}', None, schemas.CancelRequest, as_recorded=False)
+    (told,) = json.loads(refused.value.body)["detail"]
+    assert (told["type"], told["loc"]) == ("model_attributes_type", ["body"])
+    assert "Content-Type: application/json" in told["msg"]
+
+
 def test_an_empty_body_is_enough_where_nothing_is_required() -> None:
     assert bodies.parse(b"", None, schemas.CancelRequest) == schemas.CancelRequest()
 
@@ -513,7 +531,7 @@ def test_an_empty_body_is_enough_where_nothing_is_required() -> None:
 
 
 def test_a_query_is_read_as_a_body_is() -> None:
-    query = {"status": "queued", "limit": " 7 ", "x": "y"}
+    query = {"status": "queued", "limit": " 7 "}
     assert bodies.parse_query(query, schemas.TasksQuery) == schemas.TasksQuery(
         status="queued", limit=7
     )
@@ -534,6 +552,24 @@ def test_a_query_is_refused_in_the_same_shape(query: dict[str, str], name: str, 
         bodies.parse_query(query, schemas.TasksQuery)
     (told,) = json.loads(refused.value.body)["detail"]
     assert (told["type"], told["loc"]) == (name, ["query", field])
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [(schemas.TasksQuery, "status, node_id, after, limit"), (schemas.NoQuery, "none")],
+)
+def test_a_parameter_that_is_not_known_is_refused_and_those_known_are_named(
+    kind: type[schemas.Query], known: str
+) -> None:
+    with pytest.raises(bodies.BadRequest) as refused:
+        bodies.parse_query({"at": "7"}, kind)
+    (told,) = json.loads(refused.value.body)["detail"]
+    assert (told["type"], told["loc"], told["input"]) == ("extra_forbidden", ["query", "at"], "7")
+    assert told["msg"].endswith(f"known here: {known}")
+
+
+def test_the_queries_of_the_nine_routes_ignore_what_they_do_not_know() -> None:
+    assert bodies.parse_query({"x": "1"}, schemas.Nothing) == schemas.Nothing()
 
 
 # ── whatever is sent ──

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from core import commands, errors, events
 from core.events import Token
-from core.projections.tasks import ATTEMPTS_MAX, Task
+from core.projections.tasks import ATTEMPTS_MAX, IdempotencyKey, Task
 from tests.build import World
 
 CHECKPOINT = events.Checkpoint(
@@ -134,6 +135,17 @@ def test_a_stored_result_ends_all_claims_and_its_repetition_is_no_event() -> Non
         complete(world, token, "a2")
 
 
+def test_a_late_result_beside_that_of_a_rival_is_stale_as_any_other_word_of_it() -> None:
+    world, token = working()
+    expire(world, token)
+    world.agent("a2")
+    rival = world.claim("a2")
+    assert rival is not None
+    complete(world, rival, "a2")
+    with pytest.raises(errors.StaleAttempt, match="has its result already, from attempt 2"):
+        complete(world, token)
+
+
 def test_an_older_session_may_do_nothing_any_more() -> None:
     world, token = working()
     old = session(world)
@@ -253,3 +265,57 @@ def test_an_expiry_seen_of_an_older_claim_changes_nothing() -> None:
     assert again is not None
     assert expire(world, token) == []
     assert task(world).status == "running"
+
+
+ASKED = commands.EnqueueTask(
+    task_id="t1",
+    node_id="root-math",
+    topic="t",
+    seed=1,
+    is_seed_drawn=True,
+    idempotency_key="k",
+)
+SAME: list[dict[str, Any]] = [{}, {"task_id": "t2", "seed": 2}]
+OTHER: list[dict[str, Any]] = [
+    {"topic": "u"},
+    {"node_id": "opt-convex"},
+    {"node_id": "nope"},
+    {"priority": 6},
+    {"role": "evolver"},
+    {"method": "full"},
+    {"budget_seconds": 1.0},
+    {"requires": events.Requires(memory_gb=1.0)},
+    {"is_seed_drawn": False},
+]
+
+
+@pytest.mark.parametrize("changes", SAME)
+def test_the_same_request_under_its_key_queues_nothing_more(changes: dict[str, Any]) -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    assert world.do(msgspec.structs.replace(ASKED, **changes)) == []
+
+
+@pytest.mark.parametrize("changes", OTHER)
+def test_another_request_under_a_used_key_is_a_conflict(changes: dict[str, Any]) -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    with pytest.raises(errors.Conflict, match="used for another request, which queued t1"):
+        world.do(msgspec.structs.replace(ASKED, **changes))
+    assert len(world.state.tasks.table) == 1
+
+
+def test_a_seed_that_was_asked_for_is_part_of_the_request() -> None:
+    world = World().seeded()
+    chosen = msgspec.structs.replace(ASKED, is_seed_drawn=False)
+    world.do(chosen)
+    assert world.do(chosen) == []
+    with pytest.raises(errors.Conflict):
+        world.do(msgspec.structs.replace(chosen, seed=2))
+
+
+def test_a_key_from_a_log_without_digests_stands_for_any_request() -> None:
+    world = World().seeded()
+    world.do(ASKED)
+    world.state.tasks.keys.put("k", IdempotencyKey(task_id="t1"))
+    assert world.do(msgspec.structs.replace(ASKED, topic="u")) == []

@@ -382,3 +382,42 @@ def test_on_windows_a_job_that_cannot_be_joined_is_a_warning(
 def test_the_limits_of_a_job_have_the_layout_of_windows() -> None:
     assert ctypes.sizeof(platforms._ExtendedLimits) == 144
     assert platforms._BasicLimits.LimitFlags.offset == 16
+
+
+@pytest.mark.parametrize(
+    ("limits", "refuses", "asked", "allowed"),
+    [
+        ((1_024, 4_096), False, [(3_000, 4_096)], 3_000),
+        ((1_024, 2_048), False, [(2_048, 2_048)], 2_048),
+        ((256, -1), False, [(3_000, -1)], 3_000),
+        ((256, -1), True, [], 256),
+        ((8_000, 8_000), False, [], 3_000),
+        ((-1, -1), False, [], 3_000),
+    ],
+)
+def test_as_many_files_are_open_as_are_wanted_and_allowed(
+    limits: tuple[int, int],
+    refuses: bool,
+    asked: list[tuple[int, int]],
+    allowed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_to: list[tuple[int, int]] = []
+
+    def setrlimit(_: int, to: tuple[int, int]) -> None:
+        if refuses:
+            raise ValueError("current limit exceeds maximum limit")
+        set_to.append(to)
+
+    resource = types.SimpleNamespace(
+        RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda _: limits, setrlimit=setrlimit
+    )
+    monkeypatch.setitem(sys.modules, "resource", resource)
+    monkeypatch.setattr(platforms, "WINDOWS", False)
+    assert (platforms.allow_files(3_000), set_to) == (allowed, asked)
+
+
+def test_windows_has_no_limit_of_files_to_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(platforms, "WINDOWS", True)
+    assert platforms.allow_files(3_000) == 3_000

@@ -1,5 +1,7 @@
 """Errors of the core as HTTP answers."""
 
+import json
+
 import pytest
 
 from core import errors
@@ -35,6 +37,12 @@ def test_what_core_finds_invalid_takes_the_shape_of_a_validation_error() -> None
     assert problem is not None
     told = '{"type":"value_error","loc":["body"],"msg":"too long; shorten it","input":null}'
     assert (problem.status, problem.body) == (422, f'{{"detail":[{told}]}}'.encode())
+
+
+def test_what_is_wrong_with_a_query_is_not_said_of_a_body() -> None:
+    problem = problems.of(errors.Invalid("no page"), contract=False, where="query")
+    assert problem is not None
+    assert json.loads(problem.body)["detail"][0]["loc"] == ["query"]
 
 
 def test_a_refused_body_keeps_its_own_answer() -> None:

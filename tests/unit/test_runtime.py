@@ -315,3 +315,97 @@ async def test_text_that_is_no_unicode_is_refused() -> None:
         with pytest.raises(errors.UnfitEvent):
             await do(door, enqueue("t1", topic="\ud800"))
         assert await do(door, enqueue("t2")) == 1
+
+
+async def test_without_room_new_work_is_refused_and_what_was_begun_is_saved() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await do(door, enqueue("t1"))
+        door.shortage = "no room for new work"
+        before = await log.last_seq()
+        with pytest.raises(errors.LogFull, match="no room"):
+            await do(door, enqueue("t2"))
+        assert await log.last_seq() == before
+        await do(door, commands.CancelTask(task_id="t1"))
+        door.shortage = ""
+        assert await do(door, enqueue("t2")) == 2
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nobody_waits_for_ever_and_what_was_unknown_happens_once() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        asked = [asyncio.ensure_future(do(door, enqueue("t1")))]
+        await settle()
+        asked.append(asyncio.ensure_future(do(door, enqueue("t2"))))
+        for one in asked:
+            with pytest.raises(errors.LogUnavailable, match="not known whether"):
+                await one
+        with pytest.raises(errors.LogUnavailable, match="nothing was done"):
+            await do(door, enqueue("t3"))
+        assert door.unanswered_seconds > 0
+        log.release()
+        await settle()
+        await door.until_durable()
+        assert await do(door, enqueue("t4")) == 3
+        assert door.unanswered_seconds == 0
+        assert list((await replayed(log)).tasks.table.rows) == ["t1", "t2", "t4"]
+        assert (await replayed(log)).hash() == door.state.hash()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_reads_show_what_was_durable_before_while_an_append_is_not_answered() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await do(door, enqueue("t1"))
+        durable = door.state.hash()
+        log.hold()
+        asked = asyncio.ensure_future(do(door, enqueue("t2")))
+        await settle()
+        # One that waits already, and one that comes later.
+        for _ in range(2):
+            assert await door.read(lambda state: list(state.tasks.table.rows)) == ["t1"]
+        assert await door.read(lambda state: state.hash()) == durable
+        with pytest.raises(errors.LogUnavailable):
+            await door.until_durable()
+        log.release()
+        with pytest.raises(errors.LogUnavailable):
+            await asked
+        await settle()
+        await door.until_durable()
+        assert await door.read(lambda state: list(state.tasks.table.rows)) == ["t1", "t2"]
+
+
+class Unreadable(MemoryLog):
+    """A log that can be neither read nor written once it is told so."""
+
+    reads = True
+
+    async def read(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Record]]:
+        if not self.reads:
+            raise errors.LogUnavailable("no answer")
+        async for records in super().read(start, stop):
+            yield records
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_read_that_cannot_be_answered_says_so_and_later_ones_are_tried_again() -> None:
+    log = Unreadable()
+    async with running(log) as door:
+        log.hold()
+        log.reads = False
+        asked = asyncio.ensure_future(do(door, enqueue("t1")))
+        await settle()
+        with pytest.raises(errors.LogUnavailable, match="cannot be read"):
+            await door.read(lambda state: len(state.tasks.table))
+        log.reads = True
+        assert await door.read(lambda state: len(state.tasks.table)) == 0
+        log.release()
+        with pytest.raises(errors.LogUnavailable):
+            await asked

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from core import audit, commands, errors, runtime, seals
@@ -225,19 +226,41 @@ async def test_another_log_in_its_place_is_noticed(tmp_path: Path) -> None:
             await seals.require_whole(other, tmp_path)
 
 
-async def test_a_loss_can_be_accepted(tmp_path: Path) -> None:
+async def test_anchors_can_be_forgotten(tmp_path: Path) -> None:
     async with written(tmp_path) as (log, _, sealer):
         await sealer.seal()
+        (tmp_path / seals.HEAD_FILE).unlink()
         log.end = 11
-        seals.forget_notes(tmp_path, await seals.identity_of(log))
+        seals.forget_anchors(tmp_path, await seals.identity_of(log))
         await seals.require_whole(log, tmp_path)
 
 
-async def test_notes_that_cannot_be_read_are_as_none(tmp_path: Path) -> None:
+def test_a_start_without_blocks_is_refused_where_head_tells_of_records(tmp_path: Path) -> None:
+    (tmp_path / "msgs").mkdir()
+    seals.require_end(tmp_path / "msgs", tmp_path)
+    (tmp_path / seals.HEAD_FILE).write_bytes(msgspec.json.encode(seals.Head(3, "00")))
+    with pytest.raises(errors.LogDamaged, match="3 are missing"):
+        seals.require_end(tmp_path / "msgs", tmp_path)
+
+
+async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an_audit(
+    tmp_path: Path,
+) -> None:
     async with written(tmp_path) as (log, *_):
-        (tmp_path / seals.HEAD_FILE).write_bytes(b"\0" * 40)
-        (tmp_path / seals.ANCHOR_FILE).write_text("{")
+        head, anchor = tmp_path / seals.HEAD_FILE, tmp_path / seals.ANCHOR_FILE
+        assert await seals.find_unreadable(log, tmp_path) == []
+        head.write_bytes(head.read_bytes().replace(b" ", b"0", 1))
+        anchor.write_text("{")
         await seals.require_whole(log, tmp_path)
+        assert await seals.find_unreadable(log, tmp_path) == [
+            f"{head} holds no head that can be read",
+            f"{anchor} holds no anchor that can be read",
+        ]
+        anchor.unlink()
+        for never_written in (b"", b"\0" * 40):  # as after a power cut
+            head.write_bytes(never_written)
+            await seals.require_whole(log, tmp_path)
+            assert await seals.find_unreadable(log, tmp_path) == []
 
 
 async def test_the_loop_seals_what_is_new_after_a_while(

@@ -1,0 +1,64 @@
+"""An agent whose own disk is full: it gives back what it holds, waits, and burns no attempt."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.worker import ROOM_BYTES_MIN
+from core.topology import MIB
+from faults.diskfull import Ballast, mounted
+from tests.acceptance.stack import Stack, until
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system."""
+    try:
+        with mounted(tmp_path, ROOM_BYTES_MIN // MIB + 64) as disk:
+            yield disk
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here, which takes root: {error}")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    one = Stack(tmp_path, "--agents", "0", "--no-orchestrator")
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+def test_a_task_outlives_the_full_disk_of_its_agent_without_a_strike(
+    stack: Stack, disk: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "agent.log"
+    argv = ["agent", "--api", stack.http, "--worker-id", "a", "--train-sec", "12", "--directory"]
+    with log.open("wb") as words:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *argv, str(disk / "agent")], stderr=words
+        )
+    try:
+        task_id = stack.enqueue("stats-bayesian", role="reinventor")
+        until(lambda: stack.task(task_id)["status"] == "running", "claimed")
+        ballast = Ballast(disk)
+        ballast.fill(0)
+        # The first state that finds no room ends the attempt.
+        until(lambda: stack.task(task_id)["status"] == "queued", "given back")
+        until(lambda: b"no work is asked for" in log.read_bytes(), "the reason was said")
+        ballast.free()
+        task = stack.completed(task_id)
+    finally:
+        agent.terminate()
+        agent.wait()
+    ended = [_end_of(one) for one in task["attempts"]]
+    assert ended == ["released", "completed"], task["attempts"]
+    assert log.read_text().count("no work is asked for") == 1
+
+
+def _end_of(attempt: dict[str, Any]) -> str:
+    return str(attempt["state"])
