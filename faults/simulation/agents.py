@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar
 from unittest import mock
 
@@ -65,6 +66,10 @@ class Disk:
         """As shutil.rmtree."""
         for name in [*self.below(folder), str(folder)]:
             self.folders.pop(name, None)
+
+    def disk_usage(self, folder: Path) -> SimpleNamespace:
+        """As shutil.disk_usage: there is always room."""
+        return SimpleNamespace(free=2**40)
 
     def own(self, folder: Path) -> None:
         """As agent.folders.own: all folders here are an agent's."""

@@ -79,7 +79,7 @@ class People:
         while True:
             try:
                 return await self._world.web.ask(question)
-            except errors.Unavailable:
+            except (errors.Unavailable, errors.LogFull):
                 await asyncio.sleep(0.5)
 
 
@@ -139,5 +139,5 @@ class OldWorker:
         while True:
             try:
                 return await self._world.web.ask(question)
-            except errors.Unavailable:
+            except (errors.Unavailable, errors.LogFull):
                 await asyncio.sleep(0.5)

@@ -34,11 +34,13 @@ class Store:
         self.writers: list[str] = []
         """The process that appended each record."""
         self.trouble = Trouble()
-        self.down = False
+        self.down = self.full = False
         self.fenced = True
 
     async def take(self, messages: Sequence[Message], expected_last: int, process: str) -> int:
         """Append, for the process that asked."""
+        if self.full:
+            raise errors.LogFull("the disk is full")
         if not self.fenced:
             expected_last = await self.kept.last_seq()
         last = await self.kept.append(messages, expected_last)
@@ -85,7 +87,7 @@ class RemoteLog:
         store = self._store
         try:
             last = await store.take(messages, expected_last, self._process)
-        except errors.SequenceConflict as error:
+        except (errors.SequenceConflict, errors.LogFull) as error:
             store.loop.after(self._travel_seconds(), _set, answer, error)
             return
         if not store.chance(store.trouble.answer_lost):

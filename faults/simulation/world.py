@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -42,7 +43,8 @@ class Outcome(NamedTuple):
     seed: int
     digest: str
     """SHA-256 over the log's bytes and the state they make."""
-    events: int
+    types: Counter[str]
+    """How many events of each type there are."""
     told: int
     virtual_seconds: float
     steps: int
@@ -214,6 +216,7 @@ class World:
             self.start_twin,
             self.restart_server,
             self.lose_log,
+            self.fill_log,
             self.set_clock,
         ]
 
@@ -271,6 +274,20 @@ class World:
     def lose_log(self) -> None:
         """The log does not answer for a while."""
         self._lose_log(self._seconds(0.1, 10.0))
+
+    def fill_log(self) -> None:
+        """The log's disk is full for a while, and whoever watches over it says so."""
+        self.store.full = True
+        for control in self.controls:
+            if control.answers and self.choices.random() < 0.7:
+                control.door.shortage = "the disk is full"
+        self.loop.after(self._seconds(0.5, 10.0), self._make_room)
+
+    def _make_room(self) -> None:
+        self.store.full = False
+        for control in self.controls:
+            if control.answers:
+                control.door.shortage = ""
 
     def set_clock(self) -> None:
         """The wall clock jumps: ahead, by up to minutes, or a little back."""
@@ -341,6 +358,7 @@ class World:
         self.calm = True
         self.server.weather, self.store.trouble = Weather(), Trouble()
         self.server.down = self.store.down = False
+        self._make_room()
         for twin in self.twins:
             twin.retire()
         for process in self.loop.processes:
@@ -394,7 +412,7 @@ class World:
         return Outcome(
             self.seed,
             digest.hexdigest(),
-            len(records),
+            Counter(msgspec.json.decode(record.data)["type"] for record in records),
             len(self.witness.told),
             self.loop.now,
             self.loop.steps,
