@@ -11,7 +11,17 @@ import click
 from cli import main as program
 from faults import harness
 
-NAMES = ("writer", "ambiguous", "kill9", "zombie", "damage", "poison", "diskfull", "powerloss", "sim")
+NAMES = (
+    "writer",
+    "ambiguous",
+    "kill9",
+    "zombie",
+    "damage",
+    "poison",
+    "diskfull",
+    "powerloss",
+    "sim",
+)
 
 
 @click.command()

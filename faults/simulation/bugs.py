@@ -14,6 +14,7 @@ from core.projections.tasks import Task
 from faults.simulation.world import Spoil, World
 from orchestrator import liveness
 
+
 @contextlib.contextmanager
 def without_fence(world: World) -> Iterator[None]:
     """The log takes an append wherever its writer believes that the log ends."""
@@ -37,7 +38,7 @@ def acknowledge_before_append(world: World) -> contextlib.AbstractContextManager
 
 def without_grace(world: World) -> contextlib.AbstractContextManager[object]:
     """Nothing is forgiven to those who could not be heard."""
-    return mock.patch.object(liveness.Grace, "covers", lambda *_: False)
+    return mock.patch.object(liveness.Grace, "covers", return_value=False)
 
 
 def take_doubt_for_failure(world: World) -> contextlib.AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""Holds the log's own bytes against what everybody was told, and against the rules of the work path.
+"""Holds the log's own bytes against what everybody was told, and against the rules of work.
 
 Nothing here asks decisions or projections, which may be what is wrong; only the last rule, that a
 replay gives what the writer had, compares two of them.
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 ENDED = ("completed", "failed", "cancelled")
 SAID_ONCE = frozenset(
-    {"TaskQueued", "TaskClaimed", "TaskCompleted", "SessionOpened", "ClaimReleased", "AttemptFailed"}
+    {
+        "TaskQueued",
+        "TaskClaimed",
+        "TaskCompleted",
+        "SessionOpened",
+        "ClaimReleased",
+        "AttemptFailed",
+    }
 )
 """What happens once, however often it was asked for."""
 AT_THE_SAME_TIME_SECONDS = 0.05
@@ -127,7 +134,8 @@ def _step(lives: dict[str, Life], one: Stored, sessions: dict[str, str]) -> Iter
         case "TaskFailed" | "TaskCancelled":
             life.status = "failed" if one.type == "TaskFailed" else "cancelled"
         case "TaskRetried":
-            life.status, life.expired = "queued", False
+            # A claim that had expired before is unrivalled still, and may come back.
+            life.status = "queued"
         case _:
             if life.status != "running" or not _is_of(life, data):
                 yield "not of the one open claim"
@@ -181,17 +189,16 @@ def _writers(world: "World", stored: list[Stored]) -> Iterator[str]:
 
 def _kept(told: list[Told], stored: list[Stored]) -> Iterator[str]:
     """Whatever was acknowledged is in the log, was there at that moment, and once."""
-    events: defaultdict[tuple[str, object], list[Stored]] = defaultdict(list)
-    for one in stored:
-        key = one.data.get("task_id", one.data.get("worker_id"))
-        events[one.type, key].append(one)
-        if "idempotency_key" in one.data:
-            events["key", one.data["idempotency_key"]].append(one)
+    by_type: defaultdict[tuple[str, str], list[Stored]] = defaultdict(list)
+    by_key: defaultdict[object, list[Stored]] = defaultdict(list)
+    for event in stored:
+        by_type[event.type, _whose(event.data)].append(event)
+        if "idempotency_key" in event.data:
+            by_key[event.data["idempotency_key"]].append(event)
     for one in told:
-        key = one.says.get("task_id", one.says.get("worker_id"))
-        found = [each for each in events[one.type, key] if _says(each.data, one.says)]
+        found = [each for each in by_type[one.type, _whose(one.says)] if _says(each.data, one.says)]
         if "idempotency_key" in one.says:
-            found += [e for e in events["key", one.says["idempotency_key"]] if e not in found]
+            found += [each for each in by_key[one.says["idempotency_key"]] if each not in found]
         words = f"{one.who} was told of {one.type} {one.says}"
         if not found:
             yield f"lost: {words}, which is not in the log"
@@ -199,6 +206,10 @@ def _kept(told: list[Told], stored: list[Stored]) -> Iterator[str]:
             yield f"too early: {words} when the log ended at {one.length}, before {found[0].seq}"
         elif len(found) > 1 and one.type in SAID_ONCE:
             yield f"doubled: {words}, and it is at {[each.seq for each in found]}"
+
+
+def _whose(says: dict[str, Any]) -> str:
+    return str(says.get("task_id", says.get("worker_id")))
 
 
 def _says(data: dict[str, Any], says: dict[str, object]) -> bool:

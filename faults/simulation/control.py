@@ -11,7 +11,6 @@ from core.bus import Bus
 from core.chunks import JetStreamChunks
 from core.presence import Presence
 from core.projections.tasks import Task
-from faults.simulation import clock
 from faults.simulation.store import RemoteLog
 from faults.simulation.witness import Ended
 from gateway import app, control

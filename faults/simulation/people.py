@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiohttp import web
 
-from core import commands, errors, events, runtime
-from faults.simulation.control import Control
+from core import commands, errors, runtime
 from gateway import schemas
 
 if TYPE_CHECKING:
     from faults.simulation.world import World
 
 NODES = ("root-math", "stats-bayesian", "opt-convex")
-ROLES: tuple[events.Role, ...] = ("dual", "evolver", "reinventor")
+ROLES: tuple[Literal["dual", "evolver", "reinventor"], ...] = ("dual", "evolver", "reinventor")
 
 
 def _request(**headers: str) -> web.Request:
@@ -70,9 +69,7 @@ class People:
 
     async def _do(self, command: commands.AnyCommand) -> None:
         await self._until_answered(
-            lambda control: control.door.execute(
-                command, runtime.new_meta("http"), runtime.nothing
-            )
+            lambda control: control.door.execute(command, runtime.new_meta("http"), runtime.nothing)
         )
 
     async def _until_answered(self, question: Any) -> Any:
@@ -106,8 +103,8 @@ class OldWorker:
         introduced = schemas.RegisterRequest(worker_id=self.worker_id, hostname="old")
         await self._until_answered(lambda one: one.routes.register(_request(), introduced))
         beating = asyncio.create_task(self._beat())
+        wanted = schemas.ClaimRequest(worker_id=self.worker_id)
         while True:
-            wanted = schemas.ClaimRequest(worker_id=self.worker_id)
             try:
                 claimed = await self._world.web.ask(
                     lambda one: one.routes.claim(_request(), wanted)

@@ -1,7 +1,7 @@
 """A made-up nats-server and the network before it: what `core.bus.Bus` talks to.
 
-Messages take time, and in bad weather they are lost, doubled, or overtake each other, which is worse
-than TCP allows. A connection is cut, or stalls as by a cable pulled: a stall that is over in time
+Messages take time, and in bad weather they are lost, doubled, or overtake each other, which is
+worse than TCP allows. A connection is cut, or stalls as by a cable pulled: a stall that is over in time
 only delays, a longer one is noticed by the pings of both sides.
 """
 
@@ -115,7 +115,7 @@ class Client:
         await self._reach()
 
     async def _reach(self) -> None:
-        while not self.server.is_reachable(self):
+        while not self.server.is_reachable(self):  # noqa: ASYNC110  as nats-py does
             await asyncio.sleep(bus.RECONNECT_WAIT_SECONDS)
         await asyncio.sleep(self.server.travel_seconds())
         if self._closed or not self.server.is_reachable(self):
@@ -193,6 +193,16 @@ class Client:
                 continue
             await self._on_reconnected()
             return
+
+    async def _say_closed(self) -> None:
+        await self._on_closed()
+
+    def turn_out(self) -> None:
+        """The server ends the connection for good, as when its credentials are revoked."""
+        if self.is_connected:
+            self._closed, self.is_connected = True, False
+            self.server.lose(self)
+            self.process.spawn(self._say_closed())
 
     def stall(self, seconds: float) -> None:
         """Nothing gets through for so long, and neither side sees why."""

@@ -60,7 +60,7 @@ class Witness:
         self.gone: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
         """When the server saw a worker's connection go (True) and come, in order."""
         self.graces: defaultdict[str, list[tuple[float, int, str]]] = defaultdict(list)
-        """By control process, when a time of grace had to begin, also by the wall clock, and why."""
+        """By control process, when a time of grace had to begin, by both clocks, and why."""
         self.broken: list[str] = []
         """What went wrong without anybody being told."""
 
@@ -71,16 +71,16 @@ class Witness:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside the block a fault that was caught and logged is broken, too."""
-        root, handler = logging.getLogger(), _Faults(self.broken)
-        disabled = logging.root.manager.disable
-        root.addHandler(handler)
+        root = logging.getLogger()
+        others, disabled = root.handlers, root.manager.disable
+        root.handlers = [_Faults(self.broken)]
         # Whoever lives with faults warns of them all the time.
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
             logging.disable(disabled)
-            root.removeHandler(handler)
+            root.handlers = others
 
 
 class _Faults(logging.Handler):

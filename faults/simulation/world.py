@@ -1,8 +1,9 @@
-"""One simulated run: a seed draws the machines, the orders and the faults; then the faults stop, and
-all that was asked for has to come to its end."""
+"""One simulated run: a seed draws the machines, the orders and the faults; then the faults stop,
+and all that was asked for has to come to its end."""
 
 import asyncio
 import contextlib
+import functools
 import gc
 import hashlib
 import random
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from unittest import mock
 
-import core.bus
 import msgspec
+
+import core.bus
 from core import runtime
 from core.log import Record
 from core.projections.state import State
@@ -94,7 +96,7 @@ def draw(choices: random.Random) -> Plan:
             answer_lost=choices.uniform(0.0, 0.1) if doubtful else 0.0,
             late=choices.uniform(0.0, 0.05) if doubtful else 0.0,
         ),
-        training_fails=choices.choice((0.0, 0.0, 0.01)),
+        training_fails=choices.choice((0.0, 0.0, 0.0, 0.01, 0.3)),
     )
 
 
@@ -212,6 +214,7 @@ class World:
             self.cut_agent,
             self.cut_agent,
             self.stall_agent,
+            self.turn_out_agent,
             self.stop_machine,
             self.start_twin,
             self.restart_server,
@@ -251,6 +254,10 @@ class World:
     def stall_agent(self) -> None:
         """Nothing gets through to an agent and from it, and nobody can see why."""
         self._of_agent(lambda client: client.stall(self._seconds(0.5, 30.0)))
+
+    def turn_out_agent(self) -> None:
+        """An agent's credentials are worth nothing any more: it has to join anew."""
+        self._of_agent(lambda client: client.turn_out())
 
     def stop_machine(self) -> None:
         """An agent is asked to leave, and comes back."""
@@ -387,10 +394,8 @@ class World:
             for task in control.door.state.tasks.table
             if task.status in ("queued", "running")
         ]
-        return [
-            f"stuck: {QUIET_SECONDS_MAX:g} s after the last fault "
-            f"{self.people.open_orders} orders are not answered, {', '.join(open_tasks)}"
-        ]
+        orders = f"{self.people.open_orders} orders are not answered"
+        return [f"stuck, long after the last fault: {', '.join([orders, *open_tasks])}"]
 
     def _is_done(self) -> bool:
         control = self.controls[-1]
@@ -401,8 +406,7 @@ class World:
 
     async def _live_hash(self) -> str:
         door = self.controls[-1].door
-        while door.pending:
-            await asyncio.sleep(0.01)
+        await door.until_durable()
         return door.state.hash()
 
     def _outcome(self, records: list[Record], replayed: State, violations: list[str]) -> Outcome:
@@ -445,7 +449,7 @@ def installed(world: World) -> Iterator[None]:
         world.witness.listening(),
         clock.installed(world.loop, world.wall, world.choices),
         agents.installed(world),
-        mock.patch.object(core.bus, "_Client", lambda: Client(world.server)),
+        mock.patch.object(core.bus, "_Client", functools.partial(Client, world.server)),
     ):
         yield
 
