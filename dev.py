@@ -730,7 +730,8 @@ VERBS = {
     "faults": Verb(
         "faults [SUITE ...] [--seed N] [--long]",
         "Set up, then let things die and hold the log against what clients were told.",
-        "Without a name all suites: writer, ambiguous. The seed is printed; --seed takes it back.\n"
+        "Without a name all suites. The seed is printed; --seed takes it back: of `sim` it replays\n"
+        "that one seed, to the byte.\n"
         "Ends 1 if an acknowledged fact was lost or an effect happened twice.",
         _faults,
     ),

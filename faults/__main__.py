@@ -30,8 +30,8 @@ NAMES = (
 @click.option("--long", is_flag=True, help="Many more tries.")
 @click.option("--quick", is_flag=True, help="A few tries, as the tests do.")
 def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> None:
-    """Run the suites named, or all: writer, ambiguous, diskfull. Ends 1 on any violation, and where
-    a suite that was named cannot be run here."""
+    """Run the suites named, or all. Ends 1 on any violation, and where a suite that was named
+    cannot be run here."""
     program.configure_stdio()
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -1,8 +1,8 @@
 """A made-up nats-server and the network before it: what `core.bus.Bus` talks to.
 
 Messages take time, and in bad weather they are lost, doubled, or overtake each other, which is
-worse than TCP allows. A connection is cut, or stalls as by a cable pulled: a stall that is over in time
-only delays, a longer one is noticed by the pings of both sides.
+worse than TCP allows. A connection is cut, or stalls as by a cable pulled: a stall that is over in
+time only delays, a longer one is noticed by the pings of both sides.
 """
 
 import asyncio
