@@ -730,7 +730,7 @@ VERBS = {
     "faults": Verb(
         "faults [SUITE ...] [--seed N] [--long]",
         "Set up, then let things die and hold the log against what clients were told.",
-        "Without a name all suites. The seed is printed; --seed takes it back: of `sim` it replays\n"
+        "Without a name all suites. The seed is printed; --seed takes it back. Of sim it replays\n"
         "that one seed, to the byte.\n"
         "Ends 1 if an acknowledged fact was lost or an effect happened twice.",
         _faults,

@@ -248,13 +248,14 @@ def _taken_from_the_living(world: "World", ended: Ended, claim: dict[str, Any]) 
     ):
         return
     beats = [
-        beat.at
+        beat
         for beat in world.witness.signs[ended.control, worker_id].beats
-        if since < beat.at < until and attempt in beat.attempts
+        if since < beat.at < until
     ]
-    if beats:
+    # One that speaks of it no more has dropped it: told to, perhaps, by a writer of the past.
+    if beats and all(attempt in beat.attempts for beat in beats):
         yield (
             f"alive: {ended.control} ended attempt {claim['attempt']} of {claim['task_id']} at "
             f"{ended.at:.2f} s ({ended.reason}), though a heartbeat of {worker_id} spoke of it at "
-            f"{beats[-1]:.2f} s"
+            f"{beats[-1].at:.2f} s"
         )
