@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from core import audit
 from core.log import Record
 from core.projections.state import State
 from faults.simulation.witness import Ended, Told
@@ -78,6 +79,7 @@ def check(world: "World", records: list[Record], live: str, replayed: State) -> 
     if live and live != replayed.hash():
         found.append("replay: the writer's state is not what its log makes")
     found += [f"replay: {row.seq} {row.subject} {row.reason}" for row in replayed.quarantine]
+    found += [f"audit: {one}" for one in audit.check(records)]
     return found + [f"broken: {words}" for words in world.witness.broken]
 
 
