@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from core import chunks
+from core import chunks, platforms
 from core.chunks import File, Manifest
 
 
@@ -60,3 +60,4 @@ def unpack(files: Mapping[str, bytes], directory: Path) -> None:
         temporary.rmdir()
         return
     temporary.replace(directory)
+    platforms.sync_folder(directory.parent)

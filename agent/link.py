@@ -101,14 +101,20 @@ class Link:
                 one._wake()
             on_reconnect()
 
-        bus = await Bus.connect(
-            url,
-            credentials=(agent.jwt, bytes(seed).decode()),
-            name=agent.token,
-            inbox_prefix=f"_INBOX_{agent.token}",
-            on_reconnect=reconnected,
-            on_closed=closed,
-        )
+        try:
+            bus = await Bus.connect(
+                url,
+                credentials=(agent.jwt, bytes(seed).decode()),
+                name=agent.token,
+                inbox_prefix=f"_INBOX_{agent.token}",
+                on_reconnect=reconnected,
+                on_closed=closed,
+            )
+        except errors.Unavailable as error:
+            log.debug("no NATS: %s", error, extra={"action": "join"})
+            raise errors.Unavailable(
+                f"the server at {api} answers, but its message system at {url} does not"
+            ) from error
         link = cls(bus, agent)
         links.append(link)
         await link._listen(on_notice)
@@ -319,16 +325,31 @@ async def _join(api: str, worker_id: str, public_key: str, machine: Machine) -> 
             status = response.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise errors.Unavailable(
-            f"no server answers at {api}: {error}; is `aghsan up` running there?"
+            f"no server answers at {api} ({_why(error)}; is `aghsan up` running there?)"
         ) from error
     if status >= 500:
-        raise errors.Unavailable(f"the server at {api} answered {status}; trying again later")
+        raise errors.Unavailable(f"the server at {api} is not ready (it answered {status})")
     if status != 200:
         raise errors.Refused(f"the server at {api} refused to join: {_detail(raw)}")
     try:
         return msgspec.json.decode(raw, type=_Joined).agent
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise errors.Refused(f"{api} is no Aghsan server: {error}") from error
+
+
+def _why(error: Exception) -> str:
+    """Why nobody answers, without the words of the libraries between."""
+    match error:
+        case aiohttp.ClientSSLError():
+            return "no TLS that this machine trusts"
+        case aiohttp.ClientConnectorDNSError() | aiohttp.InvalidURL():
+            return "no host of that name is known"
+        case TimeoutError():
+            return f"no answer within {JOIN_SECONDS:g} s"
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            return "nothing listens there"
+        case _:
+            return "no connection could be made"
 
 
 def _detail(raw: bytes) -> str:

@@ -8,19 +8,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
 import msgspec
 
-from agent import folders
+from agent import folders, holdings
 from agent.artifacts import Packed, pack, unpack
 from agent.executors import jobs
 from agent.executors.process import Executor
-from agent.link import Link, Pulled
+from agent.holdings import LOSSES_KEPT, Holding, metrics_of
+from agent.link import PULL_SECONDS, Link, Pulled
 from agent.machine import Machine
-from core import errors, subjects, wire
+from agent.narrator import Narrator
+from core import errors, platforms, wire
 from core.events import Checkpoint, Rival, Token
 from core.projections.rounds import rivals_of
 
@@ -34,11 +35,11 @@ FULL_SECONDS_MAX = 600.0
 """How long a delivery waits for room on the server, while people may make some."""
 ROOM_BYTES_MIN = 128 * 1024 * 1024
 """Free on the agent's own disk before it asks for work."""
-LOSSES_KEPT = 50
 BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = (2.0, 60.0)
 RESULT_FILE = "result.json"
+STOPPED = "its worker was asked to stop"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,48 +53,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     direct: bool = False
 
 
-@dataclass
-class Holding:
-    """A task this agent holds, and where it stands."""
-
-    assignment: wire.Assignment
-    offer: Pulled
-    rival: Rival | str = ""
-    step: int = 0
-    total_steps: int = 0
-    loss: float | None = None
-    losses: list[tuple[str, int, float]] = field(default_factory=list)
-    results: dict[Rival, jobs.Result] = field(default_factory=dict)
-    candidates: dict[Rival, Path] = field(default_factory=dict)
-    uploads: set[asyncio.Task[None]] = field(default_factory=set)
-    lost: str = ""
-
-    @property
-    def token(self) -> Token:
-        """The fencing token of the claim."""
-        return self.assignment.token
-
-    def beat(self) -> wire.TaskBeat:
-        """Where the task stands, for the heartbeat."""
-        return wire.TaskBeat(
-            task_id=self.token.task_id,
-            attempt=self.token.attempt,
-            rival=self.rival,
-            step=self.step,
-            total_steps=self.total_steps,
-            loss=self.loss,
-        )
-
-
-class Superseded(Exception):
+class Superseded(errors.AghsanError):
     """Another session of this worker id took over; this agent must end."""
 
 
 class Worker:
     """One agent: one training at a time, deliveries in the background, always reachable."""
 
-    def __init__(self, settings: Settings, machine: Machine, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, machine: Machine, executor: Executor, narrator: Narrator
+    ) -> None:
         self._settings = settings
+        self._narrator = narrator
         self._machine = machine
         self._executor = executor
         self._link: Link | None = None
@@ -106,6 +77,10 @@ class Worker:
         self._ended: BaseException | None = None
         self.on_attached: Callable[[], None] = lambda: None
         self.completed = 0
+
+    @property
+    def _tasks(self) -> Path:
+        return self._settings.directory / "tasks"
 
     @property
     def _linked(self) -> Link:
@@ -122,8 +97,7 @@ class Worker:
         own.
         """
         folders.own(self._settings.directory / "bases")
-        # What an earlier run left belongs to claims that its new session gives up.
-        folders.empty(self._settings.directory / "tasks")
+        self._restore()
         beating = asyncio.create_task(self._beat_loop())
         beating.add_done_callback(self._spawned_ended)
         try:
@@ -137,6 +111,13 @@ class Worker:
             await self._leave()
         if self._ended is not None:
             raise self._ended
+
+    def _restore(self) -> None:
+        """Take up what an earlier run held as it died; the hello tells what is still ours."""
+        folders.own(self._tasks)
+        restored = holdings.restore(self._tasks)
+        self._holdings = {one.token.task_id: one for one in restored}
+        folders.empty(self._tasks, [holdings.folder_of(self._tasks, id) for id in self._holdings])
 
     async def _unless_stopped(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Do something to its end, or to the moment the agent is asked to stop."""
@@ -166,6 +147,8 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the agent to stop; `run` returns when it has."""
+        if not self._stopping.is_set():
+            self._narrator.stops(self._training)
         self._stopping.set()
         if self._training is not None:
             self._spawn_stop(save=True)
@@ -194,7 +177,7 @@ class Worker:
                 await self._begin_session()
                 return
             except errors.Unavailable as error:
-                log.warning("cannot attach yet: %s", error, extra={"action": "attach"})
+                self._unanswered("attach", error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
@@ -217,14 +200,16 @@ class Worker:
             raise
         # Only now: whoever retries a request does so under a session that exists.
         before, self._link, self._welcome = self._link, link, welcome
+        self._narrator.attached(self._settings.worker_id, link.lane, self._machine)
         if before is not None:
             await before.close()
         still = {token.task_id for token in welcome.holding}
         for task_id, item in list(self._holdings.items()):
             if task_id not in still:
-                self._lose(item, "the server gave it to another worker")
+                self._told_lost(item, "the server gave it to another worker")
 
     def _on_reconnect(self) -> None:
+        self._narrator.answered()
         self._spawn(self._reattach())
 
     def _on_closed(self, link: Link) -> None:
@@ -237,10 +222,14 @@ class Worker:
             try:
                 await self._until_answered(functools.partial(_reattach, holding.token), holding)
             except errors.Refused as error:
+<<<<<<< HEAD
                 self._lose(holding, str(error))
             except (errors.Unavailable, errors.LogFull) as error:
                 # Lost meanwhile, or asked to stop, or full for long: whoever still trains it hears.
                 log.info("not reattached: %s", error, extra={"action": "reattach"})
+=======
+                self._told_lost(holding, str(error))
+>>>>>>> main
 
     def _on_notice(self, notice: wire.Notice) -> None:
         if notice.kind == "superseded":
@@ -250,14 +239,20 @@ class Worker:
             return
         holding = self._holdings.get(notice.task_id)
         if holding is not None and notice.kind == "stop":
-            self._lose(holding, notice.detail)
+            self._told_lost(holding, notice.detail)
+
+    def _told_lost(self, holding: Holding, reason: str) -> None:
+        """The server says that a task is not ours. Of one that is being delivered it may say so
+        because it has the result already: there the answer to the delivery tells."""
+        if not holding.delivering:
+            self._lose(holding, reason)
 
     def _lose(self, holding: Holding, reason: str) -> None:
         """Stop working on a task that is no longer ours."""
         if holding.lost:
             return
         holding.lost = reason or "it is not ours any more"
-        log.info("%s is lost: %s", holding.token.task_id, holding.lost, extra={"action": "lose"})
+        self._narrator.dropped(holding, holding.lost)
         if self._training is holding:
             self._spawn_stop(save=False)
 
@@ -282,11 +277,12 @@ class Worker:
         """
         pause = 0.1
         give_up_at = time.monotonic() + FULL_SECONDS_MAX
-        said: type[errors.AghsanError] | None = None
         while True:
             link = self._linked
             try:
-                return await ask(link)
+                answer = await ask(link)
+                self._narrator.answered()
+                return answer
             except errors.SupersededSession as error:
                 if link is not self._link:
                     continue  # the session it was asked under was our own older one
@@ -297,11 +293,17 @@ class Worker:
                     raise
                 if isinstance(error, errors.LogFull) and time.monotonic() > give_up_at:
                     raise
-                if type(error) is not said:
-                    log.warning("waiting for the server: %s", error, extra={"action": "retry"})
-                said = type(error)
+                self._unanswered("retry", error)
                 await asyncio.sleep(pause)
                 pause = min(RETRY_SECONDS_MAX, pause * 2)
+
+    def _unanswered(self, action: str, error: errors.Unavailable | errors.LogFull) -> None:
+        log.debug("not answered, again: %s", error, extra={"action": action})
+        if isinstance(error, errors.LogFull):
+            self._narrator.full(str(error), again_seconds=FULL_SECONDS_MAX)
+            return
+        trains = self._training is not None
+        self._narrator.unanswered(str(error), trains=trains, again_seconds=RETRY_SECONDS_MAX)
 
     async def _beat_loop(self) -> None:
         prolonged = time.monotonic()
@@ -334,6 +336,11 @@ class Worker:
     # ── work ──
 
     async def _work(self) -> None:
+        for restored in list(self._holdings.values()):
+            if restored.lost or self._stopping.is_set():
+                await self._drop(restored)
+            else:
+                await self._hold(restored)
         while not self._stopping.is_set():
             while len(self._finishing) >= FINISHING_MAX:
                 await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
@@ -341,28 +348,33 @@ class Worker:
             holding = None if self._stopping.is_set() else await self._next()
             if holding is None:
                 continue
-            self._holdings[holding.token.task_id] = holding
-            self._training = holding
-            try:
-                await self._train(holding)
-            finally:
-                self._training = None
+            await self._hold(holding)
+
+    async def _hold(self, holding: Holding) -> None:
+        self._holdings[holding.token.task_id] = holding
+        self._training = holding
+        self._narrator.trains(holding)
+        try:
+            await self._train(holding)
+        finally:
+            self._training = None
+
+    async def _drop(self, holding: Holding) -> None:
+        """Give back what an earlier run held, without having trained it in this one."""
+        if holding.lost:
+            await self._forget(holding)
+        else:
+            await self._release(holding, STOPPED)
 
     async def _wait_for_room(self) -> None:
         """Wait, before asking for work, until this machine has room to do it; why is said once."""
-        said = False
+        directory, said = self._settings.directory, False
         while not self._stopping.is_set():
-            free_bytes = shutil.disk_usage(self._settings.directory).free
+            free_bytes = shutil.disk_usage(directory).free
             if free_bytes >= ROOM_BYTES_MIN:
                 return
             if not said:
-                log.warning(
-                    "no work is asked for: %d MiB are free on the disk of %s, %d MiB are needed",
-                    free_bytes // 2**20,
-                    self._settings.directory,
-                    ROOM_BYTES_MIN // 2**20,
-                    extra={"action": "room"},
-                )
+                self._narrator.short_of_room(directory, free_bytes, ROOM_BYTES_MIN)
                 said = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
@@ -370,8 +382,14 @@ class Worker:
     async def _next(self) -> Holding | None:
         """Wait for an offer and claim; None when there was nothing to wait for or to claim."""
         try:
+            began = time.monotonic()
             pulled = await self._pull()
-            if pulled is None or self._stopping.is_set():
+            if self._stopping.is_set():
+                return None
+            if pulled is None:
+                # Else the wait was ended by a connection that came back.
+                if time.monotonic() - began > PULL_SECONDS / 2:
+                    self._narrator.waits()
                 return None
             # Asked again after a lost answer, the same id gives the same task.
             claim_id = uuid.uuid4().hex
@@ -382,7 +400,7 @@ class Worker:
                 return Holding(assignment, pulled)
             await self._linked.acknowledge(pulled)
         except (errors.Unavailable, errors.LogFull) as error:
-            log.info("no work can be asked for: %s", error, extra={"action": "claim"})
+            self._unanswered("claim", error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
         except errors.SupersededSession:
@@ -402,6 +420,9 @@ class Worker:
     async def _train(self, holding: Holding) -> None:
         """Train each rival of a task, then deliver in the background."""
         try:
+            if not holding.starts:
+                folder = holdings.folder_of(self._tasks, holding.token.task_id)
+                await asyncio.to_thread(holdings.keep, folder, holding)
             for rival in rivals_of(holding.assignment.role):
                 await self._train_rival(holding, rival)
                 if holding.lost or self._stopping.is_set():
@@ -426,9 +447,10 @@ class Worker:
         if holding.lost:
             await self._forget(holding)
         elif len(holding.results) == len(rivals_of(holding.assignment.role)):
+            holding.delivering = True
             self._spawn(self._deliver(holding))
         else:
-            await self._release(holding, "its worker was asked to stop")
+            await self._release(holding, STOPPED)
 
     async def _train_rival(self, holding: Holding, rival: Rival) -> None:
         assignment = holding.assignment
@@ -458,8 +480,9 @@ class Worker:
         holding.rival = rival
         outcome = await self._run_job(job, holding, rival)
         if isinstance(outcome, jobs.Result):
-            holding.results[rival] = outcome
-            holding.candidates[rival] = Path(outcome.candidate_directory)
+            self._take_result(holding, rival, outcome)
+            result = msgspec.json.encode(outcome)
+            await asyncio.to_thread(platforms.write_atomically, directory / RESULT_FILE, result)
             if rival != rivals[-1]:
                 self._upload(holding, self._store_candidate(holding, rival))
         elif outcome.directory and not holding.lost:
@@ -567,8 +590,11 @@ class Worker:
         await self._until_answered(lambda link: link.checkpoint(request), holding)
 
     async def _resume(self, holding: Holding, rival: Rival, directory: Path) -> bool:
-        """Fetch what an earlier attempt left of this rival; whether there is something."""
+        """Find what an earlier attempt, or an earlier run, left of this rival; whether there is
+        something."""
         point = next((p for p in holding.assignment.resume if p.rival == rival), None)
+        if holding.starts and self._resume_here(holding, rival, directory):
+            return True
         if point is None:
             shutil.rmtree(directory, ignore_errors=True)
             return False
@@ -579,6 +605,22 @@ class Worker:
             return self._take_finished(holding, rival, directory, point, files)
         await asyncio.to_thread(unpack, files, directory / f"step-{point.step:08d}")
         return True
+
+    def _resume_here(self, holding: Holding, rival: Rival, directory: Path) -> bool:
+        """Whether this machine itself holds a result of this rival, or a state to go on from."""
+        try:
+            finished = (directory / RESULT_FILE).read_bytes()
+        except FileNotFoundError:
+            return any(directory.glob("step-*"))
+        self._take_result(holding, rival, msgspec.json.decode(finished, type=jobs.Result))
+        if rival != rivals_of(holding.assignment.role)[-1]:
+            self._upload(holding, self._store_candidate(holding, rival))
+        return True
+
+    def _take_result(self, holding: Holding, rival: Rival, result: jobs.Result) -> None:
+        holding.results[rival] = result
+        holding.candidates[rival] = Path(result.candidate_directory)
+        holding.step, holding.total_steps = result.steps, result.total_steps
 
     def _take_finished(
         self,
@@ -617,8 +659,7 @@ class Worker:
         return directory
 
     def _directory(self, holding: Holding, rival: Rival) -> Path:
-        task = subjects.token(holding.token.task_id)
-        return self._settings.directory / "tasks" / task / rival
+        return holdings.folder_of(self._tasks, holding.token.task_id) / rival
 
     # ── endings ──
 
@@ -636,8 +677,10 @@ class Worker:
             )
             await self._until_answered(lambda link: link.complete(request), holding)
             self.completed += 1
+            self._narrator.delivered(holding)
         except errors.Unavailable as error:
-            log.warning("left with a result not delivered: %s", error, extra={"action": "deliver"})
+            log.debug("not delivered: %s", error, extra={"action": "deliver"})
+            self._narrator.left(holding, "not delivered")
         except errors.Conflict as error:
             self._lose(holding, f"its result was refused: {error}")
         except (errors.AghsanError, OSError) as error:
@@ -679,14 +722,16 @@ class Worker:
         await self._settle_uploads(holding)
         try:
             await self._until_answered(lambda link: link.release(holding.token, reason), holding)
+            self._narrator.released(holding)
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
-            log.info("not released: %s", error, extra={"action": "release"})
+            log.debug("not released: %s", error, extra={"action": "release"})
+            self._narrator.left(holding, "not given back")
         finally:
             await self._forget(holding)
 
     async def _give_up(self, holding: Holding, reason: str) -> None:
         """Tell the server that this attempt failed, and why."""
-        log.warning("%s failed: %s", holding.token.task_id, reason, extra={"action": "fail"})
+        self._narrator.failed(holding, reason)
         first, _, tail = reason.partition("\n")
         try:
             await self._until_answered(lambda link: link.fail(holding.token, first, tail), holding)
@@ -700,8 +745,7 @@ class Worker:
         self._holdings.pop(holding.token.task_id, None)
         with contextlib.suppress(errors.Unavailable):
             await self._linked.acknowledge(holding.offer)
-        task = subjects.token(holding.token.task_id)
-        directory = self._settings.directory / "tasks" / task
+        directory = holdings.folder_of(self._tasks, holding.token.task_id)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def _leave(self) -> None:
@@ -731,33 +775,3 @@ def checkpoint_seconds(budget_seconds: float) -> float:
     """Seconds between checkpoints: a sixth of the budget, between 2 and 60."""
     shortest, longest = CHECKPOINT_SECONDS
     return min(longest, max(shortest, budget_seconds / 6))
-
-
-def metrics_of(holding: Holding) -> dict[str, Any]:
-    """What a result says: the better rival's figures, and each rival's own."""
-    best = min(holding.results, key=lambda rival: holding.results[rival].loss)
-    assignment = holding.assignment
-    every = max(1, len(holding.losses) // LOSSES_KEPT)
-    shown = ("loss", "baseline_loss", "evidence_rate", "steps", "params", "bytes")
-    result = msgspec.to_builtins(holding.results[best])
-    return {
-        **{name: result[name] for name in shown},
-        "rival": best,
-        "weights_sha256": result["weights_sha256"],
-        "seed": assignment.seed,
-        "workload": {
-            "specialist": assignment.workload.specialist,
-            "parameters": assignment.workload.parameters,
-            "inherited": assignment.workload_inherited,
-        },
-        "base_sha256": assignment.base.weights_sha256 if assignment.base else "",
-        "rivals": {
-            rival: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
-            for rival, each in holding.results.items()
-        },
-        "losses": [list(point) for point in holding.losses[::every]],
-        "finished_at": time.time(),
-    }
-
-
-_PRIVATE = ("candidate_directory", "node_id")

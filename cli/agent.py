@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import platform
+import time
 from pathlib import Path
 
 import click
 
 from cli import child
-from core import errors, subjects
+from core import errors
 
 
 @click.command()
@@ -19,7 +20,12 @@ from core import errors, subjects
     show_default=True,
     help="The server's address; nothing else of it needs to be reachable.",
 )
-@click.option("--worker-id", envvar="WORKER_ID", default="", help="Default: this host's name.")
+@click.option(
+    "--worker-id",
+    envvar="WORKER_ID",
+    default="",
+    help="Default: this host's name, and HOST-2, HOST-3… for further agents on it.",
+)
 @click.option("--poll-sec", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600))
 @click.option(
     "--train-sec",
@@ -31,7 +37,7 @@ from core import errors, subjects
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/WORKER_ID.",
+    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/SERVER/WORKER_ID.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
@@ -47,40 +53,51 @@ def agent(
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent import machine, worker
+    from agent import folders, machine, worker
     from agent.executors.process import Executor
+    from agent.narrator import Narrator
 
     child.configure_logging(verbose)
-    if not api.startswith(("http://", "https://")):
-        raise click.UsageError(f"--api takes an address such as http://host:8000, not {api!r}")
-    worker_id = worker_id or platform.node() or "agent"
+    server = folders.of_server(Path.home(), api)
+    locks = []
+    if not worker_id:
+        worker_id, lock = folders.use_first_free(server, platform.node() or "agent")
+        locks.append(lock)
+    if directory or not locks:
+        locks.append(folders.use(directory or folders.of_agent(server, worker_id)))
     settings = worker.Settings(
         api=api,
         worker_id=worker_id,
-        directory=directory or Path.home() / ".aghsan" / "agents" / subjects.token(worker_id),
+        directory=directory or folders.of_agent(server, worker_id),
         train_seconds=train_sec,
         poll_seconds=poll_sec,
         direct=direct,
     )
-    settings.directory.mkdir(parents=True, exist_ok=True)
-    one = worker.Worker(settings, machine.inspect(), Executor())
+    say = _to_log if as_child else _to_terminal
+    one = worker.Worker(settings, machine.inspect(), Executor(), Narrator(say, api))
 
     async def run() -> None:
         child.on_stop(asyncio.get_running_loop(), one.stop, child=as_child)
         await one.run()
 
-    def attached() -> None:
-        if as_child:
-            child.tell("ready", worker_id=worker_id)
-        else:
-            child.say(f"attached to {api} as {worker_id}; Ctrl-C checkpoints, releases and leaves")
-
-    one.on_attached = attached
+    if as_child:
+        one.on_attached = lambda: child.tell("ready", worker_id=worker_id)
+    else:
+        # The agent's own lines tell of cuts.
+        logging.getLogger("core.bus").setLevel(logging.DEBUG if verbose else logging.ERROR)
     try:
         asyncio.run(run())
-    except worker.Superseded as error:
-        logging.getLogger(__name__).error("another agent named %s took over: %s", worker_id, error)
-        raise SystemExit(child.REFUSED) from error
-    except (errors.Refused, errors.DataDirectoryError) as error:
+    except (worker.Superseded, errors.Refused, errors.DataDirectoryError) as error:
+        if not as_child:
+            raise
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error
+
+
+def _to_terminal(line: str) -> None:
+    child.say(f"{time.strftime('%H:%M:%S')}  {line}")
+
+
+def _to_log(line: str) -> None:
+    """Under `up` the control process tells people what its agents do."""
+    logging.getLogger(__name__).info("%s", line, extra={"action": "narrate"})

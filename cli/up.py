@@ -24,13 +24,14 @@ from core.replay import prepare_end
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
 SERVER_STOP_SECONDS = 9.5
-"""Counted from the signal: by then agents, then judge and control, then nats-server have ended, or
+"""Counted from the signal: by then agents and judge, then control, then nats-server have ended, or
 are ended."""
 READY_SECONDS_MAX = 180.0
 BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 10.0
 """As long as the longest pause: what ends again and again is started no more often than that."""
+AGENT = "agent-"
 
 
 @dataclass
@@ -178,6 +179,9 @@ class Supervisor:
         member.pid = int(str(told["pid"]))
         member.told.update(told)
         if told["kind"] == "ready":
+            # That an agent is back is told by its joining.
+            if member.restarts.ends and not member.ready and not member.name.startswith(AGENT):
+                child.say(f"{member.name} is back")
             member.ready = True
             self._write_ready()
         elif told["kind"] == "restart_server":
@@ -256,11 +260,12 @@ class Supervisor:
         """End everything in order: agents, judge, control, nats-server."""
         child.say("stopping")
         self.on_signal()
-        agents = [m for m in self._members.values() if m.name.startswith("agent-")]
-        others = [self._members[name] for name in ("judge", "gateway") if name in self._members]
+        agents = [m for m in self._members.values() if m.name.startswith(AGENT)]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
-        for other in others:
-            self._end([other], self._asked + CONTROL_STOP_SECONDS)
+        # A judge that takes long must leave the control process its time for a last seal.
+        for name, seconds in (("judge", AGENTS_STOP_SECONDS), ("gateway", CONTROL_STOP_SECONDS)):
+            if name in self._members:
+                self._end([self._members[name]], self._asked + seconds)
         self._server.stop(max(0.5, self._asked + SERVER_STOP_SECONDS - time.monotonic()))
         with contextlib.suppress(OSError):
             (self._data / "run.json").unlink()
@@ -451,13 +456,13 @@ def _start_members(
     )
     members = [
         supervisor.add(
-            f"agent-{number}",
+            f"{AGENT}{number}",
             "agent",
             "--child",
             "--direct",
-            *("--api", http, "--worker-id", f"agent-{number}"),
+            *("--api", http, "--worker-id", f"{AGENT}{number}"),
             *("--train-sec", str(train_sec)),
-            *("--directory", str(data / "agents" / f"agent-{number}")),
+            *("--directory", str(data / "agents" / f"{AGENT}{number}")),
         )
         for number in range(1, agents + 1)
     ]

@@ -21,6 +21,7 @@ AghsanError
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DiskFull                this machine has no room for what it was to write
 ├── DataDirectoryError      the data directory cannot be used as it is
+│   └── DirectoryInUse      another process uses it
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
 ├── SnapshotUnusable        a snapshot that is damaged, or not of this log and program
@@ -112,6 +113,10 @@ class DiskFull(AghsanError):
 
 class DataDirectoryError(AghsanError):
     """The data directory is in use, unreadable, or not one of ours."""
+
+
+class DirectoryInUse(DataDirectoryError):
+    """Another process holds the lock on the directory."""
 
 
 class BackupError(AghsanError):

@@ -56,7 +56,8 @@ class DataLock:
         self._file: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises DataDirectoryError when another process holds it."""
+        """Take the lock. Raises DirectoryInUse when another process holds it, DataDirectoryError
+        when it cannot be opened."""
         assert self._file is None, "the lock is held already"
         try:
             flags = os.O_RDONLY if self._traceless else os.O_RDWR | os.O_CREAT
@@ -71,7 +72,7 @@ class DataLock:
         except OSError as error:
             holder = _pid_behind_lock(file)
             os.close(file)
-            raise errors.DataDirectoryError(
+            raise errors.DirectoryInUse(
                 f"The data directory {self._path.parent} is in use by {holder}. Stop that one"
                 " first, or choose another data directory."
             ) from error

@@ -20,6 +20,7 @@ NAMES = (
     "poison",
     "diskfull",
     "powerloss",
+    "partition",
     "sim",
 )
 

@@ -157,10 +157,7 @@ class Desk:
         """The worker id behind a subject token. Raises SupersededSession for an old session."""
         worker = self._by_token(token)
         if worker is None or worker.session != session:
-            raise errors.SupersededSession(
-                "this session is over: another one of the same worker id took its place, or the "
-                "server does not know it; say hello again"
-            )
+            raise errors.SupersededSession(_over(worker))
         return worker.worker_id
 
     def _by_token(self, token: str) -> Worker | None:
@@ -238,9 +235,7 @@ class Desk:
         if worker is None or worker.session != beat.session:
             await self._tell(
                 beat.worker_id,
-                wire.Notice(
-                    kind="superseded", session=beat.session, detail="another session took over"
-                ),
+                wire.Notice(kind="superseded", session=beat.session, detail=_over(worker)),
             )
             return
         held = [task for task in beat.tasks if self._still_held(beat.worker_id, task)]
@@ -577,6 +572,20 @@ class Desk:
                 return await self._door.execute(
                     commands.DecideRound(**values), meta, lambda _: wire.Done()
                 )
+
+
+def _over(worker: Worker | None) -> str:
+    """Why a session is over, and what its agent's owner can do."""
+    if worker is None or not worker.session:
+        return (
+            "this session is over: the server knows no session of this worker, as after its data "
+            "was replaced; start the agent again"
+        )
+    return (
+        f"this session is over: another agent joined as {worker.worker_id} from {worker.hostname} "
+        f"({worker.lane}), and a worker id belongs to one agent at a time; give one of them "
+        "another --worker-id"
+    )
 
 
 class _Pull(msgspec.Struct, frozen=True):

@@ -35,27 +35,31 @@ def _text(data: events.EventData, state: State) -> str:
             queued = state.tasks.counts["queued"]
             return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
         case events.TaskCompleted():
+            # An agent trains its next task while it delivers the one before.
             node = _node_of(data.task_id, state)
             if not data.candidates:
-                return f"{data.worker_id} completed {node}{_loss_in(data.metrics)}"
+                return f"{data.worker_id} delivered {node}{_loss_in(data.metrics)}"
             claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
             loss, baseline = claims.get("loss"), claims.get("baseline_loss")
             shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
-            return f"{data.worker_id} completed {node} · {shown}"
+            return f"{data.worker_id} delivered {node} · {shown}"
         case events.RoundDecided():
             return _decided(data, state)
         case events.ChampionPromoted():
             return _promoted(data)
         case events.ClaimExpired():
-            return f"{data.task_id}: attempt {data.attempt} lost ({data.reason}); queued again"
+            node = _node_of(data.task_id, state)
+            return f"{node}: attempt {data.attempt} was lost ({data.reason}); queued again"
         case events.ClaimReleased():
-            return f"{data.task_id}: given back ({data.reason})"
+            return f"{_node_of(data.task_id, state)} was given back ({data.reason})"
         case events.AttemptFailed():
-            return f"{data.task_id}: attempt {data.attempt} failed ({data.reason})"
+            node = _node_of(data.task_id, state)
+            return f"{node}: attempt {data.attempt} of {data.task_id} failed ({data.reason})"
         case events.TaskFailed():
-            return f"{data.task_id} failed for good: {'; '.join(data.reasons)}"
+            node = _node_of(data.task_id, state)
+            return f"{node}: {data.task_id} failed for good: {'; '.join(data.reasons)}"
         case events.TaskCancelled():
-            return f"{data.task_id} was cancelled"
+            return f"{_node_of(data.task_id, state)} was cancelled"
         case events.SessionOpened():
             return f"{data.worker_id} joined from {data.hostname} ({data.lane})"
         case events.WorkerRegistered():
@@ -97,13 +101,31 @@ def _decided(data: events.RoundDecided, state: State) -> str:
         return ""
     row = state.rounds.table.get(data.round_id)
     node_id = row.node_id if row else data.round_id
-    judged = next((one for one in data.candidates if one.ratio is not None), None)
+    judged = next((one for one in data.candidates if one.verdict == "reject"), None)
     if judged is None:
-        return f"judge: {node_id} stays as it is · {data.reasons.en}"
+        # Nothing was compared: the reasons begin with why.
+        return f"judge: {node_id} stays as it is · {data.reasons.en.partition('. ')[0].rstrip('.')}"
+    if data.champion_error is None:
+        return (
+            f"judge: {node_id} stays without a champion · error {_figure(judged.error)} is not "
+            f"surely below a trivial guess's{_bounds(judged, data.look)}"
+        )
+    if data.champion_error == 0:
+        return f"judge: {node_id} keeps its champion, which makes no error"
     return (
-        f"judge: {node_id} stays as it is · {_figure(judged.error)} is not surely better "
-        f"({_figure(judged.ratio)} times, perhaps {_figure(judged.ratio_upper)}; look {data.look})"
+        f"judge: {node_id} keeps its champion · error {_figure(judged.error)} is not surely below "
+        f"its {_figure(data.champion_error)}{_bounds(judged, data.look)}"
     )
+
+
+def _bounds(judged: events.CandidateVerdict, look: int) -> str:
+    """What the gate compared; of a candidate that makes no error a ratio says nothing."""
+    if judged.error == 0:
+        return f" on so few differing cases (look {look})"
+    if judged.ratio is None or judged.ratio_upper is None:
+        return ""
+    ratio, upper = _figure(judged.ratio), _figure(judged.ratio_upper)
+    return f" ({ratio} times, perhaps {upper}; look {look})"
 
 
 def _promoted(data: events.ChampionPromoted) -> str:

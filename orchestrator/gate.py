@@ -26,6 +26,7 @@ ERROR_FLOOR = 1e-9
 ERROR_MAX = 1e100
 """Errors above this count as this, so that no sum of them overflows."""
 TAIL_RESAMPLES_MIN = 10
+RATIO_SAID_MAX = 1_000
 _RESAMPLES_AT_ONCE = 500
 
 Floats = npt.NDArray[np.float64]
@@ -244,21 +245,13 @@ def _reasons(
         head_en, head_ar = f"Better than {whom.en}", f"أفضل من {whom.ar}"
     else:
         head_en, head_ar = f"Not surely better than {whom.en}", f"لم يثبت أنه أفضل من {whom.ar}"
-    ratio = "—" if ruling.ratio is None else f"{ruling.ratio:.3g}"
-    means = f"{ruling.error:.4g}", f"{ruling.opponent_error:.4g}"
-    kind_en, kind_ar = (
-        ("the geometric mean", "المتوسط الهندسي")
-        if ruling.method == "log-ratio"
-        else ("the ratio of the means", "نسبة المتوسطين")
-    )
+    measured = _comparison(ruling, differing, whom)
     en = (
-        f"{head_en}: on {ruling.cases:,} hidden cases its error is {ratio} times that of "
-        f"{whom.en} ({kind_en}; mean errors {means[0]} against {means[1]}), at look {look}, "
+        f"{head_en}: on {ruling.cases:,} hidden cases {measured.en}, at look {look}, "
         f"α = {ruling.alpha:.2g}. "
     )
     ar = (
-        f"{head_ar}: على {ruling.cases:,} حالة مخفية يبلغ خطؤه {ratio} من خطأ {whom.ar} "
-        f"({kind_ar}؛ متوسط الخطأ {means[0]} مقابل {means[1]})، في النظرة {look}، "
+        f"{head_ar}: على {ruling.cases:,} حالة مخفية {measured.ar}، في النظرة {look}، "
         f"α = {ruling.alpha:.2g}. "
     )
     told = [*_faults(ruling, failed, differing)] or [_praise(ruling)]
@@ -268,39 +261,96 @@ def _reasons(
     )
 
 
+def _comparison(ruling: Ruling, differing: int, whom: Reasons) -> Reasons:
+    """What was measured. Where one of the two makes no error, there is no ratio to speak of."""
+    own, opponent = f"{ruling.error:.4g}", f"{ruling.opponent_error:.4g}"
+    if not differing and not ruling.error:
+        return Reasons(
+            en=f"neither this candidate nor {whom.en} makes an error",
+            ar=f"لا يخطئ هذا المرشح ولا {whom.ar}",
+        )
+    if not differing:
+        return Reasons(
+            en=f"its errors are exactly those of {whom.en} (mean error {own})",
+            ar=f"أخطاؤه هي أخطاء {whom.ar} نفسها تمامًا (متوسط الخطأ {own})",
+        )
+    if not ruling.opponent_error:
+        return Reasons(
+            en=f"{whom.en} makes no error, and this candidate's mean error is {own}",
+            ar=f"لا يخطئ {whom.ar}، ومتوسط خطأ هذا المرشح {own}",
+        )
+    if not ruling.error:
+        return Reasons(
+            en=f"this candidate makes no error, and the mean error of {whom.en} is {opponent}",
+            ar=f"لا يخطئ هذا المرشح، ومتوسط خطأ {whom.ar} {opponent}",
+        )
+    assert ruling.ratio is not None, "errors above 0 have a ratio"
+    ratio = _rounded(ruling.ratio, ".3g")
+    kind_en, kind_ar = (
+        ("the geometric mean", "المتوسط الهندسي")
+        if ruling.method == "log-ratio"
+        else ("the ratio of the means", "نسبة المتوسطين")
+    )
+    return Reasons(
+        en=f"its error is {ratio.en} times that of {whom.en} ({kind_en}; mean errors {own} "
+        f"against {opponent})",
+        ar=f"نسبة خطئه إلى خطأ {whom.ar} {ratio.ar} ({kind_ar}؛ متوسط الخطأ {own} مقابل "
+        f"{opponent})",
+    )
+
+
+def _rounded(ratio: float, form: str) -> Reasons:
+    """A ratio; beyond a thousand either way nobody reads its digits."""
+    if ratio < 1 / RATIO_SAID_MAX:
+        return Reasons(en=f"less than {1 / RATIO_SAID_MAX:g}", ar=f"أقل من {1 / RATIO_SAID_MAX:g}")
+    if ratio > RATIO_SAID_MAX:
+        return Reasons(en=f"more than {RATIO_SAID_MAX:,}", ar=f"أكثر من {RATIO_SAID_MAX:,}")
+    return Reasons(en=f"{ratio:{form}}", ar=f"{ratio:{form}}")
+
+
 def _praise(ruling: Ruling) -> Reasons:
     evidence = f"{ruling.evidence_rate:.3f}", f"{ruling.opponent_evidence_rate:.3f}"
+    assert ruling.ratio_upper is not None, "nothing is better than no error"
+    upper = f"{max(ruling.ratio_upper, 1 / RATIO_SAID_MAX):.4g}"
     return Reasons(
-        en=f"The ratio is surely below {_upper(ruling)}, and {RATIO_MAX} was asked for; its "
+        en=f"The ratio is surely below {upper}, and {RATIO_MAX} was asked for; its "
         f"evidence rate is {evidence[0]} against {evidence[1]}.",
-        ar=f"النسبة دون {_upper(ruling)} يقينًا، والمطلوب أن تكون دون {RATIO_MAX}؛ ونسبة الإجابات "
+        ar=f"النسبة دون {upper} يقينًا، والمطلوب أن تكون دون {RATIO_MAX}؛ ونسبة الإجابات "
         f"المثبتة {evidence[0]} مقابل {evidence[1]}.",
     )
 
 
-def _upper(ruling: Ruling) -> str:
-    return "—" if ruling.ratio_upper is None else f"{ruling.ratio_upper:.4g}"
+def _not_lower(ruling: Ruling, differing: int) -> Reasons:
+    """Why the error is not surely lower."""
+    if not ruling.opponent_error:
+        return Reasons(en="No error is lower than none.", ar="وليس دون الصفر خطأ.")
+    if not differing:
+        return Reasons(en="Equal errors are no improvement.", ar="وتساوي الأخطاء ليس تحسنًا.")
+    if not ruling.error:
+        return _too_few(differing)
+    assert ruling.ratio_upper is not None, "errors above 0 have a ratio"
+    upper = _rounded(ruling.ratio_upper, ".4g")
+    return Reasons(
+        en=f"The ratio must surely be below {RATIO_MAX}, and may be {upper.en}.",
+        ar=f"والواجب أن تكون النسبة دون {RATIO_MAX} يقينًا، وقد تبلغ {upper.ar}.",
+    )
+
+
+def _too_few(differing: int) -> Reasons:
+    cases = "1 case" if differing == 1 else f"{differing:,} cases"
+    return Reasons(
+        en=f"The two differ on {cases} only, too few or too evenly to tell them apart.",
+        ar=f"عدد الحالات التي يختلفان فيها {differing:,} فقط، وهذا لا يكفي للتمييز بينهما.",
+    )
 
 
 def _faults(ruling: Ruling, failed: _Failed, differing: int) -> list[Reasons]:
     faults = []
     if failed.ratio:
-        faults.append(
-            Reasons(
-                en=f"The ratio may be as high as {_upper(ruling)}; it must surely be below "
-                f"{RATIO_MAX}.",
-                ar=f"قد تبلغ النسبة {_upper(ruling)}، والواجب أن تكون دون {RATIO_MAX} يقينًا.",
-            )
-        )
+        faults.append(_not_lower(ruling, differing))
     if failed.few:
-        faults.append(
-            Reasons(
-                en=f"The two differ on {differing:,} cases only, too few and too evenly to tell "
-                "them apart.",
-                ar=f"لا يختلفان إلا في {differing:,} حالة، وهذا لا يكفي للتمييز بينهما.",
-            )
-        )
-    if failed.difference:
+        faults.append(_too_few(differing))
+    if failed.difference and ruling.error and ruling.opponent_error:
         faults.append(
             Reasons(
                 en=f"Its mean error may be higher by {ruling.difference_upper:.3g}.",

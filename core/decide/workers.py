@@ -135,7 +135,8 @@ def require_session(state: State, worker_id: str, session: str) -> None:
     worker = state.workers.table.get(worker_id)
     if worker is None or not session or worker.session != session:
         raise errors.SupersededSession(
-            f"another session of worker {worker_id!r} took over; this one must stop its work"
+            f"another session of worker {worker_id!r} took over; this one must stop its work, or "
+            "get another --worker-id"
         )
 
 

@@ -40,7 +40,9 @@ def test_a_task_outlives_the_full_disk_of_its_agent_without_a_strike(
     argv = ["agent", "--api", stack.http, "--worker-id", "a", "--train-sec", "12", "--directory"]
     with log.open("wb") as words:
         agent = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *argv, str(disk / "agent")], stderr=words
+            [sys.executable, "-m", "cli.main", *argv, str(disk / "agent")],
+            stdout=words,
+            stderr=subprocess.STDOUT,
         )
     try:
         task_id = stack.enqueue("stats-bayesian", role="reinventor")
@@ -49,7 +51,7 @@ def test_a_task_outlives_the_full_disk_of_its_agent_without_a_strike(
         ballast.fill(0)
         # The first state that finds no room ends the attempt.
         until(lambda: stack.task(task_id)["status"] == "queued", "given back")
-        until(lambda: b"no work is asked for" in log.read_bytes(), "the reason was said")
+        until(lambda: b"asks for no work" in log.read_bytes(), "the reason was said")
         ballast.free()
         task = stack.completed(task_id)
     finally:
@@ -57,7 +59,7 @@ def test_a_task_outlives_the_full_disk_of_its_agent_without_a_strike(
         agent.wait()
     ended = [_end_of(one) for one in task["attempts"]]
     assert ended == ["released", "completed"], task["attempts"]
-    assert log.read_text().count("no work is asked for") == 1
+    assert log.read_text().count("asks for no work") == 1
 
 
 def _end_of(attempt: dict[str, Any]) -> str:

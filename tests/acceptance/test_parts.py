@@ -1,6 +1,9 @@
 """The parts that people start by themselves, each beside a server that runs already."""
 
 import contextlib
+import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cli import child
 from tests.acceptance.stack import STOP_SECONDS_MAX, Stack, aghsan, until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -25,11 +27,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def part(log: Path, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+def part(log: Path, *args: str, home: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A part that runs inside the block, and is stopped by Ctrl-C at its end."""
+    env = {**os.environ, **({"HOME": str(home), "USERPROFILE": str(home)} if home else {})}
     with log.open("wb") as words:
         argv = [sys.executable, "-m", "cli.main", *args]
-        process = subprocess.Popen(argv, stdout=words, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(argv, stdout=words, stderr=subprocess.STDOUT, env=env)
     try:
         yield process
         assert process.poll() is None, log.read_text()
@@ -55,13 +58,70 @@ def test_an_agent_that_reaches_only_the_gateways_port_trains_under_any_name(
     assert workers[name]["reason"] == "it said goodbye"
 
 
+def test_an_agent_says_in_a_line_each_what_it_does(stack: Stack, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    where = ("--worker-id", "teller", "--directory", str(tmp_path / "agent"))
+    with part(log, "agent", "--api", stack.http, *where):
+        first = stack.enqueue("opt-convex", budget_seconds=1)
+        stack.completed(first)
+        until(lambda: "waiting for work" in log.read_text(), "it says that it waits")
+        second = stack.enqueue("opt-convex", budget_seconds=60)
+        until(lambda: f"trains {second}" in log.read_text(), "it says what it trains")
+    patterns = (
+        rf"joined {stack.http} as teller \(lane cpu-\d+: 1 × cpu, .* GB\); Ctrl-C .*",
+        rf"trains {first} on opt-convex “اختبار” \(dual\)",
+        rf"delivered {first} on opt-convex · loss: evolver .*, reinventor .*, baseline .*",
+        r"waiting for work",
+        rf"trains {second} on opt-convex “اختبار” \(dual\)",
+        rf"stopping: saves {second} and gives it back",
+        rf"gave back {second} on opt-convex at step \d+ of \d+",
+    )
+    for line, pattern in zip(log.read_text().splitlines(), patterns, strict=True):
+        assert re.fullmatch(r"\d\d:\d\d:\d\d  " + pattern, line), line
+    stack.ask(f"/tasks/{second}/cancel", {})
+
+
+def test_agents_of_one_host_that_name_themselves_work_side_by_side(
+    stack: Stack, tmp_path: Path
+) -> None:
+    local = ("agent", "--api", stack.http)
+
+    def online() -> set[str]:
+        workers = stack.ask("/workers")["workers"]
+        return {one["worker_id"] for one in workers if one["status"] == "online"}
+
+    host = platform.node()
+    with part(tmp_path / "first", *local, home=tmp_path):
+        until(lambda: online() == {host}, "the first is there")
+        with part(tmp_path / "second", *local, home=tmp_path):
+            until(lambda: online() == {host, f"{host}-2"}, "the second is there")
+
+
+def test_an_agent_whose_id_was_taken_elsewhere_ends_with_one_line_that_says_what_to_do(
+    stack: Stack, tmp_path: Path
+) -> None:
+    def argv(number: int) -> tuple[str, ...]:
+        where = ("--directory", str(tmp_path / str(number)))
+        return "agent", "--api", stack.http, "--worker-id", "twice", *where
+
+    command = [sys.executable, "-m", "cli.main", *argv(1)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
+        until(lambda: stack.ask("/status")["network"]["workers_online"], "the first is there")
+        with part(tmp_path / "second", *argv(2)):
+            _, words = first.communicate(timeout=30)
+    assert first.returncode == 1
+    (line,) = words.splitlines()
+    assert platform.node() in line
+    assert "give one of them another --worker-id" in line
+
+
 @pytest.mark.parametrize("name", ["tasks", "bases"])
 def test_an_agent_in_a_folder_of_somebody_else_ends_and_deletes_nothing(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name / "of-mine").mkdir(parents=True)
-    ran = aghsan("agent", "--api", NOWHERE, "--directory", tmp_path)
-    assert ran.returncode == child.REFUSED
+    ran = aghsan("agent", "--api", NOWHERE, "--worker-id", "one", "--directory", tmp_path)
+    assert ran.returncode == 1
     assert "--directory" in ran.stderr
     assert (tmp_path / name / "of-mine").is_dir()
 

@@ -64,6 +64,27 @@ def test_a_killed_agents_task_goes_on_elsewhere_from_its_checkpoint_to_the_same_
     assert task["candidates"][0]["weights_sha256"] == unbroken(tmp_path, task)["weights_sha256"]
 
 
+def test_an_agent_that_is_killed_alone_goes_on_under_its_claim_to_the_same_weights(
+    stack: Stack, tmp_path: Path
+) -> None:
+    stack.start("--agents", "1")
+    task_id = stack.enqueue("stats-bayesian", seed=SEED, budget_seconds=24)
+
+    def is_in_its_second_rival() -> bool:
+        return any(point["rival"] == "reinventor" for point in stack.task(task_id)["resume"])
+
+    until(is_in_its_second_rival, "a checkpoint of the second rival")
+    stack.kill("agent-1")
+    task = stack.completed(task_id)
+    assert [attempt["state"] for attempt in task["attempts"]] == ["completed"]
+    rivals = task["result"]["metrics"]["rivals"]
+    assert rivals["evolver"]["resumed_from"] == 0
+    assert rivals["reinventor"]["resumed_from"] > 0
+    for candidate in task["candidates"]:
+        alone = unbroken(tmp_path / candidate["rival"], {**task, "candidates": [candidate]})
+        assert candidate["weights_sha256"] == alone["weights_sha256"]
+
+
 def test_agents_outlive_the_control_process_and_nats_server_with_the_same_executor(
     stack: Stack,
 ) -> None:

@@ -196,3 +196,36 @@ def test_reasons_carry_the_measured_numbers_in_both_languages() -> None:
             assert words.endswith(".")
         assert ARABIC.search(ruling.reasons.ar)
         assert not ARABIC.search(ruling.reasons.en)
+
+
+def _constant(value: float) -> Floats:
+    return np.full(CASES, value)
+
+
+def _one_case_apart() -> Floats:
+    errors = _constant(0.0)
+    errors[0] = 0.04
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "look", "said"),
+    [
+        (_constant(0.0), _constant(0.0), 1, "neither this candidate nor the champion makes an"),
+        (_constant(0.5), _constant(0.5), 1, "exactly those of the champion (mean error 0.5)"),
+        (_one_case_apart(), _constant(0.0), 1, "makes no error, and this candidate's mean error"),
+        (_constant(0.0), _one_case_apart(), 9, "The two differ on 1 case only"),
+        (_constant(0.0), _constant(0.5), 1, "this candidate makes no error, and the mean error of"),
+        (_constant(1e-8), _constant(1.0), 1, "is less than 0.001 times that of the champion"),
+        (_constant(1.0), _constant(1e-8), 1, "is more than 1,000 times that of the champion"),
+        (_constant(1.7e308), _one_case_apart() * 1e-300, 1, "and may be more than 1,000."),
+    ],
+)
+def test_errors_of_zero_equal_ones_and_extreme_ratios_are_told_in_plain_words(
+    new: Floats, old: Floats, look: int, said: str
+) -> None:
+    reasons = _decide(new, old, look=look).reasons
+    assert said in reasons.en
+    for words in (reasons.en, reasons.ar):
+        assert "—" not in words
+        assert not re.search(r"inf|nan|None", words)

@@ -1,10 +1,104 @@
-"""What a person who watches reads of an event."""
+"""What `up` says of events: a short line that its reader understands without the log beside it."""
+
+from typing import Any
 
 import pytest
 
-from core import commands
-from gateway.narrator import narrate
+from core import commands, events
+from core.events import CandidateVerdict, Reasons
+from core.projections.state import State
+from gateway import narrator
 from tests.build import World
+
+REASONS = Reasons(en="Void: it cannot be measured. Restore it from a backup.", ar="لا حكم.")
+
+
+def _last(world: World, kind: type) -> str:
+    """The line of the newest event of a kind, without its time."""
+    event = next(one for one in reversed(world.stored) if isinstance(one.data, kind))
+    return narrator.narrate(event, world.state).partition("  ")[2]
+
+
+def _decided(*candidates: CandidateVerdict, **more: Any) -> str:
+    data = events.RoundDecided(
+        round_id="r", verdict="keep", secret="", reasons=REASONS, candidates=[*candidates], **more
+    )
+    event = events.Event(1, 0, "e", "t", "c", "t", data)
+    return narrator.narrate(event, State()).partition("  ")[2]
+
+
+def _rejected(error: float | None, ratio: float | None, upper: float | None) -> CandidateVerdict:
+    return CandidateVerdict(
+        candidate_id="c",
+        verdict="reject",
+        reasons=REASONS,
+        error=error,
+        ratio=ratio,
+        ratio_upper=upper,
+    )
+
+
+def test_a_result_that_comes_after_the_next_claim_is_told_as_delivered() -> None:
+    world = World().seeded()
+    session = world.agent("a1")
+    world.task("t1", "opt-convex")
+    token = world.claim("a1")
+    assert token is not None
+    assert _last(world, events.TaskClaimed) == "a1 trains opt-convex “topic” · 0 queued"
+    world.do(
+        commands.CompleteTask(
+            task_id="t1", worker_id="a1", token=token, session=session, metrics=b"{}"
+        )
+    )
+    assert _last(world, events.TaskCompleted) == "a1 delivered t1"
+
+
+def test_what_befalls_a_task_is_told_by_its_node() -> None:
+    world = World().seeded()
+    session = world.agent("a1")
+    world.task("t1", "opt-convex")
+    token = world.claim("a1")
+    assert token is not None
+    release = commands.ReleaseClaim(token=token, worker_id="a1", session=session, reason="asked to")
+    world.do(release)
+    assert _last(world, events.ClaimReleased) == "opt-convex “topic” was given back (asked to)"
+    world.do(commands.CancelTask(task_id="t1"))
+    assert _last(world, events.TaskCancelled) == "opt-convex “topic” was cancelled"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            _decided(_rejected(0.004, 1.1, 1.2), champion_error=0.003, look=2),
+            (
+                "keeps its champion · error 0.004 is not surely below its 0.003 "
+                "(1.1 times, perhaps 1.2; look 2)"
+            ),
+        ),
+        (
+            _decided(_rejected(0.9, 0.98, 0.99), look=1),
+            (
+                "stays without a champion · error 0.9 is not surely below a trivial guess's "
+                "(0.98 times, perhaps 0.99; look 1)"
+            ),
+        ),
+        (
+            _decided(_rejected(0.0, None, None), champion_error=0.0),
+            "keeps its champion, which makes no error",
+        ),
+        (
+            _decided(_rejected(0.0, 0.0, 3.3), champion_error=2e-5, look=3),
+            (
+                "keeps its champion · error 0 is not surely below its 2e-05 "
+                "on so few differing cases (look 3)"
+            ),
+        ),
+        (_decided(), "stays as it is · Void: it cannot be measured"),
+    ],
+)
+def test_a_verdict_that_changes_nothing_is_one_short_line(line: str, said: str) -> None:
+    assert line == f"judge: r {said}"
 
 
 @pytest.mark.parametrize(
@@ -24,5 +118,5 @@ def test_a_completion_over_http_names_its_node_and_its_loss(metrics: bytes, told
     world.task(node_id="opt-convex")
     world.do(commands.ClaimTask(worker_id="w", via="http", claim_id="c", lease_seconds=9.0))
     world.do(commands.CompleteTask(task_id="t1", worker_id="w", metrics=metrics))
-    line = narrate(world.stored[-1], world.state)
-    assert line.partition("  ")[2] == f"w completed opt-convex{told}"
+    line = narrator.narrate(world.stored[-1], world.state)
+    assert line.partition("  ")[2] == f"w delivered opt-convex{told}"

@@ -96,3 +96,19 @@ def test_what_a_child_tells_is_heard() -> None:
         "pid": 7,
         "http": "x",
     }
+
+
+def test_a_part_that_ended_is_told_when_it_is_back_and_an_agent_by_its_joining_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, Server()), None)
+    for name in ("judge", "agent-1"):
+        member = up.Member(name, [], tmp_path / "log")
+        ready = f'\x1e{{"kind":"ready","pid":7,"name":"{name}"}}'
+        supervisor._line(member, ready)
+        member.restarts.end(0.0)
+        member.ready = False
+        supervisor._line(member, ready)
+    assert said.getvalue().splitlines() == ["judge is back"]

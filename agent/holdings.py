@@ -1,0 +1,125 @@
+"""A task that an agent holds: where it stands, and what its result says."""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.executors import jobs
+from agent.link import Pulled
+from core import platforms, subjects, wire
+from core.events import Rival, Token
+
+log = logging.getLogger(__name__)
+
+LOSSES_KEPT = 50
+STARTS_MAX = 3
+"""How often a claim outlives its agent: one that ends agent after agent is given up."""
+_CLAIM_FILE = "claim.json"
+_PRIVATE = ("candidate_directory", "node_id")
+
+
+@dataclass
+class Holding:
+    """A task this agent holds, and where it stands. `starts` counts the agents that died on it."""
+
+    assignment: wire.Assignment
+    offer: Pulled
+    starts: int = 0
+    rival: Rival | str = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    losses: list[tuple[str, int, float]] = field(default_factory=list)
+    results: dict[Rival, jobs.Result] = field(default_factory=dict)
+    candidates: dict[Rival, Path] = field(default_factory=dict)
+    uploads: set[asyncio.Task[None]] = field(default_factory=set)
+    delivering: bool = False
+    lost: str = ""
+
+    @property
+    def token(self) -> Token:
+        """The fencing token of the claim."""
+        return self.assignment.token
+
+    def beat(self) -> wire.TaskBeat:
+        """Where the task stands, for the heartbeat."""
+        return wire.TaskBeat(
+            task_id=self.token.task_id,
+            attempt=self.token.attempt,
+            rival=self.rival,
+            step=self.step,
+            total_steps=self.total_steps,
+            loss=self.loss,
+        )
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    """What an agent that starts again has to know of a claim; its training lies beside it."""
+
+    assignment: wire.Assignment
+    offer: Pulled
+    starts: int
+
+
+def keep(folder: Path, holding: Holding) -> None:
+    """Write down, durably, what this agent holds, in the folder of the task. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = _Claim(holding.assignment, holding.offer, holding.starts)
+    platforms.write_atomically(folder / _CLAIM_FILE, msgspec.json.encode(claim))
+
+
+def restore(tasks: Path) -> list[Holding]:
+    """What an earlier run of this agent held as it died, in the order of the claims' files.
+
+    One that cannot be read, or that more than STARTS_MAX agents died on, is left out: the server
+    gives it to somebody.
+    """
+    found = []
+    for path in sorted(tasks.glob(f"*/{_CLAIM_FILE}"), key=lambda path: path.stat().st_mtime):
+        try:
+            claim = msgspec.json.decode(path.read_bytes(), type=_Claim)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("a claim is given up: %s", error, extra={"action": "restore"})
+            continue
+        holding = Holding(claim.assignment, claim.offer, claim.starts + 1)
+        if holding.starts <= STARTS_MAX:
+            keep(path.parent, holding)
+            found.append(holding)
+    return found
+
+
+def folder_of(tasks: Path, task_id: str) -> Path:
+    """Where the training of a task lies."""
+    return tasks / subjects.token(task_id)
+
+
+def metrics_of(holding: Holding) -> dict[str, Any]:
+    """What a result says: the better rival's figures, and each rival's own."""
+    best = min(holding.results, key=lambda rival: holding.results[rival].loss)
+    assignment = holding.assignment
+    every = max(1, len(holding.losses) // LOSSES_KEPT)
+    shown = ("loss", "baseline_loss", "evidence_rate", "steps", "params", "bytes")
+    result = msgspec.to_builtins(holding.results[best])
+    return {
+        **{name: result[name] for name in shown},
+        "rival": best,
+        "weights_sha256": result["weights_sha256"],
+        "seed": assignment.seed,
+        "workload": {
+            "specialist": assignment.workload.specialist,
+            "parameters": assignment.workload.parameters,
+            "inherited": assignment.workload_inherited,
+        },
+        "base_sha256": assignment.base.weights_sha256 if assignment.base else "",
+        "rivals": {
+            rival: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
+            for rival, each in holding.results.items()
+        },
+        "losses": [list(point) for point in holding.losses[::every]],
+        "finished_at": time.time(),
+    }

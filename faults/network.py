@@ -1,0 +1,63 @@
+"""A network of its own for a test: another host's side, on a cable that can be pulled."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+HERE = "10.231.77.1"
+THERE = "10.231.77.2"
+NAMESPACE = "aghsan-there"
+CABLE = ("aghsan-here", "aghsan-far")
+
+
+def why_not() -> str:
+    """Why no such network can be made here; "" where it can."""
+    if os.name != "posix" or os.geteuid() != 0:
+        return "only root may make network namespaces"
+    return "" if shutil.which("ip") else "there is no `ip` (iproute2)"
+
+
+class Cable:
+    """Between this side (`HERE`) and the namespace."""
+
+    @property
+    def there(self) -> list[str]:
+        """What to put before a command so that it runs on the other side."""
+        return ["ip", "netns", "exec", NAMESPACE]
+
+    def pull(self) -> None:
+        """From now on nothing gets through, and nobody is told."""
+        _run("ip", "link", "set", CABLE[0], "down")
+
+    def plug(self) -> None:
+        """All gets through again."""
+        _run("ip", "link", "set", CABLE[0], "up")
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[Cable]:
+    """Another side, for as long as the block lasts; only where `why_not` says nothing.
+
+    Raises OSError where it cannot be made.
+    """
+    _run("ip", "netns", "add", NAMESPACE)
+    try:
+        _run("ip", "link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
+        _run("ip", "link", "set", CABLE[1], "netns", NAMESPACE)
+        _run("ip", "addr", "add", f"{HERE}/30", "dev", CABLE[0])
+        _run("ip", "-n", NAMESPACE, "addr", "add", f"{THERE}/30", "dev", CABLE[1])
+        for name in (CABLE[1], "lo"):
+            _run("ip", "-n", NAMESPACE, "link", "set", name, "up")
+        cable = Cable()
+        cable.plug()
+        yield cable
+    finally:
+        _run("ip", "netns", "del", NAMESPACE)  # and with it both ends of the cable
+
+
+def _run(*command: str) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise OSError(f"{' '.join(command)}: {ran.stderr.strip()}")

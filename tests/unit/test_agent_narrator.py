@@ -1,0 +1,134 @@
+"""What an agent says at its terminal: each turn once, in words of its own."""
+
+import asyncio
+
+import pytest
+
+from agent import link, machine
+from agent.executors import jobs
+from agent.holdings import Holding
+from agent.link import Pulled
+from agent.narrator import Narrator
+from core import errors, events, wire
+
+MACHINE = machine.Machine(
+    hostname="h", device="cpu", devices=1, memory_gb=16.0, cores=2, system="test"
+)
+API = "http://127.0.0.1:9"
+
+
+class Told:
+    """A narrator and what it said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.narrator = Narrator(self.lines.append, API)
+
+    def unanswered(self, *, trains: bool = False) -> None:
+        self.narrator.unanswered("nobody is there", trains=trains, again_seconds=5.0)
+
+    def joined(self) -> None:
+        self.narrator.attached("one", "cpu-16", MACHINE)
+
+
+def _holding(task_id: str, *, attempt: int = 1, steps: tuple[int, ...] = ()) -> Holding:
+    resume = [
+        events.Checkpoint(
+            rival="evolver", step=step, total_steps=100, manifest="0" * 64, writer="w", bytes=1
+        )
+        for step in steps
+    ]
+    assignment = wire.Assignment(
+        token=events.Token(task_id=task_id, attempt=attempt, claim_id="c"),
+        node_id="opt-convex",
+        topic="موضوع",
+        role="dual",
+        method="full",
+        seed=1,
+        workload=events.Workload(specialist="opt-convex"),
+        workload_inherited=False,
+        lease_seconds=60.0,
+        resume=resume,
+    )
+    return Holding(assignment, Pulled(task_id, 1, "ack"))
+
+
+def test_a_server_that_is_away_is_told_once_and_once_more_when_it_is_back() -> None:
+    told = Told()
+    for _ in range(3):
+        told.unanswered()
+    told.joined()
+    for _ in range(3):
+        told.unanswered(trains=True)
+    told.joined()
+    told.narrator.answered()
+    assert told.lines == [
+        "nobody is there; trying again every 5 s",
+        f"joined {API} as one (lane cpu-16: 1 × cpu, 16 GB); Ctrl-C saves, gives back and leaves",
+        f"lost the server at {API}; the training goes on; trying again every 5 s",
+        "the server answers again",
+    ]
+
+
+def test_waiting_is_told_once_until_there_was_work() -> None:
+    told = Told()
+    told.narrator.waits()
+    told.narrator.waits()
+    told.narrator.trains(_holding("t1"))
+    told.narrator.waits()
+    assert [line.partition(" ")[0] for line in told.lines] == ["waiting", "trains", "waiting"]
+
+
+def test_a_task_taken_over_says_from_which_step() -> None:
+    told = Told()
+    told.narrator.trains(_holding("t2", attempt=2, steps=(100, 20)))
+    assert told.lines == ["trains t2 on opt-convex “موضوع” (dual, attempt 2, from step 120)"]
+
+
+def test_a_result_is_told_with_each_rivals_loss() -> None:
+    told, holding = Told(), _holding("t1")
+    losses: dict[events.Rival, float] = {"evolver": 0.25, "reinventor": 1e-9}
+    for rival, loss in losses.items():
+        holding.results[rival] = jobs.Result(
+            node_id="opt-convex",
+            role=rival,
+            steps=1,
+            total_steps=1,
+            loss=loss,
+            baseline_loss=0.5,
+            evidence_rate=0.0,
+            params=1,
+            bytes=1,
+            weights_sha256="0" * 64,
+            candidate_directory="",
+        )
+    told.narrator.delivered(holding)
+    assert told.lines == [
+        "delivered t1 on opt-convex · loss: evolver 0.25, reinventor 1e-09, baseline 0.5"
+    ]
+
+
+def test_a_failure_is_told_by_its_first_line() -> None:
+    told = Told()
+    told.narrator.failed(_holding("t1"), "no memory\nTraceback …")
+    assert told.lines == ["failed t1 on opt-convex: no memory"]
+
+
+async def _join(api: str) -> None:
+    await link.Link.join(
+        api,
+        "one",
+        MACHINE,
+        direct=False,
+        on_notice=lambda _: None,
+        on_reconnect=lambda: None,
+        on_closed=lambda _: None,
+    )
+
+
+def test_a_server_that_is_not_there_is_told_in_our_own_words() -> None:
+    with pytest.raises(errors.Unavailable) as raised:
+        asyncio.run(_join(API))
+    assert str(raised.value) == (
+        f"no server answers at {API} (nothing listens there; is `aghsan up` running there?)"
+    )
