@@ -222,14 +222,10 @@ class Worker:
             try:
                 await self._until_answered(functools.partial(_reattach, holding.token), holding)
             except errors.Refused as error:
-<<<<<<< HEAD
-                self._lose(holding, str(error))
+                self._told_lost(holding, str(error))
             except (errors.Unavailable, errors.LogFull) as error:
                 # Lost meanwhile, or asked to stop, or full for long: whoever still trains it hears.
-                log.info("not reattached: %s", error, extra={"action": "reattach"})
-=======
-                self._told_lost(holding, str(error))
->>>>>>> main
+                log.debug("not reattached: %s", error, extra={"action": "reattach"})
 
     def _on_notice(self, notice: wire.Notice) -> None:
         if notice.kind == "superseded":

@@ -1,24 +1,26 @@
-"""Agents: the real loop and the real link, over a made-up disk, training and way in."""
+"""Agents: the real loop and the real link, over made-up training and a made-up way in."""
 
 import asyncio
 import contextlib
 import hashlib
+import itertools
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar
 from unittest import mock
 
 import agent.link
 import agent.worker
-from agent.artifacts import Packed
+import core.platforms
 from agent.executors import jobs
 from agent.executors.process import Executor, OnReport
 from agent.link import Link
 from agent.machine import Machine
+from agent.narrator import Narrator
 from core import errors, events, wire
-from core.chunks import File, Manifest
+from faults.simulation import clock
 from faults.simulation.control import Control
 from faults.simulation.witness import Witness
 
@@ -32,59 +34,27 @@ STEP_SECONDS = 0.5
 
 
 class Disk:
-    """Folders of small files that survive their process; what `agent.worker` does to disks."""
+    """A folder for the agents of one world, on real files. What is written there stays: power cuts
+    are another suite's."""
 
-    def __init__(self) -> None:
-        self.folders: dict[str, dict[str, bytes]] = {}
+    def __init__(self, folder: Path, loop: clock.Loop) -> None:
+        self.folder = folder
+        self._loop = loop
+        self._writes = itertools.count()
 
-    def write(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        """Write a folder of files."""
-        self.folders[str(folder)] = dict(files)
-
-    def below(self, folder: Path) -> list[str]:
-        """The folders inside one, in their order."""
-        return sorted(name for name in self.folders if name.startswith(f"{folder}/"))
-
-    def pack(
-        self, folder: Path, kind: str, writer: str, extra: Mapping[str, bytes] | None = None
-    ) -> Packed:
-        """As agent.artifacts.pack."""
-        if str(folder) not in self.folders:
-            raise FileNotFoundError(f"{folder} is gone")
-        files, pieces = [], {}
-        for name, data in {**self.folders[str(folder)], **(extra or {})}.items():
-            digest = hashlib.sha256(data).hexdigest()
-            pieces[digest] = data
-            files.append(File(name=name, bytes=len(data), sha256=digest, chunks=[digest]))
-        return Packed(Manifest(kind=kind, writer=writer, files=files), pieces)
-
-    def unpack(self, files: Mapping[str, bytes], folder: Path) -> None:
-        """As agent.artifacts.unpack."""
-        self.folders.setdefault(str(folder), dict(files))
-
-    def rmtree(self, folder: Path, ignore_errors: bool = False) -> None:
-        """As shutil.rmtree."""
-        for name in [*self.below(folder), str(folder)]:
-            self.folders.pop(name, None)
-
-    def disk_usage(self, folder: Path) -> SimpleNamespace:
-        """As shutil.disk_usage: there is always room."""
-        return SimpleNamespace(free=2**40)
-
-    def own(self, folder: Path) -> None:
-        """As agent.folders.own: all folders here are an agent's."""
-
-    def empty(self, folder: Path) -> None:
-        """As agent.folders.empty."""
-        self.rmtree(folder)
+    def write_atomically(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+        """As core.platforms.write_atomically, without syncs, at a virtual time that no other file
+        has."""
+        path.write_bytes(data)
+        at_ns = int(self._loop.now * 1e9) + next(self._writes)
+        os.utime(path, ns=(at_ns, at_ns))
 
 
 class Training(Executor):
     """An executor whose training only takes time, and now and then fails."""
 
-    def __init__(self, disk: Disk, choices: random.Random, fails: Callable[[], bool]) -> None:
+    def __init__(self, choices: random.Random, fails: Callable[[], bool]) -> None:
         super().__init__()
-        self._disk = disk
         self._choices = choices
         self._fails = fails
         self._warm = False
@@ -102,8 +72,7 @@ class Training(Executor):
     async def run(self, job: jobs.Job, on_report: OnReport) -> jobs.Result | jobs.Stopped:
         self._asked_to_stop.clear()
         folder, total = Path(job.directory), max(2, int(job.budget_seconds / STEP_SECONDS))
-        saved = self._disk.below(folder) if job.resume else []
-        first = step = min(total, int(saved[-1][-8:])) if saved else 0
+        first = step = min(total, _newest_step(folder)) if job.resume else 0
         on_report(jobs.Started(step=step, total_steps=total))
         save_every = max(1, int(job.checkpoint_seconds / STEP_SECONDS))
         while step < total:
@@ -129,12 +98,14 @@ class Training(Executor):
 
     def _save(self, job: jobs.Job, folder: Path, step: int) -> Path:
         at = folder / f"step-{step:08d}"
-        self._disk.write(at, {"state": f"{job.task_id} {job.role} {step}".encode()})
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "state").write_text(f"{job.task_id} {job.role} {step}")
         return at
 
     def _finish(self, job: jobs.Job, folder: Path, first: int, total: int) -> jobs.Result:
         weights = f"{job.task_id} {job.role}".encode()
-        self._disk.write(folder / "candidate", {"model": weights})
+        (folder / "candidate").mkdir(parents=True, exist_ok=True)
+        (folder / "candidate" / "model").write_bytes(weights)
         return jobs.Result(
             node_id=job.node_id,
             role=job.role,
@@ -156,6 +127,10 @@ class Training(Executor):
 
     async def close(self) -> None:
         self._warm = False
+
+
+def _newest_step(folder: Path) -> int:
+    return max((int(one.name[-8:]) for one in folder.glob("step-*")), default=0)
 
 
 class WatchedLink(Link):
@@ -206,7 +181,7 @@ class Agent:
         self.process = world.loop.process(worker_id)
         self.process.dead = True
         self._world = world
-        self._directory = Path("/") / (machine_id or worker_id)
+        self._directory = world.disk.folder / (machine_id or worker_id)
         self._retired = False
         self._worker: agent.worker.Worker
 
@@ -227,8 +202,9 @@ class Agent:
 
     async def _run(self, settings: agent.worker.Settings) -> None:
         world = self._world
-        training = Training(world.disk, world.choices, world.training_fails)
-        self._worker = agent.worker.Worker(settings, MACHINE, training)
+        training = Training(world.choices, world.training_fails)
+        narrator = Narrator(lambda line: None, settings.api)
+        self._worker = agent.worker.Worker(settings, MACHINE, training, narrator)
         try:
             await self._worker.run()
         except (agent.worker.Superseded, errors.Refused):
@@ -252,7 +228,6 @@ class Agent:
 @contextlib.contextmanager
 def installed(world: "World") -> Iterator[None]:
     """Inside the block agents live in this world: its disk, its way in, its witness."""
-    disk = world.disk
 
     async def join(api: str, worker_id: str, public_key: str, machine: Machine) -> object:
         async def admit(control: Control) -> object:
@@ -271,10 +246,7 @@ def installed(world: "World") -> Iterator[None]:
         for module, name, replacement in (
             (agent.link, "_join", join),
             (agent.worker, "Link", WatchedLink),
-            (agent.worker, "pack", disk.pack),
-            (agent.worker, "unpack", disk.unpack),
-            (agent.worker, "folders", disk),
-            (agent.worker, "shutil", disk),
+            (core.platforms, "write_atomically", world.disk.write_atomically),
             (WatchedLink, "witness", world.witness),
         ):
             stack.enter_context(mock.patch.object(module, name, replacement, create=True))

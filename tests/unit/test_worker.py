@@ -7,9 +7,11 @@ from typing import cast
 import pytest
 
 from agent.executors.process import Executor
+from agent.holdings import Holding
 from agent.link import Link, Pulled
 from agent.machine import Machine
-from agent.worker import Holding, Settings, Worker
+from agent.narrator import Narrator
+from agent.worker import Settings, Worker
 from core import errors, events, wire
 
 MACHINE = Machine(hostname="h", device="cpu", devices=1, memory_gb=16.0, cores=2, system="test")
@@ -51,7 +53,7 @@ async def test_reattaching_to_a_server_that_is_away_ends_no_agent(
     tmp_path: Path, lost: str
 ) -> None:
     settings = Settings(api="http://nowhere", worker_id="w", directory=tmp_path)
-    worker = Worker(settings, MACHINE, Executor())
+    worker = Worker(settings, MACHINE, Executor(), Narrator(lambda line: None, settings.api))
     worker._link = cast(Link, Away(worker, lost))
     worker._holdings["t"] = _holding()
     worker._on_reconnect()
