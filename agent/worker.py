@@ -223,6 +223,9 @@ class Worker:
                 await self._until_answered(functools.partial(_reattach, holding.token), holding)
             except errors.Refused as error:
                 self._told_lost(holding, str(error))
+            except (errors.Unavailable, errors.LogFull) as error:
+                # Lost meanwhile, or asked to stop, or full for long: whoever still trains it hears.
+                log.debug("not reattached: %s", error, extra={"action": "reattach"})
 
     def _on_notice(self, notice: wire.Notice) -> None:
         if notice.kind == "superseded":

@@ -25,6 +25,7 @@ NAMES = (
     "powerloss",
     "partition",
     "model",
+    "sim",
 )
 
 
@@ -45,7 +46,8 @@ def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> N
         raise click.UsageError(f"there is no suite {', '.join(unknown)}: {', '.join(NAMES)}")
     # So that servers and writers are stopped on the way out, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run = harness.Run(secrets.randbelow(2**32) if seed is None else seed, quick, long)
+    chosen = secrets.randbelow(2**32) if seed is None else seed
+    run = harness.Run(chosen, quick, long, named=seed is not None)
     print(f"seed {run.seed}", flush=True)
     # Anchors of logs belong into the user's configuration, those of suites do not.
     with tempfile.TemporaryDirectory(prefix="aghsan-config-") as configuration:

@@ -28,6 +28,8 @@ class Run:
     seed: int
     quick: bool = False
     long: bool = False
+    named: bool = False
+    """Whether a person named the seed: that of an earlier run."""
 
     def random(self, suite: str) -> random.Random:
         """The choices of one suite, the same whichever others run beside it."""

@@ -28,6 +28,10 @@ LOOKED_AT_ONCE = 500
 """Tasks, workers and rounds looked at before others have their turn: some milliseconds' worth."""
 PAUSE_SHARE = 4.0
 """After looking around for so long, four times as long is left to others."""
+ABSENCE_SHARE = 0.5
+"""Looking around later than meant by this share of the silence that is borne, we were away: what we
+did not hear meanwhile may wait in our own buffers, and a clock that was set says nothing of others.
+"""
 
 Command = commands.ExpireClaim | commands.MarkOffline | commands.MarkOnline | commands.CloseRound
 
@@ -256,6 +260,7 @@ class Liveness:
         self.grace = Grace()
         self._last_tick = runtime.now()
         self._looking_seconds = 0.0
+        self._tick_seconds = 0.0
         self.grace.begin(self._last_tick, limits.lease)
 
     def forgive(self) -> None:
@@ -265,16 +270,25 @@ class Liveness:
     async def run(self) -> None:
         """Look around four times a second, or as often as a fifth of the time allows, for ever."""
         while True:
-            await asyncio.sleep(max(TICK_SECONDS, PAUSE_SHARE * self._looking_seconds))
+            await asyncio.sleep(self._pause_seconds)
             await self.tick(runtime.now())
+
+    @property
+    def _pause_seconds(self) -> float:
+        return max(TICK_SECONDS, PAUSE_SHARE * self._looking_seconds)
 
     async def tick(self, now: int) -> None:
         """Act on what is (not) heard by `now`."""
-        if now - self._last_tick > self._limits.lease * 1e6 or mass_loss(
-            self._door.state, self._presence, now
-        ):
+        late_seconds = (now - self._last_tick) / 1e6 - self._pause_seconds - self._tick_seconds
+        was_away = late_seconds > ABSENCE_SHARE * self._limits.silence_borne
+        if was_away or mass_loss(self._door.state, self._presence, now):
             self.grace.begin(now, self._limits.lease)
         self._last_tick = now
+        began = time.perf_counter()
+        await self._look_around(now)
+        self._tick_seconds = time.perf_counter() - began
+
+    async def _look_around(self, now: int) -> None:
         self._looking_seconds = 0.0
         if self._door.unanswered_seconds:
             return  # nothing would be taken, and what still holds then is planned then

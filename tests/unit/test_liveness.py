@@ -286,6 +286,18 @@ def test_a_round_closes_at_its_deadline() -> None:
     assert [type(c) for c in _plan(world, presence, waits=False)] == [commands.CloseRound]
 
 
+async def _welcome(door: runtime.Runtime, names: tuple[str, ...]) -> tuple[Presence, int]:
+    """Agents come online, and are heard of at a moment long after the grace of the start."""
+    presence, now = Presence(0), runtime.now() + 1_000 * SECOND
+    for name in names:
+        hello = commands.OpenSession(
+            worker_id=name, session=name, hostname="h", lane="cpu-16", protocol=1
+        )
+        await door.execute(hello, runtime.new_meta("t"), runtime.nothing)
+        presence.beat(name, now, name, 0, [])
+    return presence, now
+
+
 async def test_a_large_fleet_beats_more_rarely_and_its_silence_is_borne_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -293,21 +305,29 @@ async def test_a_large_fleet_beats_more_rarely_and_its_silence_is_borne_longer(
     door = runtime.Runtime(MemoryLog(), "test")
     await door.start()
     writing = asyncio.ensure_future(door.run())
-    for name in ("a1", "a2", "a3", "a4", "a5"):
-        hello = commands.OpenSession(
-            worker_id=name, session=name, hostname="h", lane="cpu-16", protocol=1
-        )
-        await door.execute(hello, runtime.new_meta("t"), runtime.nothing)
-    presence = Presence(0)
-    now = runtime.now() + 1_000 * SECOND  # long after the grace of the start
-    for name in ("a1", "a2", "a3", "a4", "a5"):
-        presence.beat(name, now, name, 0, [])
+    presence, now = await _welcome(door, ("a1", "a2", "a3", "a4", "a5"))
     watch = liveness.Liveness(door, presence, LIMITS, lambda task: False)
-    watch._last_tick = now
+    watch._last_tick = now + 11 * SECOND
     for name in ("a2", "a3", "a4", "a5"):
         presence.beat(name, now + 11 * SECOND, name, 0, [])
     await watch.tick(now + 11 * SECOND)
     assert door.state.workers.online == 5
     await watch.tick(now + 13 * SECOND)
     assert door.state.workers.online == 4
+    writing.cancel()
+
+
+async def test_who_was_away_so_long_that_others_look_silent_suspects_nobody_for_it() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    presence, now = await _welcome(door, ("a1", "a2"))
+    watch = liveness.Liveness(door, presence, LIMITS, lambda task: False)
+    watch._last_tick = now
+    await watch.tick(now + 11 * SECOND)
+    assert door.state.workers.online == 2
+    presence.beat("a1", now + 12 * SECOND, "a1", 0, [])
+    for second in range(12, 24):
+        await watch.tick(now + second * SECOND)
+    assert list(door.state.workers.online_by["nats"]) == ["a2"]
     writing.cancel()
