@@ -10,6 +10,12 @@ HERE = "10.231.77.1"
 THERE = "10.231.77.2"
 NAMESPACE = "aghsan-there"
 CABLE = ("aghsan-here", "aghsan-far")
+NOBODY = "02:00:00:00:00:01"
+_ENDS = (
+    ((), THERE, CABLE[0]),
+    (("-n", NAMESPACE), HERE, CABLE[1]),
+)
+"""How to speak of each end, the address of the other, and the end's device."""
 
 
 def why_not() -> str:
@@ -34,6 +40,18 @@ class Cable:
     def plug(self) -> None:
         """All gets through again."""
         _run("ip", "link", "set", CABLE[0], "up")
+
+    def drop(self) -> None:
+        """From now on every packet is lost on its way, and neither end's kernel knows: each tries
+        again ever more rarely, as over the internet, where `pull` has them try twice a second."""
+        for where, there, cable in _ENDS:
+            neighbour = (there, "lladdr", NOBODY, "dev", cable, "nud", "permanent")
+            _run("ip", *where, "neigh", "replace", *neighbour)
+
+    def carry(self) -> None:
+        """Packets arrive again."""
+        for where, there, cable in _ENDS:
+            _run("ip", *where, "neigh", "del", there, "dev", cable)
 
 
 @contextlib.contextmanager

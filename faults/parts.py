@@ -40,6 +40,11 @@ class Part:
             pass
         return line.removeprefix(beginning)
 
+    async def hear_joined(self) -> None:
+        """Wait until an agent says that it has joined."""
+        while "  joined " not in await self.hear():
+            pass
+
     async def hear_of(self, what: str) -> dict[str, Any]:
         """The next JSON object that holds this key."""
         while True:
@@ -105,15 +110,18 @@ class Control:
         async with running(
             "cli.main", "agent", "--worker-id", name, *where, log=self.folder / f"{name}.log"
         ) as part:
-            await part.hear_until("attached")
+            await part.hear_joined()
             yield part
 
 
 @contextlib.asynccontextmanager
-async def control(folder: Path, lease_seconds: float) -> AsyncIterator[Control]:
+async def control(
+    folder: Path, lease_seconds: float, host: str = "127.0.0.1"
+) -> AsyncIterator[Control]:
     """Both of them on `folder / "data"`, stopped in order at the end of the block."""
     with nats_fixture.running(folder / "data") as nats:
         lease = ("--lease-sec", str(lease_seconds), "--http-lease-sec", str(lease_seconds))
-        args = ("gateway", "--nats", nats.url, "--data", str(nats.data), "--port", "0", *lease)
+        where = ("--nats", nats.url, "--data", str(nats.data), "--host", host, "--port", "0")
+        args = ("gateway", *where, *lease)
         async with running("cli.main", *args, log=folder / "gateway.log") as gateway:
             yield Control(nats, gateway, await gateway.hear_until("ready "), folder)
