@@ -86,7 +86,7 @@ class Zombies:
         task = await self._until(task_id, lambda task: task["status"] == "completed")
         self._require(not executor.is_running(), f"the executor that hung at {task_id} still runs")
         first = task["attempts"][0]
-        self._require("reported nothing" in first["reason"], f"{task_id}: {first}")
+        self._require("did nothing" in first["reason"], f"{task_id}: {first}")
         await self._check(task_id, task["attempts"][-1]["worker_id"], {}, refusals=0)
 
     async def _enqueue(self, key: str, budget_seconds: float) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import IO
 
 import msgspec
+import psutil
 
 from agent.executors import jobs
 from core import errors, platforms
@@ -24,8 +25,11 @@ ENDING_SECONDS_MAX = 5.0
 CLOSE_SECONDS_MAX = 1.0
 SILENCE_SECONDS_MAX = 60.0
 """A job at work reports several times a second; one that is silent for so long hangs."""
-SILENCE_WAITS = 6
-"""In so many parts, since a machine that slept wakes up with one of them over."""
+IDLE_SECONDS_MAX = 10.0
+"""A job that is silent may load or measure, or take long steps: it uses the processor then, or waits
+for a disk. One that does nothing at all for so long is stopped, or waits for what never comes."""
+LOOKS = 5
+"""In that time, since a machine that slept wakes up with what lies between two of them over."""
 LAST_LINES = 40
 LINE_CHARS_MAX = 2_000
 # Without it cuBLAS has no way to be deterministic, and torch refuses to multiply on a GPU.
@@ -39,8 +43,9 @@ _encode = msgspec.json.Encoder().encode
 class Executor:
     """A process that trains; not for use by two jobs at once."""
 
-    def __init__(self, silence_seconds_max: float = SILENCE_SECONDS_MAX) -> None:
-        self.silence_seconds_max = silence_seconds_max
+    def __init__(self) -> None:
+        self.silence_seconds_max = SILENCE_SECONDS_MAX
+        self.idle_seconds_max = IDLE_SECONDS_MAX
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: asyncio.Queue[jobs.Report | None] = asyncio.Queue()
         self._words: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
@@ -135,14 +140,19 @@ class Executor:
             self._job = None
 
     async def _next_report(self, process: subprocess.Popen[bytes]) -> jobs.Report | None:
-        for _ in range(SILENCE_WAITS):
+        every = self.idle_seconds_max / LOOKS
+        silent = idle = used = 0.0
+        while silent < self.silence_seconds_max and idle < self.idle_seconds_max:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.silence_seconds_max / SILENCE_WAITS):
+                async with asyncio.timeout(every):
                     return await self._reports.get()
+            before, used = used, _used_seconds(process.pid)
+            silent += every
+            idle = 0.0 if used > before or _is_busy(process.pid) else idle + every
         process.kill()
         await self._ending(process)
-        silence = f"the executor reported nothing for {self.silence_seconds_max:g} s and was ended"
-        raise errors.TrainingError("\n".join([silence, *self._words]))
+        what = f"did nothing for {idle:g} s" if idle else f"reported nothing for {silent:g} s"
+        raise errors.TrainingError("\n".join([f"the executor {what} and was ended", *self._words]))
 
     async def stop(self, *, save: bool) -> None:
         """End the job at work, if any, at its next step."""
@@ -188,6 +198,21 @@ class Executor:
             if -code == platforms.SIGKILL:
                 how += ", as by the kernel when memory runs out"
         return "\n".join([how, *self._words])
+
+
+def _used_seconds(pid: int) -> float:
+    """Of the processor, by a process up to now; by one that is gone none."""
+    with contextlib.suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+def _is_busy(pid: int) -> bool:
+    """Whether a process waits for nothing but a processor or a disk."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    return False
 
 
 def _listen(

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,9 +17,9 @@ import torch
 
 from agent import checkpoints
 from agent.executors import jobs
-from agent.executors.process import Executor
+from agent.executors.process import Executor, _listen
 from agent.specialists import registry
-from core import errors
+from core import errors, platforms
 from core.events import Rival
 
 NODE = "stats-bayesian"
@@ -99,25 +102,60 @@ async def test_a_killed_process_ends_its_job_with_the_reason_and_resumes_to_the_
     assert resumed.weights_sha256 == unbroken.weights_sha256
 
 
-async def test_a_process_that_hangs_is_ended_and_its_job_resumes_elsewhere_to_the_same_weights(
+async def test_a_process_that_stands_still_is_ended_and_its_job_resumes_to_the_same_weights(
     executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = await finished(executor, job(tmp_path / "unbroken"))
 
-    def hang(report: jobs.Report) -> None:
+    def stop(report: jobs.Report) -> None:
         if isinstance(report, jobs.Saved):
             assert executor.pid is not None
-            monkeypatch.setattr(executor, "silence_seconds_max", 1.0)
+            monkeypatch.setattr(executor, "idle_seconds_max", 1.0)
             os.kill(executor.pid, signal.SIGSTOP)
 
-    with pytest.raises(errors.TrainingError, match="reported nothing for 1 s and was ended"):
-        await executor.run(job(tmp_path / "hung", checkpoint_seconds=0.05), hang)
+    with pytest.raises(errors.TrainingError, match="did nothing for 1 s and was ended"):
+        await executor.run(job(tmp_path / "hung", checkpoint_seconds=0.05), stop)
     assert executor.pid is None
     monkeypatch.undo()
     await executor.start()
     resumed = await finished(executor, job(tmp_path / "hung", resume=True))
     assert 0 < resumed.resumed_from < STEPS
     assert resumed.weights_sha256 == unbroken.weights_sha256
+
+
+async def _run_at(executor: Executor, code: str, job_directory: Path) -> None:
+    """Let a process that speaks as an executor do something else than the job."""
+    script = job_directory / "child.py"
+    script.write_text(f'print(\'{{"type":"taken","number":1}}\', flush=True)\n{code}')
+    process = platforms.spawn(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    loop = asyncio.get_running_loop()
+    executor._process = process
+    listen = (process.stdout, loop, executor._reports)
+    threading.Thread(target=_listen, args=listen, daemon=True).start()
+    await executor.run(job(job_directory), ignore)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("while True: pass", "reported nothing for 2 s"),
+        ("import threading; threading.Event().wait()", "did nothing for 0.5 s"),
+    ],
+)
+async def test_a_silent_process_that_computes_is_borne_longer_than_one_that_does_nothing(
+    code: str, why: str, tmp_path: Path
+) -> None:
+    executor = Executor()
+    executor.idle_seconds_max, executor.silence_seconds_max = 0.5, 2.0
+    with pytest.raises(errors.TrainingError, match=why):
+        await _run_at(executor, code, tmp_path)
+    await executor.close()
 
 
 async def test_a_job_that_is_stopped_leaves_a_state_to_go_on_from(
