@@ -113,11 +113,11 @@ async def _run(
 
     stop = asyncio.Event()
     child.on_stop(asyncio.get_running_loop(), stop.set, child=as_child)
-    forgive: list[liveness.Liveness] = []
+    on_back: list[Callable[[], None]] = []
 
     def server_back() -> None:
-        for one in forgive:
-            one.forgive()
+        for begin_anew in on_back:
+            begin_anew()
 
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(
@@ -126,7 +126,6 @@ async def _run(
         door, connections = parts.door, parts.connections
         offers = scheduler.Scheduler(door, work.WorkStream(connections.fleet))
         alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
-        forgive.append(alive)
         kept = refusals.Refusals(connections.control)
         front = desk.Desk(
             door,
@@ -140,6 +139,7 @@ async def _run(
             ensure_lane=parts.ensure_lane,
             terms=desk.Terms(lease_seconds=limits.lease),
         )
+        on_back += [alive.forgive, front.forget_connections]
         seals = sealer.Sealer(door, parts.log, data)
         judgements = work.Judgements(door, connections.control)
         door.observe(_narrate(door, narrator.narrate))

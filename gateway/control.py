@@ -143,6 +143,7 @@ async def _filling(bus: Bus, stream: str) -> room.Filling:
 
 
 class _Client(msgspec.Struct):
+    id: int = 0
     jwt: str = ""
 
 
@@ -159,28 +160,32 @@ class _Advisory(msgspec.Struct):
 _decode_advisory = msgspec.json.Decoder(_Advisory).decode
 
 
-def _token_in(advisory: bytes) -> str:
-    """The subject token for which the credentials of a connection were signed, "" without any. What
-    a client calls itself is its own choice; the server believed the signature."""
+def _connection_in(advisory: bytes) -> tuple[str, int]:
+    """The subject token for which the credentials of a connection were signed, "" without any, and
+    its number. What a client calls itself is its own choice; the server believed the signature."""
     try:
-        _, claims, _ = _decode_advisory(advisory).client.jwt.split(".")
+        client = _decode_advisory(advisory).client
+        _, claims, _ = client.jwt.split(".")
         padded = claims + "=" * (-len(claims) % 4)
-        return msgspec.json.decode(base64.urlsafe_b64decode(padded), type=_Claims).name
+        named = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=_Claims)
+        return named.name, client.id
     except (ValueError, msgspec.MsgspecError) as error:
         log.warning("an advisory that names nobody", extra={"action": str(error)})
-        return ""
+        return "", 0
 
 
-async def watch_connections(
-    control: Control, on_gone: Callable[[str], None], on_here: Callable[[str], None]
-) -> None:
-    """Call back with the token of each agent whose connection the server saw come or go."""
+OnConnection = Callable[[str, int], None]
+
+
+async def watch_connections(control: Control, on_gone: OnConnection, on_here: OnConnection) -> None:
+    """Call back with the token of each agent whose connection the server saw come or go, and the
+    number of that connection."""
 
     async def gone(message: Incoming) -> None:
-        on_gone(_token_in(message.data))
+        on_gone(*_connection_in(message.data))
 
     async def here(message: Incoming) -> None:
-        on_here(_token_in(message.data))
+        on_here(*_connection_in(message.data))
 
     account = control.authority.public_key("AGENTS")
     system = control.connections.system

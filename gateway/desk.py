@@ -97,6 +97,8 @@ class Desk:
         self._ids: dict[str, str] = {}
         """Worker ids by token, of the workers in `_indexed`."""
         self._indexed: Table[Worker] | None = None
+        self._connections: dict[str, int] = {}
+        """The number of each agent's newest connection, where it was seen to come."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "claim": self._claim,
@@ -238,18 +240,35 @@ class Desk:
                 wire.Notice(kind="superseded", session=beat.session, detail=_over(worker)),
             )
             return
-        held = [task for task in beat.tasks if self._still_held(beat.worker_id, task)]
+        held = [task for task in beat.tasks if self._held(beat.worker_id, task)]
         self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, held)
-        for task in beat.tasks:
-            if task not in held:
-                await self._stop(beat.worker_id, task.task_id, "the task is not yours any more")
+        for listed in beat.tasks:
+            task = self._held(beat.worker_id, listed)
+            if task is None:
+                await self._stop(beat.worker_id, listed.task_id, "the task is not yours any more")
+            elif task.status == "queued":
+                self._spawn(self._revive(task, beat))
 
-    def _still_held(self, worker_id: str, beat: wire.TaskBeat) -> bool:
+    def _held(self, worker_id: str, beat: wire.TaskBeat) -> Task | None:
+        """The task, if the latest claim of it is this worker's, and stands or can come back."""
         task = self._door.state.tasks.table.get(beat.task_id)
         if not isinstance(task, Task) or task.claim is None:
-            return False
+            return None
         mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
-        return mine and task.claim.state in ("open", "expired")
+        return task if mine and task.claim.state in ("open", "expired") else None
+
+    async def _revive(self, task: Task, beat: wire.Beat) -> None:
+        """Give an unrivalled task back to whom it was taken from. One who slept, and whose
+        connection lived on, does not know that there is something to ask for."""
+        command = commands.ReattachClaim(
+            token=token_of(task), worker_id=beat.worker_id, session=beat.session
+        )
+        try:
+            meta = runtime.new_meta(f"agent:{subjects.token(beat.worker_id)}")
+            await self._door.execute(command, meta, runtime.nothing)
+        except errors.AghsanError as error:
+            # Somebody else has it meanwhile; else the next heartbeat asks again.
+            log.info("not revived: %s", error, extra={"action": "revive"})
 
     async def _tell(self, worker_id: str, notice: wire.Notice) -> None:
         """Push a notice; it is repeated on the heartbeats to come as long as it applies."""
@@ -262,17 +281,26 @@ class Desk:
     async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
         await self._tell(worker_id, wire.Notice(kind="stop", task_id=task_id, detail=detail))
 
-    def connection_gone(self, token: str) -> None:
-        """The server lost the connection of the agent with this subject token."""
+    def connection_gone(self, token: str, connection: int) -> None:
+        """The server lost a connection of the agent with this subject token."""
         worker = self._by_token(token)
-        if worker is not None and worker.via == "nats":
+        if worker is None or worker.via != "nats":
+            return
+        # One that was silent, and which the agent left for a new one, may be missed after that.
+        if self._connections.get(worker.worker_id, connection) == connection:
+            self._connections.pop(worker.worker_id, None)
             self._presence.lost(worker.worker_id, runtime.now())
 
-    def connection_here(self, token: str) -> None:
+    def connection_here(self, token: str, connection: int) -> None:
         """An agent's connection stands (again)."""
         worker = self._by_token(token)
         if worker is not None and worker.via == "nats":
+            self._connections[worker.worker_id] = connection
             self._presence.found(worker.worker_id)
+
+    def forget_connections(self) -> None:
+        """A server that was away counts its connections anew."""
+        self._connections.clear()
 
     def _on_event(self, event: events.Event) -> None:
         data = event.data

@@ -142,10 +142,10 @@ class Control:
     def _begin_grace(self, why: str) -> None:
         self.world.note_grace(self, why)
 
-    def _in_process(self, tell: Callable[[str], None]) -> Callable[[str], None]:
-        def deliver(name: str) -> None:
+    def _in_process(self, tell: control.OnConnection) -> control.OnConnection:
+        def deliver(name: str, number: int) -> None:
             if not self.process.dead:
-                self.world.loop.call_soon(tell, name, context=self.process.context)
+                self.world.loop.call_soon(tell, name, number, context=self.process.context)
 
         return deliver
 

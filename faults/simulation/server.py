@@ -253,9 +253,9 @@ class Server:
         self.weather = Weather()
         self.down = False
         self.chunks: dict[str, bytes] = {}
-        self.on_lost: list[Callable[[str], None]] = []
-        """Told of the name of each connection that the server saw go."""
-        self.on_here: list[Callable[[str], None]] = []
+        self.on_lost: list[Callable[[str, int], None]] = []
+        """Told of the name and number of each connection that the server saw go."""
+        self.on_here: list[Callable[[str, int], None]] = []
         self.note_arrival: Callable[[Client, Msg], None] = lambda client, message: None
         self.clients: list[Client] = []
         self._blocked: dict[clock.Process, float] = {}
@@ -284,7 +284,7 @@ class Server:
         self.clients.append(client)
         self._connections += 1
         for tell in self.on_here:
-            self.loop.after(ADVISORY_SECONDS, tell, client.name)
+            self.loop.after(ADVISORY_SECONDS, tell, client.name, self._connections)
         return self._connections
 
     def lose(self, client: Client) -> None:
@@ -292,7 +292,7 @@ class Server:
         if client in self.clients:
             self.clients.remove(client)
             for tell in self.on_lost:
-                self.loop.after(ADVISORY_SECONDS, tell, client.name)
+                self.loop.after(ADVISORY_SECONDS, tell, client.name, client.number)
 
     def restart(self, seconds: float, *, forgets: bool) -> None:
         """Be away for a while; what was not yet on the disk of WORK may be lost."""

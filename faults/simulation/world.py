@@ -137,8 +137,8 @@ class World:
         self.web = Web(self)
         self.people = People(self)
         self.server.note_arrival = self._note_arrival
-        self.server.on_lost.append(lambda name: self._note_gone(name, True))
-        self.server.on_here.append(lambda name: self._note_gone(name, False))
+        self.server.on_lost.append(lambda name, _: self._note_gone(name, True))
+        self.server.on_here.append(lambda name, _: self._note_gone(name, False))
         self.machines += [Agent(self, f"agent-{n}") for n in range(self.plan.agents)]
         self.machines += [OldWorker(self, f"old-{n}") for n in range(self.plan.old_workers)]
 

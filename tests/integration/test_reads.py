@@ -542,14 +542,17 @@ async def test_two_new_lanes_at_once_are_not_both_the_last_one(stack: Stack) -> 
 async def test_a_connection_is_known_by_its_credentials_and_not_by_what_it_calls_itself(
     stack: Stack,
 ) -> None:
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, str, int]] = []
     come_and_gone = asyncio.Event()
 
-    def gone(token: str) -> None:
-        seen.append(("gone", token))
+    def here(token: str, connection: int) -> None:
+        seen.append(("here", token, connection))
+
+    def gone(token: str, connection: int) -> None:
+        seen.append(("gone", token, connection))
         come_and_gone.set()
 
-    await control.watch_connections(stack.parts, gone, lambda token: seen.append(("here", token)))
+    await control.watch_connections(stack.parts, gone, here)
     joining = Joining(stack)
     agent = (await joining.ask(worker_id="liar")).json["agent"]
     bus = await Bus.connect(
@@ -561,7 +564,9 @@ async def test_a_connection_is_known_by_its_credentials_and_not_by_what_it_calls
     await bus.close()
     async with asyncio.timeout(10):
         await come_and_gone.wait()
-    assert seen == [("here", "liar"), ("gone", "liar")]
+    number = seen[0][2]
+    assert number > 0
+    assert seen == [("here", "liar", number), ("gone", "liar", number)]
 
 
 async def test_others_have_their_turn_while_a_large_state_is_hashed(
