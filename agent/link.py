@@ -1,11 +1,12 @@
 """An agent's link to the server: joins over HTTP, then speaks to the desk over NATS."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,6 +28,13 @@ CHUNK_SECONDS = 60.0
 """A chunk is up to a megabyte, and the line may be a slow one."""
 CHUNKS_IN_FLIGHT = 8
 JOIN_SECONDS = 10.0
+PATH_SECONDS = 1.0
+"""How often the path to the server is looked at."""
+ANSWER_SECONDS_MAX = 2.0
+SLOW_BYTES_PER_SECOND = 512 * 1024
+"""What the slowest line carries that agents are made for: eight chunks between two pings."""
+STALE_SECONDS = 15.0
+PROBE_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -68,6 +76,11 @@ class Link:
         self.session = ""
         self._offers = f"_INBOX_{agent.token}.offers.{secrets.token_hex(8)}"
         self._arrived: asyncio.Queue[Incoming | None] = asyncio.Queue()
+        self._connection = 0
+        """Which of the connections that stood one after another."""
+        self._carried_bytes = 0
+        """Of chunks on their way, behind which other answers wait."""
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
     async def join(
@@ -118,6 +131,8 @@ class Link:
         link = cls(bus, agent)
         links.append(link)
         await link._listen(on_notice)
+        if url != agent.nats.direct:
+            link._watching = asyncio.create_task(link._watch())
         return link
 
     async def _listen(self, on_notice: Callable[[wire.Notice], None]) -> None:
@@ -141,7 +156,58 @@ class Link:
 
     async def close(self) -> None:
         """Disconnect."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._bus.close()
+
+    async def _watch(self) -> None:
+        """Leave a connection that stays silent where a new one would be answered.
+
+        After lost packets TCP waits twice as long before each further try (RFC 6298, 5.5): a path
+        that was broken for 8 s would be used again after up to 16, too late for a heartbeat.
+        """
+        while True:
+            await asyncio.sleep(PATH_SECONDS)
+            if not self._bus.is_connected:
+                continue  # it tries by itself, ten times a second
+            connection = self._connection
+            answer = asyncio.ensure_future(self._is_answered())
+            patience = ANSWER_SECONDS_MAX + self._carried_bytes / SLOW_BYTES_PER_SECOND
+            await asyncio.wait({answer}, timeout=patience)
+            while self._is_silent(answer, connection):
+                opened, _ = await asyncio.gather(self._is_open(), asyncio.sleep(PROBE_SECONDS))
+                if opened and self._is_silent(answer, connection):
+                    log.debug("a new connection, for a silent one", extra={"action": "path"})
+                    await self._bus.reconnect()
+            answer.cancel()
+
+    def _is_silent(self, answer: "asyncio.Task[None]", connection: int) -> bool:
+        """Whether an answer is due still, and on the connection that it was asked for on."""
+        return not answer.done() and self._bus.is_connected and connection == self._connection
+
+    async def _is_answered(self) -> None:
+        with contextlib.suppress(errors.Unavailable):  # it broke, or others see that it is stale
+            await self._bus.flush(STALE_SECONDS)
+
+    async def _is_open(self) -> bool:
+        """Whether nats-server would answer a new connection now."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with (
+                asyncio.timeout(PROBE_SECONDS),
+                aiohttp.ClientSession() as session,
+                session.ws_connect(self._bus.url) as probe,
+            ):
+                return (await probe.receive()).type is aiohttp.WSMsgType.BINARY
+        return False
+
+    @contextlib.contextmanager
+    def _carries(self, count: int) -> Iterator[None]:
+        """So many bytes are on their way."""
+        self._carried_bytes += count
+        try:
+            yield
+        finally:
+            self._carried_bytes -= count
 
     async def _ask(self, verb: str, request: wire.Wire, kind: type[T]) -> T:
         raw = await self._bus.request(
@@ -194,6 +260,7 @@ class Link:
 
     def _wake(self) -> None:
         """End a wait for an offer: the pull went down with the connection."""
+        self._connection += 1
         self._arrived.put_nowait(None)
 
     async def acknowledge(self, pulled: Pulled) -> None:
@@ -253,16 +320,18 @@ class Link:
 
         async def put(digest: str) -> None:
             subject = f"chunk.{self.token}.{digest}"
-            chunks.require_stored(await self._bus.request(subject, pieces[digest], CHUNK_SECONDS))
+            with self._carries(sizes[digest]):
+                stored = await self._bus.request(subject, pieces[digest], CHUNK_SECONDS)
+            chunks.require_stored(stored)
 
         await _few_at_a_time(put, missing)
 
     async def read(self, writer: str, digest: str) -> bytes:
         """Read a chunk or manifest this agent's tasks start from; its digest is checked."""
         request = wire.ChunkRequest(session=self.session, writer=writer, digest=digest)
-        raw = await self._bus.request(
-            f"fleet.{self.token}.chunk", msgspec.json.encode(request), CHUNK_SECONDS
-        )
+        subject = f"fleet.{self.token}.chunk"
+        with self._carries(chunks.CHUNK_BYTES):
+            raw = await self._bus.request(subject, msgspec.json.encode(request), CHUNK_SECONDS)
         piece = wire.chunk_of(raw)
         chunks.require_digest(piece, digest)
         return piece

@@ -217,7 +217,8 @@ class Worker:
             self._spawn(self._attach())
 
     async def _reattach(self) -> None:
-        """After a cut: ask for every task whether it is still ours."""
+        """After a cut: a sign of life at once; then ask for every task whether it is still ours."""
+        await self._beat()
         for holding in list(self._holdings.values()):
             try:
                 await self._until_answered(functools.partial(_reattach, holding.token), holding)

@@ -16,10 +16,13 @@ raise errors.Unavailable at once, and questions in flight fail as soon as the lo
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import logging
 import re
+import socket
+import struct
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -52,6 +55,7 @@ NO_RESPONDERS = "503"
 SEQUENCE = "Nats-Sequence"
 """The header that JetStream gives to every message it hands out on request, and to nothing else."""
 
+_LINGER_NONE = struct.pack("ii", 1, 0)
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _JWT = re.compile(r"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
 _SEED = re.compile(r"-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+")
@@ -187,12 +191,42 @@ class _Question:
 
 
 class _Client(nats.aio.client.Client):
-    """nats-py, mended in two places.
+    """nats-py, mended where one message, or one packet that is lost, would deafen it.
 
     It takes subjects and headers apart inside its only read loop, where bytes of an agent's
-    choosing that are no text would end all reading. And it writes a ping past what still waits to
-    be written, so that the answer said nothing about that.
+    choosing that are no text would end all reading; so would the answer to a ping whose asker gave
+    up. It writes a ping past what still waits to be written, so that the answer said nothing about
+    that. It waits for a connection that is stale to be closed by its other end too, and for a
+    WebSocket as long as the kernel tries, ever more rarely.
     """
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _connect_to_server(self, server: Any) -> None:
+        async with asyncio.timeout(self.options["connect_timeout"]):
+            await super()._connect_to_server(server)
+
+    async def _process_op_err(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.StaleConnectionError):
+            self._break_off()
+        await super()._process_op_err(error)
+
+    async def force_reconnect(self) -> None:
+        self._break_off()
+        await super().force_reconnect()
+
+    def _break_off(self) -> None:
+        """End the connection at this end, with nothing left for the kernel to deliver late."""
+        inner: Any = self._transport
+        stream = getattr(inner, "_ws", None) or getattr(inner, "_io_writer", None)
+        end = stream.get_extra_info("socket") if stream is not None else None
+        if end is not None:
+            with contextlib.suppress(OSError):  # it is broken already
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+                end.shutdown(socket.SHUT_RDWR)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(future or asyncio.get_running_loop().create_future())
@@ -420,6 +454,10 @@ class Bus:
             raise errors.Unavailable(
                 f"NATS at {self.url} did not answer within {timeout_seconds:g} s."
             ) from error
+
+    async def reconnect(self) -> None:
+        """Leave this connection, with what is under way on it, for a new one."""
+        await self._client.force_reconnect()
 
     async def close(self) -> None:
         """Send what waits, end the handlers at work, and disconnect. May be repeated."""

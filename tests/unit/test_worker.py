@@ -20,6 +20,8 @@ MACHINE = Machine(hostname="h", device="cpu", devices=1, memory_gb=16.0, cores=2
 class Away:
     """A link to a server that does not answer, and an agent that meanwhile needs it no more."""
 
+    session = ""
+
     def __init__(self, worker: Worker, lost: str) -> None:
         self._worker = worker
         self._lost = lost
