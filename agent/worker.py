@@ -762,9 +762,8 @@ async def _reattach(token: Token, link: Link) -> None:
 
 def is_want_of_room(error: Exception) -> bool:
     """Whether the same could be done with more room, on this disk or in the server's streams."""
-    if isinstance(error, OSError):
-        return error.errno in jobs.NO_ROOM
-    return isinstance(error, errors.DiskFull | errors.LogFull)
+    full = isinstance(error, errors.DiskFull | errors.LogFull)
+    return full or platforms.is_want_of_room(error)
 
 
 def checkpoint_seconds(budget_seconds: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors
 
 
@@ -26,12 +26,12 @@ from core import errors
     default="",
     help="Default: this host's name, and HOST-2, HOST-3… for further agents on it.",
 )
-@click.option("--poll-sec", default=2.0, show_default=True, type=click.FloatRange(0.1, 3600))
+@click.option("--poll-sec", default=2.0, show_default=True, type=options.Number(0.1, 3600))
 @click.option(
     "--train-sec",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.2, 86_400),
+    type=options.Number(0.2, 86_400),
     help="Wall seconds per task that names no budget.",
 )
 @click.option(

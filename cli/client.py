@@ -105,6 +105,10 @@ class Client:
             path += "?" + urllib.parse.urlencode(asked)
         return self._answer("GET", path, None, {}, tries=2)
 
+    def require_node(self, node_id: str) -> None:
+        """Tell a node of which there is nothing from one that is not there. Raises NotFound."""
+        self.get(f"/nodes/{segment(node_id)}")
+
     def post(self, path: str, body: dict[str, object], idempotency_key: str = "") -> Answer:
         """Ask to do something. With a key it is asked again when an answer breaks off."""
         try:

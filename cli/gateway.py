@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli import child
-from core import errors, events, runtime
+from cli import child, options
+from core import errors, events, platforms, runtime
+from core.accounts import COMPLETE
 from core.projections.state import State
 
 if TYPE_CHECKING:
@@ -29,11 +31,21 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @click.option(
-    "--min-queue", default=0, show_default=True, help="Queued tasks to keep; 0: do not feed."
+    "--min-queue",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 100_000),
+    help="Queued tasks to keep; 0: do not feed.",
 )
-@click.option("--worker-timeout-sec", default=90.0, show_default=True)
-@click.option("--http-lease-sec", default=1800.0, show_default=True)
-@click.option("--lease-sec", default=60.0, show_default=True, help="Lease of an agent's claim.")
+@options.worker_timeout
+@options.http_lease
+@click.option(
+    "--lease-sec",
+    default=60.0,
+    show_default=True,
+    type=options.Number(1, 86_400),
+    help="Lease of an agent's claim.",
+)
 @click.option("--accept-loss", is_flag=True, help="Go on with a log that lost its end.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -51,17 +63,36 @@ def gateway(
     verbose: bool,
 ) -> None:
     """Run the control plane against a nats-server that runs already."""
+    if as_child:  # its owner holds the directory, and has seen to the rest
+        use: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    else:
+        _require_set_up(data)
+        platforms.require_free_port(host, port)
+        use = platforms.DataLock(data / "lock")
+
     from orchestrator.liveness import Limits
 
     child.configure_logging(verbose)
     limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec)
     try:
         settings = (nats_url, data, host, port, min_queue, limits, http_lease_sec)
-        asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
+        with use:
+            asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
     except (errors.TopologyMismatch, errors.LogDamaged) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
         raise
+
+
+def _require_set_up(data: Path) -> None:
+    """Raises DataDirectoryError where this is no directory to serve; it is left as it is."""
+    for needed in (f"keys/{COMPLETE}", "creds/control.creds"):
+        if not (data / needed).is_file():
+            raise errors.DataDirectoryError(
+                f"{data} is no data directory of Aghsan: it lacks {needed}, which `aghsan up` makes"
+                " at its first start. Run `aghsan up` on it once, or name another by --data;"
+                " nothing was changed here."
+            )
 
 
 async def _run(
@@ -128,6 +159,7 @@ async def _run(
         if as_child:
             child.tell("ready", http=address)
         else:
+            stack.enter_context(_noted(data, nats_url, address))
             child.say(f"ready {address}")
 
         async def at_the_end() -> None:
@@ -136,6 +168,18 @@ async def _run(
 
         await _until(stop, running, at_the_end)
     logging.getLogger(__name__).info("stopped")
+
+
+@contextlib.contextmanager
+def _noted(data: Path, nats_url: str, address: str) -> Iterator[None]:
+    """Tell in run.json, as `up` does, where those find the log who find the directory in use."""
+    path = data / "run.json"
+    facts = {"http": address, "nats": nats_url, "data": str(data.resolve())}
+    platforms.write_atomically(path, json.dumps(facts, ensure_ascii=False, indent=1).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:

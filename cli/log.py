@@ -43,12 +43,13 @@ def data_option(command: F) -> F:
 def replay(data: Path, at: int | None, as_json: bool) -> None:
     """Rebuild the state from the log alone, and say what it hashes to.
 
-    The hash equals that of `GET log/state` at the same sequence.
+    The hash equals that of `GET log/state` at the same sequence. Nothing in the directory changes:
+    without a running server a copy of the log is read.
     """
+    from core.replay import LOG_ALONE, serving
     from core.replay import replay as fold_log
-    from core.replay import serving
 
-    with ending_on_sigterm(), serving(data) as access:
+    with ending_on_sigterm(), serving(data, LOG_ALONE) as access:
         replayed = asyncio.run(_with_log(access, lambda log: fold_log(log, at)))
         running = access.running
     if as_json:
@@ -66,9 +67,9 @@ def audit(data: Path, as_json: bool) -> None:
     Nothing in the directory changes: without a running server a copy is audited, and its stored
     blocks are checked too. Exit code 1 where a rule is broken.
     """
-    from core.replay import serving
+    from core.replay import ALL_AUDITED, serving
 
-    with ending_on_sigterm(), serving(data, untouched=True) as access:
+    with ending_on_sigterm(), serving(data, ALL_AUDITED) as access:
         auditor, stored, refusals = asyncio.run(_audit(access, data))
         running = access.running
     findings = auditor.findings
@@ -141,6 +142,10 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _source(data: Path, running: bool) -> str:
     return f"{data}, {'read beside its running server' if running else 'no server runs on it'}"
 
@@ -200,9 +205,8 @@ def _show_audit(
         rows = [(one.seq, one.rule, one.detail) for one in findings.shown]
         terminal.show("", terminal.table(["seq", "violates", "how"], rows))
         if findings.total > len(rows):
-            terminal.show(f"{findings.total - len(rows)} more are not shown.")
-        times = "once" if findings.total == 1 else f"{findings.total} times"
-        terminal.show("", f"The log breaks its rules {times}.")
+            terminal.show(f"Not shown: {findings.total - len(rows)} more.")
+        terminal.show("", f"The log breaks its rules {_times(findings.total)}.")
         terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
     else:
         terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

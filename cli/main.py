@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import sys
 from typing import Any, NamedTuple, NoReturn
 
@@ -134,6 +135,13 @@ def aghsan() -> None:
     """
 
 
+def require_utf8() -> None:
+    """Begin anew in UTF-8 mode where the locale asks for less: names of files are Arabic too."""
+    # Windows has no such locale, and an exec there would not keep the process.
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
 def configure_stdio() -> None:
     """Write UTF-8 to stdout and stderr, and never fail for a character."""
     for stream in (sys.stdout, sys.stderr):
@@ -144,6 +152,7 @@ def configure_stdio() -> None:
 
 def main() -> NoReturn:
     """The entry point; never returns."""
+    require_utf8()
     configure_stdio()
     with contextlib.suppress(KeyboardInterrupt):
         aghsan.main(prog_name="aghsan")

@@ -8,7 +8,7 @@ from cli.client import Client, segment
 
 @click.command()
 @click.argument("parent_id", metavar="PARENT")
-@click.argument("name")
+@click.argument("name", callback=options.words)
 @click.option("--description", default="", help="What it is about.")
 @options.as_json
 @options.api

@@ -1,5 +1,6 @@
 """What commands share on the command line."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,6 +27,25 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class Number(click.FloatRange):
+    """A number in a range. NaN lies neither below nor above one, so it is refused by its name."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def words(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The callback of an argument that a server takes blank, and a person never means so."""
+    if not value.strip():
+        raise click.BadParameter("it is blank; give it some words.", ctx, param)
+    return value
+
+
 def api(command: F) -> F:
     """`--api`: which server is asked."""
     return click.option(
@@ -47,3 +67,25 @@ def as_json(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
         command
     )
+
+
+def worker_timeout(command: F) -> F:
+    """`--worker-timeout-sec`: when an HTTP worker counts as gone."""
+    return click.option(
+        "--worker-timeout-sec",
+        default=90.0,
+        show_default=True,
+        type=Number(1, 86_400),
+        help="Silence after which an HTTP worker is offline.",
+    )(command)
+
+
+def http_lease(command: F) -> F:
+    """`--http-lease-sec`: when the task of a silent HTTP worker is claimable again."""
+    return click.option(
+        "--http-lease-sec",
+        default=1800.0,
+        show_default=True,
+        type=Number(1, 604_800),
+        help="How long an HTTP worker may train in silence.",
+    )(command)

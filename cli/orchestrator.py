@@ -148,7 +148,7 @@ class ServerTarget:
     "--sleep-sec",
     default=8.0,
     show_default=True,
-    type=click.FloatRange(0.1, 3_600),
+    type=options.Number(0.1, 3_600),
     help="Seconds between two looks at the queue.",
 )
 @click.option("--priority", default=8, show_default=True, type=click.IntRange(1, 10))

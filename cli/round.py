@@ -1,6 +1,7 @@
 """`aghsan round ls|show`."""
 
 import click
+import msgspec
 
 from cli import options
 from cli.client import Client, segment
@@ -33,7 +34,10 @@ def list_rounds(
         "after": after,
         "limit": limit,
     }
-    answer = Client(api).get("/rounds", query)
+    server = Client(api)
+    answer = server.get("/rounds", query)
+    if node_id is not None and not answer.read("rounds", list[msgspec.Raw]):
+        server.require_node(node_id)
     if as_json:
         click.echo(answer.page())
         return

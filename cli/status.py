@@ -22,7 +22,7 @@ RUNNING_SHOWN_MAX = 20
     "--interval",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(0.1, 3600),
+    type=options.Number(0.1, 3600),
     help="Seconds between two looks of --watch.",
 )
 @options.as_json

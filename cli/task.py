@@ -3,20 +3,21 @@
 import uuid
 
 import click
+import msgspec
 
 from cli import options
 from cli.client import Answer, Client, segment
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", callback=options.words)
 @click.option("--node", "node_id", metavar="ID", help="Which specialization. Default: the root.")
 @click.option(
     "--priority",
     default=5,
     show_default=True,
-    type=click.IntRange(1, 10, clamp=True),
-    help="1 to 10; higher runs earlier.",
+    type=click.IntRange(1, 10),
+    help="Higher runs earlier.",
 )
 @click.option(
     "--role",
@@ -26,7 +27,7 @@ from cli.client import Answer, Client, segment
 @click.option("--method", help="How it is trained. Default: what fits.")
 @click.option(
     "--budget-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Number(0.1, 86_400),
     help="Wall seconds. Default: the worker's --train-sec.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Default: chosen by the server.")
@@ -80,7 +81,10 @@ def list_tasks(
         "after": after,
         "limit": limit,
     }
-    answer = Client(api).get("/tasks", query)
+    server = Client(api)
+    answer = server.get("/tasks", query)
+    if node_id is not None and not answer.read("tasks", list[msgspec.Raw]):
+        server.require_node(node_id)
     if as_json:
         click.echo(answer.page())
         return

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import shlex
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
-from core import errors, specializations
+from core import errors, platforms, specializations
 
 if TYPE_CHECKING:
     from agent.executors.jobs import Job, Result, Stopped
@@ -43,7 +42,7 @@ KEYS = (
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Default: a random one.")
 @click.option("--steps", type=click.IntRange(1, 10_000_000), help="Train so many steps.")
-@click.option("--seconds", type=click.FloatRange(0.2, 86_400), help="Train so long.")
+@click.option("--seconds", type=options.Number(0.2, 86_400), help="Train so long.")
 @click.option(
     "--out",
     required=True,
@@ -77,7 +76,7 @@ def train(
     if base is not None and role == "reinventor":
         raise click.UsageError("a reinventor starts from nothing: leave out --base")
     specialist, _ = specializations.workload_of(node_id)
-    _require_folder(out, resume)
+    _require_folder(out, resume, seed)
     if seed is None:
         seed = _seed_of(out) if resume else secrets.randbits(63)
 
@@ -116,11 +115,11 @@ def _words_of(stopped: "Stopped", job: "Job") -> str:
     length = ["--steps", str(job.steps)] if job.steps else ["--seconds", f"{job.budget_seconds:g}"]
     start = ["--base", job.base] if job.base else []
     what = ["--node", job.node_id, "--role", job.role, "--seed", str(job.seed), *length, *start]
-    again = shlex.join(["aghsan", "train", *what, "--out", job.directory, "--resume"])
+    again = platforms.shell_line(["aghsan", "train", *what, "--out", job.directory, "--resume"])
     return f"stopped at step {stopped.step}, which is saved; go on with\n  {again}"
 
 
-def _require_folder(out: Path, resume: bool) -> None:
+def _require_folder(out: Path, resume: bool, seed: int | None) -> None:
     has_states = out.is_dir() and any(out.glob("step-*"))
     if has_states and not resume:
         raise errors.Conflict(
@@ -128,6 +127,11 @@ def _require_folder(out: Path, resume: bool) -> None:
             "--out"
         )
     if resume and not has_states:
+        if seed is None:
+            raise errors.NotFound(
+                f"{out} holds no checkpoint to go on from; leave out --resume to begin one there, "
+                "or name the --out of the training"
+            )
         click.echo(f"{out} holds no checkpoint yet; beginning at step 0", err=True)
     out.mkdir(parents=True, exist_ok=True)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors, platforms
 from core.accounts import Authority
-from core.nats_server import EmbeddedServer
+from core.nats_server import EmbeddedServer, require_room
 from core.replay import prepare_end
 
 AGENTS_STOP_SECONDS = 7.0
@@ -89,6 +89,7 @@ class Supervisor:
         self._asked = 0.0
         self._server_restarts = Restarts(started=time.monotonic())
         self.http = ""
+        self.feeds = True
 
     def on_signal(self, *_: object) -> None:
         """Ask for the end; a second time is no faster, the first is bounded already."""
@@ -145,7 +146,8 @@ class Supervisor:
         self._write_ready()
         child.say(f"ready {self.http}")
         inspector = self._data / "creds" / "inspect-control.creds"
-        child.say(f"  look inside: nats --server {self._server.url} --creds {inspector} stream ls")
+        look = ["nats", "--server", self._server.url, "--creds", str(inspector), "stream", "ls"]
+        child.say(f"  look inside: {platforms.shell_line(look)}")
 
     def run(self) -> None:
         """Keep everything alive until asked to stop."""
@@ -231,7 +233,9 @@ class Supervisor:
         if control is None or not control.ready:
             return
         self.http = str(control.told["http"])
-        pids = {"nats-server": self._server.pid, "orchestrator": control.pid}
+        pids = {"nats-server": self._server.pid}
+        if self.feeds:
+            pids["orchestrator"] = control.pid  # it feeds within the control process
         pids |= {name: member.pid for name, member in self._members.items()}
         creds = self._data / "creds"
         facts = {
@@ -321,7 +325,7 @@ def default_data() -> Path:
     "--train-sec",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.2, 86_400),
+    type=options.Number(0.2, 86_400),
     help="Wall seconds per task.",
 )
 @click.option(
@@ -332,20 +336,8 @@ def default_data() -> Path:
     help="Queued tasks the orchestrator keeps.",
 )
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
-@click.option(
-    "--worker-timeout-sec",
-    default=90.0,
-    show_default=True,
-    type=click.FloatRange(1, 86_400),
-    help="Silence after which an HTTP worker is offline.",
-)
-@click.option(
-    "--http-lease-sec",
-    default=1800.0,
-    show_default=True,
-    type=click.FloatRange(1, 604_800),
-    help="How long an HTTP worker may train in silence.",
-)
+@options.worker_timeout
+@options.http_lease
 @click.option(
     "--accept-loss",
     is_flag=True,
@@ -377,9 +369,8 @@ def up(
     ready_file: Path | None,
 ) -> None:
     """Run everything on this machine: server, control plane, judge and local agents."""
-    data = data.resolve()
     platforms.require_free_port(host, port)
-    data.mkdir(parents=True, exist_ok=True)
+    data = made(data)
     with platforms.DataLock(data / "lock"):
         authority = Authority.load_or_create(data / "keys")
         authority.write_credentials(data / "creds")
@@ -412,6 +403,23 @@ def up(
             supervisor.stop()
 
 
+def made(data: Path) -> Path:
+    """The data directory, there and with room. Raises DataDirectoryError."""
+    try:
+        data = data.resolve()
+        str(data).encode()
+        data.mkdir(parents=True, exist_ok=True)
+        require_room(data)
+    except (OSError, RuntimeError, UnicodeError) as error:  # RuntimeError: links in a circle
+        named = not isinstance(error, UnicodeError)
+        why = (getattr(error, "strerror", "") or error) if named else "its name is no UTF-8 text"
+        raise errors.DataDirectoryError(
+            f"The data directory {data} cannot be used: {why}. Name one by --data that this user"
+            " may make and write to."
+        ) from error
+    return data
+
+
 def _start_members(
     supervisor: Supervisor,
     server: EmbeddedServer,
@@ -427,6 +435,7 @@ def _start_members(
     accept_loss: bool,
     new_judge_key: bool,
 ) -> None:
+    supervisor.feeds = min_queue > 0
     control = supervisor.add(
         "gateway",
         "gateway",

@@ -65,6 +65,16 @@ def find_binary() -> Path:
     return Path(found)
 
 
+def require_room(folder: Path) -> None:
+    """Raises DataDirectoryError where the disk has too little room to start; OSError."""
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES_MIN:
+        raise errors.DataDirectoryError(
+            f"The disk of {folder} is full: {free // MIB} MiB are free, at least"
+            f" {FREE_BYTES_MIN // MIB} MiB are needed. Make room, then start again."
+        )
+
+
 class EmbeddedServer:
     """One nats-server on a data directory. Not thread-safe; start it from the main thread."""
 
@@ -164,16 +174,11 @@ class EmbeddedServer:
             for stale in (*self._run.iterdir(), *(self.folder / "resolver").iterdir()):
                 stale.unlink()
             self._drop_torn()
-            free = shutil.disk_usage(self.folder).free
+            require_room(self.folder)
         except OSError as error:
             raise errors.DataDirectoryError(
                 f"The folder of nats-server, {self.folder}, cannot be used: {error}."
             ) from error
-        if free < FREE_BYTES_MIN:
-            raise errors.DataDirectoryError(
-                f"The disk of {self.folder} is full: {free // MIB} MiB are free, at least"
-                f" {FREE_BYTES_MIN // MIB} MiB are needed. Make room, then start again."
-            )
 
     def _drop_torn(self) -> None:
         """Remove what would keep the server from coming up after a power cut: streams without
@@ -285,7 +290,8 @@ resolver_preload {{
             return _PortTaken()
         if "no space left" in words or "not enough space on the disk" in words:
             return errors.DataDirectoryError(
-                f"The disk of {self.folder} is full. Make room, then start again."
+                f"The disk of {self.folder} is full: at least {FREE_BYTES_MIN // MIB} MiB are"
+                " needed. Make room, then start again."
             )
         last = _STAMP.sub("", " ".join(said.strip().splitlines()[-1:])).rstrip(".")
         last = last or f"it said nothing, exit code {code}"

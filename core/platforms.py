@@ -7,10 +7,12 @@ and is type-checked, on all of them.
 
 import contextlib
 import ctypes
+import errno
 import importlib
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -120,6 +122,11 @@ def _pid_behind_lock(file: int) -> str:
     return "another process"
 
 
+def is_want_of_room(error: BaseException) -> bool:
+    """Whether a disk, or what one may use of it, was full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put `data` at `path`, durably: a reader, or a crash, sees the old bytes or all the new ones.
 
@@ -220,29 +227,48 @@ def allow_files(wanted: int) -> int:
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Say at once that an address cannot be listened on. Raises Conflict, Invalid."""
-    if port == 0:
-        return
+    """Say at once that an address cannot be listened on; port 0 is any. Raises Conflict."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise errors.Invalid(
-            f"{host!r} is no address of this machine: {error.strerror}."
-        ) from error
-    family, kind, protocol, _, address = addresses[0]
-    with socket.socket(family, kind, protocol) as probe:
-        if not WINDOWS:  # there the option would let two programs share the port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot hold
+        raise _not_of_this_machine(host, error) from error
+    for family, kind, protocol, _, address in addresses:
         try:
-            probe.bind(address)
-        except OSError as error:
-            raise errors.Conflict(
-                f"Port {port} of {host} cannot be listened on: {error.strerror}. Stop the program"
-                " that has it, or choose another port (0: a free one)."
-            ) from error
+            probe = socket.socket(family, kind, protocol)
+        except OSError:  # a family that this machine does without, as whoever listens does
+            continue
+        with probe:
+            if not WINDOWS:  # there the option would let two programs share the port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # its IPv4 side is the affair of the other address
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise _not_of_this_machine(host, error) from error
+                raise errors.Conflict(
+                    f"Port {port} of {host} cannot be listened on: {error.strerror}. Stop the"
+                    " program that has it, or choose another port (0: a free one)."
+                ) from error
+
+
+def _not_of_this_machine(host: str, error: Exception) -> errors.Conflict:
+    why = error.strerror if isinstance(error, OSError) else "it is no host name"
+    return errors.Conflict(
+        f"{host!r} is no address of this machine, so nothing can listen there: {why}. 127.0.0.1 is"
+        " this machine alone, 0.0.0.0 all of its addresses."
+    )
 
 
 # Processes
+
+
+def shell_line(argv: Sequence[str | Path]) -> str:
+    """A command as a person types it into this platform's shell."""
+    words = [str(word) for word in argv]
+    return subprocess.list2cmdline(words) if WINDOWS else shlex.join(words)
+
 
 # The launcher becomes the program (exec keeps the pid), having seen to it that the program dies
 # with its parent. A preexec_fn would do the same in a forked copy of a process with threads, where

@@ -2,9 +2,8 @@
 
 Whoever runs on a data directory holds its lock (`platforms.DataLock`) and names its nats-server in
 `run.json`. With the lock held the log is read from that server; with the lock free a server is
-started for as long as the reading takes: on the directory, or, where nothing in it may change, on a
-copy of what is read, since a server that starts repairs what it finds. The blocks of the copy are
-read before that.
+started for as long as the reading takes: for a backup on the directory, else on a copy of what is
+read, since a server that starts repairs what it finds, and the directory may be read-only.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +27,22 @@ from core.projections.state import State
 from core.runtime import fold
 from core.topology import MIB
 
-READ_STREAMS = {"CONTROL": ("EVENTS", "REFUSALS"), "FLEET": ("CHUNKS",)}
-"""What replay and audit read, by account."""
-
 _STREAM_NOT_FOUND = 10059
 
 
 # The data directory
+
+
+class Copied(NamedTuple):
+    """What is read from a copy of a directory that no server runs on: streams, by their account,
+    and whether the blocks of the log are read before a server sees them."""
+
+    streams: Mapping[str, tuple[str, ...]]
+    blocks: bool
+
+
+LOG_ALONE = Copied({"CONTROL": ("EVENTS",)}, blocks=False)
+ALL_AUDITED = Copied({"CONTROL": ("EVENTS", "REFUSALS"), "FLEET": ("CHUNKS",)}, blocks=True)
 
 
 class Access(NamedTuple):
@@ -66,10 +74,10 @@ class _Run(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def serving(data: Path, *, untouched: bool = False) -> Iterator[Access]:
+def serving(data: Path, copied: Copied | None = None) -> Iterator[Access]:
     """A server for the log of a data directory: the one that runs there, or one of our own.
 
-    `untouched`: nothing in the directory changes, not even where no server runs.
+    Where one of our own is to read what was `copied`, nothing in the directory changes.
 
     Raises NotFound where there is no such directory, DataDirectoryError where it is none of ours
     or cannot be used, Unavailable where it is in use and its server cannot be found.
@@ -79,8 +87,8 @@ def serving(data: Path, *, untouched: bool = False) -> Iterator[Access]:
     held = _find_holder(lock_path)
     if held is not None:
         yield _running(data, held)
-    elif untouched:
-        with _copied(data, lock_path) as access:
+    elif copied is not None:
+        with _copied(data, lock_path, copied) as access:
             yield access
     else:
         with platforms.DataLock(lock_path), _started(data) as access:
@@ -192,8 +200,8 @@ def _pair(authority: Authority, account: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _copied(data: Path, lock_path: Path) -> Iterator[Access]:
-    """A server on a temporary copy of the streams that are read, and of the keys."""
+def _copied(data: Path, lock_path: Path, wanted: Copied) -> Iterator[Access]:
+    """A server on a temporary copy of the streams that are wanted, and of the keys."""
     # The folder is for its owner only, as the keys in it need.
     with tempfile.TemporaryDirectory(prefix="aghsan-") as folder:
         copy = Path(folder)
@@ -204,11 +212,14 @@ def _copied(data: Path, lock_path: Path) -> Iterator[Access]:
                 shutil.copytree(data / "keys", copy / "keys", copy_function=shutil.copyfile)
                 authority = Authority.load_or_create(copy / "keys")
                 _require_log(data, authority)
-                _copy_streams(data, copy, authority)
+                _copy_streams(data, copy, authority, wanted)
             except shutil.Error as error:
                 raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
-        stored = blocks.read(streams_of(copy, authority, "CONTROL") / "EVENTS" / "msgs", "EVENTS")
-        stored.finish()
+        stored = None
+        if wanted.blocks:
+            events = streams_of(copy, authority, "CONTROL") / "EVENTS"
+            stored = blocks.read(events / "msgs", "EVENTS")
+            stored.finish()
         with _started(copy) as access:
             yield access._replace(stored=stored)
 
@@ -240,9 +251,9 @@ def prepare_end(data: Path, authority: Authority, *, accept_loss: bool) -> None:
         seals.require_end(folder, data)
 
 
-def _copy_streams(data: Path, copy: Path, authority: Authority) -> None:
+def _copy_streams(data: Path, copy: Path, authority: Authority, wanted: Copied) -> None:
     files: list[tuple[Path, Path]] = []
-    for account, names in READ_STREAMS.items():
+    for account, names in wanted.streams.items():
         source = streams_of(data, authority, account)
         target = streams_of(copy, authority, account)
         for name in names:
@@ -261,9 +272,9 @@ def _require_room(folder: Path, copied_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < copied_bytes + FREE_BYTES_MIN:
         raise errors.DataDirectoryError(
-            f"An audit without a running server works on a copy: {copied_bytes // MIB} MiB, and"
+            f"Without a running server a copy is read: {copied_bytes // MIB} MiB, and"
             f" {FREE_BYTES_MIN // MIB} MiB to work in, but the disk of {folder.parent} has"
-            f" {free // MIB} MiB free. Set TMPDIR to a folder with room, or audit while it runs."
+            f" {free // MIB} MiB free. Set TMPDIR to a folder with room, or do it while it runs."
         )
 
 

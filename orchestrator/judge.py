@@ -787,7 +787,7 @@ class Judge:
         except Exception as error:
             # What nobody foresaw may pass (memory ran out); if not, it must not hold the rounds up.
             log.exception("%s trips the judge", brief.round_id, extra={"action": "judge"})
-            if deliveries < DELIVERIES_MAX:
+            if deliveries < DELIVERIES_MAX or platforms.is_want_of_room(error):
                 raise errors.Unavailable(f"the judge failed: {_brief(error)}") from error
             return undecidable(brief, secret.hex(), self._judge_id, _tripped(error))
 

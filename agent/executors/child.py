@@ -16,7 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from agent.executors import jobs
-from core import errors
+from core import errors, platforms
 
 TRACE_CHARS_MAX = 4_000
 _decode = msgspec.json.Decoder(jobs.Request).decode
@@ -72,7 +72,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001  whatever went wrong ends this job and no other
             reason = f"{type(error).__name__}: {error}"
             trace = traceback.format_exc()[-TRACE_CHARS_MAX:]
-            no_room = isinstance(error, OSError) and error.errno in jobs.NO_ROOM
+            no_room = platforms.is_want_of_room(error)
             report(jobs.Failed(reason=reason, trace=trace, no_room=no_room))
 
 

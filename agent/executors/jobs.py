@@ -1,14 +1,10 @@
 """What an agent asks of its executor and what that reports, as JSON lines."""
 
-import errno
 from typing import TypeAlias
 
 import msgspec
 
 from core.events import Rival
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of the system that say that a disk, or what one may use of it, is full."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag="job"):

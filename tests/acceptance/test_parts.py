@@ -1,6 +1,7 @@
 """The parts that people start by themselves, each beside a server that runs already."""
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import nats_fixture
 from tests.acceptance.stack import STOP_SECONDS_MAX, Stack, aghsan, until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -26,13 +28,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         one.close()
 
 
-@contextlib.contextmanager
-def part(log: Path, *args: str, home: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A part that runs inside the block, and is stopped by Ctrl-C at its end."""
+def started(log: Path, *args: str, home: Path | None = None) -> subprocess.Popen[bytes]:
+    """A part that goes on by itself."""
     env = {**os.environ, **({"HOME": str(home), "USERPROFILE": str(home)} if home else {})}
     with log.open("wb") as words:
         argv = [sys.executable, "-m", "cli.main", *args]
-        process = subprocess.Popen(argv, stdout=words, stderr=subprocess.STDOUT, env=env)
+        return subprocess.Popen(argv, stdout=words, stderr=subprocess.STDOUT, env=env)
+
+
+@contextlib.contextmanager
+def part(log: Path, *args: str, home: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A part that runs inside the block, and is stopped by Ctrl-C at its end."""
+    process = started(log, *args, home=home)
     try:
         yield process
         assert process.poll() is None, log.read_text()
@@ -140,6 +147,102 @@ def test_the_orchestrator_alone_keeps_the_queue_of_a_server_filled(
         until(lambda: stack.ask("/status")["network"]["tasks"]["queued"] >= 7, "filled again")
     nodes = {task["node_id"] for task in stack.ask("/tasks?limit=100")["tasks"]}
     assert len(nodes) >= 3
+
+
+def test_a_second_gateway_on_a_directory_that_up_serves_is_refused(stack: Stack) -> None:
+    nats = str(stack.facts["nats"])
+    before = stack.ask("/log/state")
+    ran = aghsan("gateway", "--nats", nats, "--data", stack.data, "--port", "0")
+    assert ran.returncode == 1
+    assert "is in use by process" in ran.stderr
+    assert stack.ask("/log/state") == before
+    stack.enqueue("opt-convex")
+
+
+def test_one_gateway_at_a_time_serves_a_directory_that_replay_reads_beside_it(
+    tmp_path: Path,
+) -> None:
+    with nats_fixture.running(tmp_path / "data") as nats:
+        args = ("gateway", "--nats", nats.url, "--data", str(nats.data), "--port", "0")
+        log = tmp_path / "log"
+        with part(log, *args):
+            until(lambda: "ready http" in log.read_text(), "it is ready")
+            second = aghsan(*args)
+            assert (second.returncode, "is in use by process" in second.stderr) == (1, True)
+            beside = aghsan("replay", "--data", nats.data, "--json")
+            assert json.loads(beside.stdout)["running"] is True
+        assert not (nats.data / "run.json").exists()
+
+
+def test_the_place_of_a_gateway_that_was_killed_is_free(tmp_path: Path) -> None:
+    with nats_fixture.running(tmp_path / "data") as nats:
+        args = ("gateway", "--nats", nats.url, "--data", str(nats.data), "--port", "0")
+        log = tmp_path / "log"
+        with started(log, *args) as first:
+            until(lambda: "ready http" in log.read_text(), "it is ready")
+            first.kill()
+        with part(log, *args):
+            until(lambda: "ready http" in log.read_text(), "another one is ready")
+
+
+def test_the_ready_file_names_an_orchestrator_only_where_there_is_one(stack: Stack) -> None:
+    assert sorted(stack.facts["pids"]) == ["gateway", "judge", "nats-server"]
+
+
+def test_up_serves_a_directory_of_an_arabic_name_whatever_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "بيانات و فراغ"
+    folder.mkdir()
+    one = Stack(folder, "--agents", "0")
+    try:
+        one.start()
+        assert one.facts["data"] == str(one.data)
+        assert one.facts["pids"]["orchestrator"] == one.pid("gateway")
+        assert "Traceback" not in one.words()
+        assert one.stop()[0] == 0
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("lacking", ["keys/complete", "creds/control.creds"])
+def test_a_gateway_leaves_a_directory_alone_that_is_no_data_directory(
+    tmp_path: Path, lacking: str
+) -> None:
+    for name in {"keys/complete", "creds/control.creds"} - {lacking}:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    ran = aghsan("gateway", "--nats", "nats://127.0.0.1:9", "--data", tmp_path)
+    assert ran.returncode == 1
+    assert lacking in ran.stderr
+    assert "aghsan up" in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("host", ["1.2.3.4", "bad..host"])
+@pytest.mark.parametrize("port", ["0", "18000"])
+def test_a_host_of_another_machine_is_refused_in_one_line_with_nothing_started(
+    tmp_path: Path, host: str, port: str
+) -> None:
+    data = tmp_path / "data"
+    ran = aghsan("up", "--data", data, "--host", host, "--port", port)
+    assert (ran.returncode, ran.stdout) == (5, "")
+    (line,) = ran.stderr.splitlines()
+    assert host in line
+    assert not data.exists()
+
+
+def test_a_gateway_on_a_host_of_another_machine_is_refused_in_one_line(tmp_path: Path) -> None:
+    with nats_fixture.running(tmp_path / "data") as nats:
+        args = ("--nats", nats.url, "--data", nats.data)
+        for host in ("1.2.3.4", "bad..host"):
+            ran = aghsan("gateway", *args, "--host", host)
+            assert (ran.returncode, ran.stdout) == (5, "")
+            assert len(ran.stderr.splitlines()) == 1
+        assert not (nats.data / "lock").exists()
 
 
 @pytest.mark.parametrize(

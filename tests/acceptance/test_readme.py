@@ -38,7 +38,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_each_command_of_a_readme_works_as_written(stack: Stack, readme: str) -> None:
+def test_each_command_of_a_readme_works_as_written(
+    stack: Stack, tmp_path: Path, readme: str
+) -> None:
+    (tmp_path / "data").symlink_to(stack.data)
     told = [line for line in commands(readme) if line.startswith(".venv/bin/aghsan ")]
     assert len(told) >= 8
     environment = {**os.environ, "AGHSAN_API": stack.http}
@@ -46,7 +49,7 @@ def test_each_command_of_a_readme_works_as_written(stack: Stack, readme: str) ->
         argv = [sys.executable, "-m", "cli.main", *shlex.split(line)[1:]]
         ran = subprocess.run(
             argv,
-            cwd=stack.directory,
+            cwd=tmp_path,
             env={**environment, "PYTHONPATH": str(CHECKOUT)},
             capture_output=True,
             text=True,
@@ -55,6 +58,11 @@ def test_each_command_of_a_readme_works_as_written(stack: Stack, readme: str) ->
         )
         assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
         assert ran.stdout.strip(), line
+
+
+def test_both_readmes_tell_people_to_type_the_same() -> None:
+    english, arabic = map(commands, READMES)
+    assert english == arabic
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -78,6 +78,19 @@ def test_interrupted_it_saves_and_says_how_to_go_on_and_its_folder_is_not_taken_
     assert "another training" in unfit.stderr
 
 
+def test_nothing_to_resume_is_one_message_and_begins_only_under_a_seed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    what = ("train", "--node", "opt-convex", "--steps", "1", "--out", out, "--resume")
+    nothing = aghsan(*what)
+    assert nothing.returncode == 4
+    assert len(nothing.stderr.splitlines()) == 1
+    assert "leave out --resume" in nothing.stderr
+    assert not out.exists()
+    begun = aghsan(*what, "--seed", "7")
+    assert begun.returncode == 0, begun.stderr
+    assert "beginning at step 0" in begun.stderr
+
+
 def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "out"))
     unknown = aghsan("train", "--node", "stats-bayesan", "--steps", "1", *out)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from core.room import Disk
+from core.topology import MIB
 from tests.exposition import Family, parse
 from tests.integration import gateway_stack
 from tests.integration.gateway_stack import Stack
@@ -98,3 +100,38 @@ async def test_the_process_is_told_by_the_usual_names(stack: Stack) -> None:
     assert value(found, "process_open_fds") > 5
     assert value(found, "process_start_time_seconds") > 1_700_000_000
     assert value(found, "aghsan_loop_delay_max_seconds") >= 0
+
+
+async def test_want_of_room_shows_in_every_place_where_one_looks(stack: Stack) -> None:
+    room = stack.parts.room
+    await room.look()
+    found = await scraped(stack)
+    assert value(found, "aghsan_disk_free_bytes") == room.free_bytes > 0
+    assert value(found, "aghsan_admission_stopped") == 0
+    room.disk_of = lambda _: Disk(100 * MIB, 100_000 * MIB)
+    await room.look()
+    found = await scraped(stack)
+    assert value(found, "aghsan_disk_free_bytes") == 100 * MIB
+    assert value(found, "aghsan_admission_stopped") == 1
+    words = stack.parts.door.shortage
+    assert "100 MiB are free" in words
+    ready = await stack.ask("GET", "/readyz")
+    assert (ready.status, ready.json["reasons"]) == (503, [words])
+    for path, asked in (
+        ("/training/enqueue", {"topic": "t"}),
+        ("/graph/expand", {"parent_id": "root-math", "name": "n"}),
+        ("/workers/register", {"worker_id": "w", "hostname": "h"}),
+    ):
+        (await stack.post(path, asked)).require(507, f'{{"detail":"{words}"}}')
+    assert (await stack.get("/status")).status == 200
+
+
+async def test_streams_that_refuse_rather_than_forget_are_asked_how_full_they_are(
+    stack: Stack,
+) -> None:
+    await stack.parts.room.look()
+    filling = await stack.parts.room.filling()
+    assert filling["EVENTS"].bytes_max == 16_384 * MIB
+    assert filling["CHUNKS"].bytes_max == 16_384 * MIB
+    assert 0 < filling["EVENTS"].bytes < MIB
+    assert stack.parts.door.shortage == ""

@@ -260,12 +260,13 @@ def test_a_sound_log_is_found_sound_running_and_stopped_alike(built: Built) -> N
     assert beside.exit_code == alone.exit_code == 0
 
 
-def test_an_audit_without_a_server_changes_nothing_and_leaves_nothing(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["replay", "audit"])
+def test_reading_without_a_server_changes_nothing_and_leaves_nothing(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = fingerprint(built.data)
-    assert run("audit", "--data", built.data, "--json").exit_code == 0
+    assert run(verb, "--data", built.data, "--json").exit_code == 0
     assert fingerprint(built.data) == before
     assert list(tmp_path.iterdir()) == []
 
@@ -292,6 +293,7 @@ def test_a_message_put_in_by_hand_is_named_by_its_sequence(built: Built, tmp_pat
         assert told(result)["refusals"] == 1
     assert [one.exit_code for one in (beside, alone, words)] == [1, 1, 1]
     assert "ev.task.x" in words.stdout
+    assert "breaks its rules once." in words.stdout
     assert "يخالف" in words.stdout
     assert told(run("replay", "--data", data, "--json"))["quarantined"] == 1
 
@@ -310,14 +312,15 @@ def test_a_copy_is_audited_itself_although_its_original_runs(built: Built, tmp_p
         assert fingerprint(sound) == before
 
 
-def test_a_copy_that_may_only_be_read_is_audited(built: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["replay", "audit"])
+def test_a_copy_that_may_only_be_read_is_enough(built: Built, tmp_path: Path, verb: str) -> None:
     data = copy_of(built.data, tmp_path)
     (data / "lock").unlink()
     folders = [path for path in data.rglob("*") if path.is_dir()]
     for path in data.rglob("*"):
         path.chmod(0o500 if path.is_dir() else 0o400)
     try:
-        result = run("audit", "--data", data, "--json")
+        result = run(verb, "--data", data, "--json")
         assert result.exit_code == 0, result.stderr
         assert not (data / "lock").exists()
     finally:
@@ -451,12 +454,13 @@ def test_a_run_json_left_behind_does_not_hide_that_nobody_runs(
         assert told(result)["running"] is False
 
 
+@pytest.mark.parametrize("verb", ["replay", "audit"])
 def test_a_disk_without_room_for_the_copy_is_named(
-    built: Built, monkeypatch: pytest.MonkeyPatch
+    built: Built, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     full = shutil.disk_usage("/")._replace(free=1024 * 1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    result = run("audit", "--data", built.data)
+    result = run(verb, "--data", built.data)
     assert result.exit_code == main.EXIT_FAILED
     assert "Set TMPDIR" in result.stderr
 

@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -51,6 +53,30 @@ def test_a_slip_ends_2_with_what_was_probably_meant(args: list[str], hint: str) 
     result = CliRunner().invoke(main.aghsan, args)
     assert result.exit_code == main.EXIT_USAGE
     assert hint in result.stderr
+
+
+def options_of_numbers(group: click.Group) -> Iterator[tuple[click.Command, str]]:
+    """Every option that takes a float, with its command."""
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from options_of_numbers(command)
+        for param in command.params:
+            if isinstance(param.type, click.FloatRange | type(click.FLOAT)):
+                yield command, param.opts[0]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "soon"])
+def test_no_option_takes_a_number_that_is_none(value: str) -> None:
+    found = list(options_of_numbers(main.aghsan))
+    assert len(found) >= 12
+    for command, option in found:
+        with pytest.raises(click.BadParameter) as refused:
+            command.make_context(command.name, [f"{option}={value}"])
+        assert refused.value.exit_code == main.EXIT_USAGE
+        assert option in refused.value.format_message()
 
 
 @pytest.mark.parametrize(
@@ -103,6 +129,15 @@ def test_output_becomes_utf8_and_no_character_fails(monkeypatch: pytest.MonkeyPa
     main.configure_stdio()
     print("شجرة \ud800", flush=True)  # noqa: T201
     assert raw.getvalue().decode() == "شجرة \\ud800\n"
+
+
+def test_a_locale_that_asks_for_less_than_utf8_leaves_names_of_files_as_they_are(
+    tmp_path: Path,
+) -> None:
+    poor = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, "-m", "cli.main", "replay", "--data", str(tmp_path / "بيانات")]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | poor)
+    assert f"There is no data directory {tmp_path / 'بيانات'}." in done.stderr.decode()
 
 
 def test_a_terminal_that_asks_for_less_than_utf8_is_still_told_in_arabic() -> None:

@@ -208,6 +208,27 @@ def test_an_enqueue_passes_every_option_on(stub: Stub) -> None:
     }
 
 
+@pytest.mark.parametrize("priority", ["0", "11", "99", "-1"])
+def test_a_priority_out_of_range_is_refused_and_never_another_one(
+    stub: Stub, priority: str
+) -> None:
+    result = _run(stub, "enqueue", "t", f"--priority={priority}")
+    assert result.exit_code == main.EXIT_USAGE
+    assert "1<=x<=10" in result.stderr
+    assert stub.asked == []
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u00a0"])
+@pytest.mark.parametrize("command", [("enqueue",), ("expand", "root-math")])
+def test_what_has_no_words_is_refused_before_the_server_is_asked(
+    stub: Stub, command: tuple[str, ...], blank: str
+) -> None:
+    result = _run(stub, *command, blank)
+    assert result.exit_code == main.EXIT_USAGE
+    assert "it is blank" in result.stderr
+    assert stub.asked == []
+
+
 def test_an_enqueue_whose_answer_broke_off_is_repeated_under_the_same_key(stub: Stub) -> None:
     stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
     stub.break_off = 1
@@ -343,6 +364,20 @@ def test_rounds_are_listed_by_node_and_status(stub: Stub) -> None:
     stub.says("GET", "/rounds", {"status": "ok", "rounds": [ROUND], "next": None})
     assert "round-1" in _run(stub, "round", "ls", "--node", "n1", "--status", "decided").stdout
     assert stub.asked[0][2] == {"node_id": ["n1"], "status": ["decided"], "limit": ["100"]}
+
+
+@pytest.mark.parametrize("verb", ["task", "round"])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_nothing_of_a_node_is_told_from_a_node_that_is_not_there(
+    stub: Stub, verb: str, more: tuple[str, ...]
+) -> None:
+    stub.says("GET", f"/{verb}s", {"status": "ok", f"{verb}s": [], "next": None})
+    stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE})
+    stub.says("GET", "/nodes/nope", {"detail": "there is no node nope"}, 404)
+    assert _run(stub, verb, "ls", "--node", "n1", *more).exit_code == 0
+    result = _run(stub, verb, "ls", "--node", "nope", *more)
+    assert (result.exit_code, result.stdout) == (main.EXIT_NOT_FOUND, "")
+    assert result.stderr == "aghsan: there is no node nope\n"
 
 
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:

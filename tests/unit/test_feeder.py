@@ -1,9 +1,13 @@
 """What the feeder chooses, and when it holds back."""
 
-import msgspec
+import asyncio
 
+import msgspec
+import pytest
+
+from core import errors
 from orchestrator import feeder
-from orchestrator.feeder import Fleet, Standing
+from orchestrator.feeder import Feeder, Fleet, Order, Standing
 
 
 def _node(node_id: str, **more: object) -> Standing:
@@ -90,3 +94,30 @@ def test_a_long_plan_reaches_every_node() -> None:
     nodes = [_node(f"n{number}", own_workload=number < 3) for number in range(10)]
     orders = feeder.plan(_fleet(*nodes), min_queue=40, burst=40, turn=0)
     assert {order.node_id for order in orders} == {node.node_id for node in nodes}
+
+
+class Full:
+    """A target without room."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Queue[None]()
+
+    async def survey(self) -> Fleet:
+        self.asked.put_nowait(None)
+        raise errors.LogFull("no room for new work")
+
+    async def enqueue(self, order: Order, priority: int, key: str) -> None:
+        raise AssertionError("nothing is known to be missing")
+
+
+async def test_what_keeps_the_feeder_from_feeding_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target = Full()
+    feeding = asyncio.ensure_future(
+        Feeder(target, min_queue=1, burst=1, sleep_seconds=0.0, priority=3).run()
+    )
+    for _ in range(3):
+        await target.asked.get()
+    feeding.cancel()
+    assert caplog.text.count("no room for new work") == 1

@@ -1,6 +1,7 @@
 """What the judge measures of stored models, and what it refuses to load."""
 
 import asyncio
+import errno
 import hashlib
 import pickle
 import stat
@@ -393,6 +394,17 @@ def test_a_round_that_trips_the_judge_again_and_again_ends_void(
     verdict = asyncio.run(one._verdict(standing, judge.DELIVERIES_MAX))
     assert (verdict.verdict, verdict.secret) == ("void", SECRET.hex())
     assert "ZeroDivisionError: unforeseen" in verdict.reasons.ar
+
+
+def test_no_round_ends_void_for_want_of_room_on_the_judges_disk(
+    shelf: Shelf, better: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(judge, "measure", trip)
+    with pytest.raises(errors.Unavailable, match="No space left"):
+        asyncio.run(sitting(shelf)._verdict(brief(shelf.put(better)), judge.DELIVERIES_MAX))
 
 
 def test_a_judge_whose_key_does_not_open_the_newest_commitment_does_not_judge(

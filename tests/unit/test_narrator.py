@@ -50,7 +50,7 @@ def test_a_result_that_comes_after_the_next_claim_is_told_as_delivered() -> None
             task_id="t1", worker_id="a1", token=token, session=session, metrics=b"{}"
         )
     )
-    assert _last(world, events.TaskCompleted) == "a1 delivered t1"
+    assert _last(world, events.TaskCompleted) == "a1 delivered opt-convex"
 
 
 def test_what_befalls_a_task_is_told_by_its_node() -> None:

@@ -214,9 +214,25 @@ def test_a_taken_port_is_refused_with_what_to_do_and_a_free_one_is_not() -> None
     platforms.require_free_port("127.0.0.1", 0)
 
 
-def test_a_host_that_is_no_address_is_invalid() -> None:
-    with pytest.raises(errors.Invalid, match="no address"):
-        platforms.require_free_port("no such host.invalid", 80)
+@pytest.mark.parametrize("port", [0, 18_000])
+@pytest.mark.parametrize("host", ["no such host.invalid", "bad..host", "h" * 70, "1.2.3.4", ""])
+def test_a_host_that_is_no_address_of_this_machine_is_refused(host: str, port: int) -> None:
+    with pytest.raises(errors.Conflict, match="no address of this machine"):
+        platforms.require_free_port(host, port)
+
+
+def test_every_address_of_a_name_has_to_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.2", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))
+            for address in ("127.0.0.1", "127.0.0.2")
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(errors.Conflict, match="cannot be listened on"):
+            platforms.require_free_port("both", port)
 
 
 # processes

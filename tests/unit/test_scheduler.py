@@ -197,3 +197,14 @@ async def test_who_waits_is_told_by_lane_without_those_whose_time_is_over() -> N
         one.scheduler.pulled("cpu-16", 2, FOREVER)
         one.scheduler.pulled("cuda-80", 1, runtime.now() - 1)
         assert one.scheduler.waiting() == {"cpu-16": 2, "cuda-80": 0}
+
+
+async def test_nothing_is_offered_while_no_claim_would_be_taken() -> None:
+    async with bench() as one:
+        await one.enqueue("t1")
+        one.door.shortage = "no room for new work"
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == []
+        one.door.shortage = ""
+        one.scheduler.pulled("cpu-16", 1, FOREVER)
+        assert await one.settled() == ["t1"]

@@ -1,6 +1,8 @@
 """How `aghsan up` keeps alive what it started, and what it takes its children's words for."""
 
 import io
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import cast
 import pytest
 
 from cli import child, up
-from core import errors
+from core import errors, platforms
 from core.nats_server import EmbeddedServer
 
 
@@ -26,6 +28,9 @@ class Server:
 
     def poll(self) -> int | None:
         return self.code
+
+    def stop(self, grace_seconds: float = 0.0) -> None:
+        self.code = 0
 
     def start(self) -> None:
         self.starts += 1
@@ -70,6 +75,44 @@ def test_a_server_that_ended_is_tried_again_with_longer_pauses_and_a_line_for_ea
     ]
 
 
+def test_what_people_are_told_to_type_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "my data"
+    data.mkdir()
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    supervisor = up.Supervisor(data, cast(EmbeddedServer, Server()), tmp_path / "ready")
+    supervisor.announce()
+    pasted = shlex.split(said.getvalue().partition("look inside: ")[2])
+    assert pasted[3:5] == ["--creds", str(data / "creds" / "inspect-control.creds")]
+
+
+def test_on_windows_what_people_are_told_to_type_is_in_double_quotes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platforms, "WINDOWS", True)
+    line = platforms.shell_line(["nats", "--creds", "C:\\my data\\a.creds"])
+    assert line == 'nats --creds "C:\\my data\\a.creds"'
+
+
+def test_a_data_directory_that_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for data in (Path("/proc/foo"), circle / "data", tmp_path / "\udcff", tmp_path / ("n" * 300)):
+        with pytest.raises(errors.DataDirectoryError, match="--data"):
+            up.made(data)
+
+
+def test_a_disk_without_room_is_told_how_much_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage("/")._replace(free=1024 * 1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(errors.DataDirectoryError, match="1 MiB are free, at least 256 MiB"):
+        up.made(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -112,3 +155,52 @@ def test_a_part_that_ended_is_told_when_it_is_back_and_an_agent_by_its_joining_a
         member.ready = False
         supervisor._line(member, ready)
     assert said.getvalue().splitlines() == ["judge is back"]
+
+
+def test_a_server_is_stopped_and_started_again_when_control_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
+    server = Server()
+    server.code, server.starts = None, 2
+    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, server), None)
+    server.on_start = supervisor.on_signal
+    told = r"""print('\x1e{"kind":"restart_server","pid":1}')"""
+    monkeypatch.setattr(sys, "executable", _python(tmp_path, told))
+    supervisor.add("gateway")
+    supervisor.run()
+    supervisor.stop()
+    assert said.getvalue().splitlines()[:3] == [
+        "there is room again on a disk that was full: nats-server is restarted",
+        "nats-server ended (exit code 0); restarting in 0.01 s",
+        "nats-server is back",
+    ]
+
+
+def _python(folder: Path, program: str) -> str:
+    """An interpreter that runs this, whatever it is asked to run, and then waits to be asked to
+    end."""
+    path = folder / "python"
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\n{program}\nsys.stdout.flush()\nsys.stdin.read()\n"
+    )
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_a_ready_file_that_finds_no_room_is_written_when_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    ready = tmp_path / "folder" / "ready.json"
+    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, Server()), ready)
+    control = up.Member("gateway", [], tmp_path / "log", ready=True, told={"http": "http://x"})
+    supervisor._members["gateway"] = control
+    supervisor.announce()  # there is no such folder, as there is no room on a full disk
+    ready.parent.mkdir()
+    supervisor._step(0.0)
+    assert '"http": "http://x"' in ready.read_text()
+    assert said.getvalue().count("cannot be written yet") == 1
