@@ -314,6 +314,8 @@ class Worker:
 
     async def _prolong(self) -> None:
         """Keep the offers of held tasks from waking others."""
+        if self._link is None:
+            return  # what an earlier run held, before this one ever reached the server
         for holding in list(self._holdings.values()):
             with contextlib.suppress(errors.Unavailable):
                 await self._linked.in_progress(holding.offer)
@@ -348,6 +350,9 @@ class Worker:
             await self._hold(holding)
 
     async def _hold(self, holding: Holding) -> None:
+        earlier = self._holdings.get(holding.token.task_id)
+        if earlier is not None and earlier is not holding:
+            self._lose(earlier, "a later attempt of it was claimed here")
         self._holdings[holding.token.task_id] = holding
         self._training = holding
         self._narrator.trains(holding)
@@ -739,9 +744,11 @@ class Worker:
 
     async def _forget(self, holding: Holding) -> None:
         """End a holding, however it ended: the event was first, now comes the ack."""
-        self._holdings.pop(holding.token.task_id, None)
         with contextlib.suppress(errors.Unavailable):
             await self._linked.acknowledge(holding.offer)
+        if self._holdings.get(holding.token.task_id) is not holding:
+            return  # its name and its folder are a later attempt's
+        del self._holdings[holding.token.task_id]
         directory = holdings.folder_of(self._tasks, holding.token.task_id)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
