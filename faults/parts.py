@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,15 @@ class Part:
 
 
 @contextlib.asynccontextmanager
-async def running(module: str, *args: str, log: Path) -> AsyncIterator[Part]:
-    """`python -m MODULE ARGS`, stopped at the end of the block; its stderr goes to a file."""
+async def running(
+    module: str, *args: str, log: Path, before: Sequence[str] = ()
+) -> AsyncIterator[Part]:
+    """`python -m MODULE ARGS`, stopped at the end of the block; its stderr goes to a file. `before`
+    is put before it, and becomes it."""
     pipe = asyncio.subprocess.PIPE
     with log.open("ab") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module, *args),
+            *(*before, sys.executable, "-m", module, *args),
             stdin=pipe,
             stdout=pipe,
             stderr=stderr,

@@ -141,7 +141,7 @@ class Executor:
 
     async def _next_report(self, process: subprocess.Popen[bytes]) -> jobs.Report | None:
         every = self.idle_seconds_max / LOOKS
-        silent = idle = used = 0.0
+        used, silent, idle = _used_seconds(process.pid), 0.0, 0.0
         while silent < self.silence_seconds_max and idle < self.idle_seconds_max:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every):
