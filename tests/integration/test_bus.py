@@ -139,6 +139,30 @@ async def test_what_was_sent_before_a_flush_is_dealt_with_after_it(shared_nats: 
             assert f"forbidden.{number}" in agent.last_error
 
 
+async def test_a_flush_that_was_given_up_deafens_nobody(shared_nats: Nats, desk: Bus) -> None:
+    await desk.subscribe("echo", echo)
+    os.kill(shared_nats.server.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.Unavailable, match="did not answer"):
+            await desk.flush(0.05)
+    finally:
+        os.kill(shared_nats.server.pid, signal.SIGCONT)
+    await desk.flush()
+    assert await desk.request("echo", b"heard") == b"heard"
+
+
+async def test_a_connection_that_is_left_is_followed_by_one_that_works(
+    shared_nats: Nats,
+) -> None:
+    notices = Notices()
+    desk = await connect(shared_nats, notices)
+    await desk.subscribe("echo", echo)
+    await desk.reconnect()
+    await within(notices.reconnected)
+    assert await desk.request("echo", b"again") == b"again"
+    await desk.close()
+
+
 async def test_open_questions_are_bounded(desk: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "QUESTIONS_MAX", 3)
     asked = asyncio.Semaphore(0)

@@ -17,6 +17,7 @@ from agent.link import Link, Pulled
 from core import chunks, commands, errors, events, subjects, wire
 from core.bus import Bus
 from core.projections.tasks import Task
+from faults import harness
 from gateway.desk import Desk, Terms
 from gateway.refusals import Refusals
 from gateway.work import WorkStream
@@ -33,8 +34,9 @@ MACHINE = machine.Machine(
 class Agents:
     """The stack with its desk, and agents that join it."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, desk: Desk) -> None:
         self.stack = stack
+        self.desk = desk
         self.notices: dict[str, asyncio.Queue[wire.Notice]] = {}
         self._links: list[Link] = []
 
@@ -104,7 +106,7 @@ async def opened(stack: Stack) -> AsyncIterator[Agents]:
     )
     await desk.open()
     loops = [asyncio.ensure_future(scheduler.run()), asyncio.ensure_future(refusals.run())]
-    agents = Agents(stack)
+    agents = Agents(stack, desk)
     try:
         yield agents
     finally:
@@ -269,6 +271,40 @@ async def test_an_expired_claim_that_nobody_rivals_is_welcome_back(agents: Agent
     assert (task.status, task.claims[-1].state, len(task.claims)) == ("running", "open", 1)
     await link.complete(wire.CompleteRequest(token=assignment.token, metrics={"loss": 1.0}))
     assert (await agents.stack.task(task.task_id))["result"]["metrics"] == {"loss": 1.0}
+
+
+async def test_a_heartbeat_that_speaks_of_an_expired_unrivalled_task_revives_it(
+    agents: Agents,
+) -> None:
+    link, assignment = await agents.holding("sleeper")
+    token = assignment.token
+    await agents.expire(token)
+    listed = wire.TaskBeat(task_id=token.task_id, attempt=token.attempt)
+    await link.beat(wire.Beat(worker_id="sleeper", session=link.session, tasks=[listed]))
+
+    async def is_revived() -> bool:
+        return agents.row(token.task_id).status == "running"
+
+    await harness.until(is_revived, "revived", 10)
+    assert len(agents.row(token.task_id).claims) == 1
+    await link.release(token, "")
+
+
+async def test_the_end_of_a_connection_that_was_left_for_a_new_one_is_no_loss(
+    agents: Agents,
+) -> None:
+    await agents.join("mover")
+    seen = agents.stack.parts.presence.of("mover")
+    agents.desk.connection_here("mover", 1)
+    agents.desk.connection_here("mover", 2)
+    agents.desk.connection_gone("mover", 1)
+    assert not seen.disconnected_at
+    agents.desk.connection_gone("mover", 2)
+    assert seen.disconnected_at
+    agents.desk.connection_here("mover", 3)
+    agents.desk.forget_connections()
+    agents.desk.connection_gone("mover", 1)
+    assert seen.disconnected_at
 
 
 async def test_a_second_agent_of_the_same_id_takes_over_and_the_first_is_told(
