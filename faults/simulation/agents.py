@@ -178,7 +178,7 @@ class Agent:
     def __init__(self, world: "World", worker_id: str, machine_id: str = "") -> None:
         self.worker_id = worker_id
         self.process = world.loop.process(worker_id)
-        self.process.dead = True
+        self.process.kill()  # it has not been started yet
         self._world = world
         self._directory = Path(machine_id or worker_id)
         self._retired = False
