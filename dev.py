@@ -728,10 +728,11 @@ VERBS = {
         _bench,
     ),
     "faults": Verb(
-        "faults [SUITE ...] [--seed N] [--long]",
+        "faults [SUITE ...] [--seed N] [--quick | --long]",
         "Set up, then let things die and hold the log against what clients were told.",
-        "Without a name all suites; diskfull mounts a disk, as root. The seed is printed; --seed\n"
-        "takes it back. Of sim it replays that one seed, to the byte.\n"
+        "Without a name all suites; docs/faults.md tells of each, and which need root. The seed\n"
+        "is printed; --seed N takes it back (of sim that one seed, to the byte); --long makes\n"
+        "many more tries, --quick a few, as the tests do.\n"
         "Ends 1 if an acknowledged fact was lost or an effect happened twice.",
         _faults,
     ),

@@ -2,9 +2,12 @@
 
 import asyncio
 import importlib
+import os
 import secrets
 import signal
 import sys
+import tempfile
+import traceback
 
 import click
 
@@ -21,6 +24,7 @@ NAMES = (
     "diskfull",
     "powerloss",
     "partition",
+    "model",
     "sim",
 )
 
@@ -32,7 +36,10 @@ NAMES = (
 @click.option("--quick", is_flag=True, help="A few tries, as the tests do.")
 def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> None:
     """Run the suites named, or all. Ends 1 on any violation, and where a suite that was named
-    cannot be run here."""
+    cannot be run here.
+
+    What each does: docs/faults.md.
+    """
     program.configure_stdio()
     unknown = [name for name in names if name not in NAMES]
     if unknown:
@@ -42,12 +49,23 @@ def main(names: tuple[str, ...], seed: int | None, long: bool, quick: bool) -> N
     chosen = secrets.randbelow(2**32) if seed is None else seed
     run = harness.Run(chosen, quick, long, named=seed is not None)
     print(f"seed {run.seed}", flush=True)
-    verdicts = []
-    for name in names or NAMES:
-        suite = importlib.import_module(f"faults.{name}")
-        verdicts.append(asyncio.run(suite.attack(run)))
+    # Anchors of logs belong into the user's configuration, those of suites do not.
+    with tempfile.TemporaryDirectory(prefix="aghsan-config-") as configuration:
+        os.environ["XDG_CONFIG_HOME"] = configuration
+        verdicts = [_attack(name, run) for name in names or NAMES]
     print(harness.table(verdicts))
     sys.exit(0 if all(one.holds or (one.unable and not names) for one in verdicts) else 1)
+
+
+def _attack(name: str, run: harness.Run) -> harness.Verdict:
+    try:
+        verdict: harness.Verdict
+        verdict = asyncio.run(importlib.import_module(f"faults.{name}").attack(run))
+    except Exception as error:  # noqa: BLE001  the other suites still have their turn
+        traceback.print_exc()
+        words = f"it could not go on: {type(error).__name__}: {error}"
+        return harness.Verdict(name, wrong=[words])
+    return verdict
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import shutil
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ class Place(NamedTuple):
     parts: dict[str, int]
     end: int
 
-    def part_of(self, offset: int) -> str:
-        """The part that a byte of the block belongs to."""
-        return [name for name, start in self.parts.items() if start <= offset][-1]
+    def seq_in(self, block: bytes | bytearray) -> int:
+        """The sequence of the record."""
+        return int.from_bytes(bytes(block[one] for one in self.bytes_of("sequence")), "little")
 
     def bytes_of(self, part: str) -> range:
         """The bytes of a part."""
@@ -199,10 +200,16 @@ def blank(directory: Directory, choices: random.Random) -> str:
 
 
 def forge(directory: Directory, choices: random.Random) -> str:
-    """A record, with a checksum that is right: only seals can tell."""
-    path = choices.choice(directory.blocks)
+    """A record, with a checksum that is right: only seals can tell, of what they cover."""
+    sealed = json.loads(directory.before[directory.data / seals.ANCHOR_FILE])["last"]
+    found = [
+        (path, place)
+        for path in directory.blocks
+        for place in places(directory.before[path])
+        if place.seq_in(directory.before[path]) <= sealed
+    ]
+    path, place = choices.choice(found)
     block = bytearray(path.read_bytes())
-    place = choices.choice(places(block))
     part = choices.choice([one for one in ("time", "headers", "payload") if one in place.parts])
     span = place.bytes_of(part)
     # The first byte of a time, letters of the others: what is left is a record like any other.
@@ -321,14 +328,17 @@ async def _command_agrees(directory: Directory, is_damaged: bool) -> bool:
 
 
 async def _write(folder: Path, tasks: int, letters: int) -> list[Told]:
-    """Two lives of a control process, with single appends, batches, results and checkpoints."""
+    """Two lives of a control process, with single appends, batches, results and checkpoints. The
+    second ends by a kill, so that the end of the log is not sealed, and `head` alone knows it."""
     return [
         *await _live(folder, "first", tasks // 2, letters),
-        *await _live(folder, "second", tasks // 2, letters),
+        *await _live(folder, "second", tasks // 2, letters, killed=True),
     ]
 
 
-async def _live(folder: Path, life: str, tasks: int, letters: int) -> list[Told]:
+async def _live(
+    folder: Path, life: str, tasks: int, letters: int, *, killed: bool = False
+) -> list[Told]:
     async with contextlib.AsyncExitStack() as stack:
         control = await stack.enter_async_context(parts.control(folder, LEASE_SECONDS))
         load = await stack.enter_async_context(contextlib.aclosing(Load(control.http)))
@@ -352,6 +362,8 @@ async def _live(folder: Path, life: str, tasks: int, letters: int) -> list[Told]
 
         await harness.until(have_come, "results", ENDED_SECONDS_MAX)
         worker.cancel()
+        if killed:
+            control.gateway.send(signal.SIGKILL)
     return [
         Told(key, task["task_id"], task["topic"]) for key, task in zip(keys, answers, strict=True)
     ]

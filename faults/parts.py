@@ -53,17 +53,20 @@ class Part:
         await self._process.stdin.drain()
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        """Send a signal, if it still runs. Not by asyncio, which would reap it beside its own
+        watcher."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def stop(self) -> None:
         """Ask it to end, awake or not; kill it where it does not."""
-        with contextlib.suppress(ProcessLookupError):
-            self.send(signal.SIGCONT)
-            self._process.terminate()
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
         try:
             await asyncio.wait_for(self._process.communicate(), STOP_SECONDS_MAX)
         except TimeoutError:
-            self._process.kill()
+            self.send(signal.SIGKILL)
             await self._process.communicate()
 
 

@@ -19,6 +19,7 @@ from faults.load import Load
 NAME = "zombie"
 LEASE_SECONDS = 2.0
 TURN_SECONDS_MAX = 120.0
+KEPT_SECONDS_MAX = 10.0
 NAP_SECONDS = 0.5
 """The control process sleeps through an agent's awakening, so that what the agent says first is
 what it did meanwhile, and not that it has been told to stop."""
@@ -121,7 +122,10 @@ class Zombies:
         async def are_kept() -> bool:
             return (await self.refused_of()).get(task_id, 0) >= refusals
 
-        await harness.until(are_kept, f"refusals of {task_id}", TURN_SECONDS_MAX)
+        try:
+            await harness.until(are_kept, "refusals", KEPT_SECONDS_MAX)
+        except TimeoutError:
+            self._require(False, f"no refusal of {task_id} is on record")
         task = await self._until(task_id, lambda task: task["status"] == "completed")
         winner = task["result"]["worker_id"]
         self._require(winner == heir, f"{task_id} is completed by {winner}, not by {heir}")
