@@ -12,15 +12,21 @@ from core import errors, subjects
 
 
 @click.command()
+@options.api
 @click.option(
-    "--api",
-    envvar="AGHSAN_API",
-    default="http://127.0.0.1:8000",
-    show_default=True,
-    help="The server's address; nothing else of it needs to be reachable.",
+    "--worker-id",
+    envvar="WORKER_ID",
+    show_envvar=True,
+    default="",
+    help="Default: this host's name.",
 )
-@click.option("--worker-id", envvar="WORKER_ID", default="", help="Default: this host's name.")
-@click.option("--poll-sec", default=2.0, show_default=True, type=options.Number(0.1, 3600))
+@click.option(
+    "--poll-sec",
+    default=2.0,
+    show_default=True,
+    type=options.Number(0.1, 3600),
+    help="Seconds between tries while the server is away.",
+)
 @click.option(
     "--train-sec",
     default=30.0,
@@ -30,7 +36,7 @@ from core import errors, subjects
 )
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.Folder(),
     help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/WORKER_ID.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
