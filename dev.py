@@ -66,6 +66,10 @@ print(importlib.metadata.version("torch"))
 """
 
 
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+"""Not the program in .venv/bin: where packages are those of another venv, there is none."""
+
+
 class Failure(Exception):
     """Something a person has to know: what, why, what to do next."""
 
@@ -666,7 +670,7 @@ def _check(environment: Environment, args: list[str]) -> int:
         "ruff format": [python, "-m", "ruff", "format", "--check", "."],
         "mypy": [python, "-m", "mypy"],
         "mypy dev.py": [python, "-m", "mypy", "dev.py"],
-        "lint-imports": [str(environment.program("lint-imports"))],
+        "lint-imports": [python, "-c", LINT_IMPORTS],
     }
     failed = []
     for name, argv in checks.items():

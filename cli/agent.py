@@ -13,20 +13,21 @@ from core import errors
 
 
 @click.command()
-@click.option(
-    "--api",
-    envvar="AGHSAN_API",
-    default="http://127.0.0.1:8000",
-    show_default=True,
-    help="The server's address; nothing else of it needs to be reachable.",
-)
+@options.api
 @click.option(
     "--worker-id",
     envvar="WORKER_ID",
+    show_envvar=True,
     default="",
     help="Default: this host's name, and HOST-2, HOST-3… for further agents on it.",
 )
-@click.option("--poll-sec", default=2.0, show_default=True, type=options.Number(0.1, 3600))
+@click.option(
+    "--poll-sec",
+    default=2.0,
+    show_default=True,
+    type=options.Number(0.1, 3600),
+    help="Seconds between tries while the server is away.",
+)
 @click.option(
     "--train-sec",
     default=30.0,
@@ -36,7 +37,7 @@ from core import errors
 )
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.Folder(),
     help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/SERVER/WORKER_ID.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")

@@ -39,7 +39,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="The old key is lost: make one if the file is missing, and end void the rounds that only "
     "the old one could judge.",
 )
-@click.option("--judge-id", default="judge", show_default=True)
+@click.option("--judge-id", default="judge", show_default=True, help="Its name in the log.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
 def judge(

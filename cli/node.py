@@ -49,7 +49,7 @@ def list_nodes(as_json: bool, api: str) -> None:
 @options.as_json
 @options.api
 def show(node_id: str, as_json: bool, api: str) -> None:
-    """Show one specialization: what it trains, what it serves, how that came about."""
+    """Show one specialization: its work, its champion, its rounds."""
     answer = Client(api).get(f"/nodes/{segment(node_id)}")
     if as_json:
         click.echo(answer.one("node"))

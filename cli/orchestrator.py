@@ -151,7 +151,13 @@ class ServerTarget:
     type=options.Number(0.1, 3_600),
     help="Seconds between two looks at the queue.",
 )
-@click.option("--priority", default=8, show_default=True, type=click.IntRange(1, 10))
+@click.option(
+    "--priority",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 10),
+    help="Of the tasks it enqueues; a person's have 5.",
+)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
 def orchestrator(
     api: str, min_queue: int, burst: int, sleep_sec: float, priority: int, verbose: bool

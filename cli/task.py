@@ -24,7 +24,11 @@ from cli.client import Answer, Client, segment
     type=click.Choice(["dual", "evolver", "reinventor"]),
     help="Which rivals train. Default: dual, both of them.",
 )
-@click.option("--method", help="How it is trained. Default: what fits.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "full"]),
+    help="How it is trained. Default: auto, what fits.",
+)
 @click.option(
     "--budget-seconds",
     type=options.Number(0.1, 86_400),

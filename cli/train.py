@@ -46,7 +46,7 @@ KEYS = (
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.Folder(),
     help="Folder of checkpoints and of the finished model (candidate/).",
 )
 @click.option(

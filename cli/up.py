@@ -305,7 +305,7 @@ def _tail(path: Path, lines: int = 15) -> str:
 
 def default_data() -> Path:
     """Where `up` keeps its data unless told otherwise."""
-    return Path(os.environ.get("AGHSAN_DATA", "data"))
+    return Path(os.environ.get("AGHSAN_DATA") or "data")
 
 
 @click.command()
@@ -316,11 +316,17 @@ def default_data() -> Path:
 @click.option(
     "--data",
     default=default_data,
-    show_default="./data",
-    type=click.Path(path_type=Path, file_okay=False),
+    show_default="$AGHSAN_DATA or ./data",
+    type=options.Folder(),
     help="Directory of all durable data.",
 )
-@click.option("--agents", default=1, show_default=True, type=click.IntRange(0, 64))
+@click.option(
+    "--agents",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="Workers on this machine.",
+)
 @click.option(
     "--train-sec",
     default=30.0,

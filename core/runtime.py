@@ -457,6 +457,7 @@ class Runtime:
 
     def _step_down(self) -> None:
         self.stepped_down = True
+        self._wake.set()  # `run` may wait for a command, and has to end
         error = errors.SteppedDown("another control process writes this log now")
         for work in self._pending:
             if not work.answer.done():

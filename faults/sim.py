@@ -2,12 +2,13 @@
 `faults.simulation`. A seed that is named with --seed is replayed alone, to the byte."""
 
 import asyncio
+import contextlib
 import itertools
 import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 from faults.harness import Run, Verdict
@@ -28,14 +29,15 @@ async def attack(run: Run) -> Verdict:
     verdict = Verdict(NAME)
     types: Counter[str] = Counter()
     digest, virtual_seconds = "", 0.0
-    async for outcome in _outcomes(run):
-        report(verdict, outcome)
-        types.update(outcome.types)
-        digest, virtual_seconds = outcome.digest, virtual_seconds + outcome.virtual_seconds
-        if verdict.tries % SAID_EVERY == 0:
-            print(f"{NAME}: {verdict.tries} seeds", flush=True)
-        if len(verdict.wrong) >= FAILING_MAX:
-            break
+    async with contextlib.aclosing(_outcomes(run)) as outcomes:
+        async for outcome in outcomes:
+            report(verdict, outcome)
+            types.update(outcome.types)
+            digest, virtual_seconds = outcome.digest, virtual_seconds + outcome.virtual_seconds
+            if verdict.tries % SAID_EVERY == 0:
+                print(f"{NAME}: {verdict.tries} seeds", flush=True)
+            if len(verdict.wrong) >= FAILING_MAX:
+                break
     told = f"{types.total()} events in {virtual_seconds:.0f} virtual seconds"
     counts = ", ".join(f"{types[name]} {name}" for name in ("TaskClaimed", "ClaimExpired"))
     verdict.notes.append(f"{told}, of them {counts}")
@@ -54,7 +56,7 @@ def report(verdict: Verdict, outcome: Outcome) -> None:
         verdict.wrong.append(f"seed {outcome.seed}, again by {again}\n  {words}")
 
 
-async def _outcomes(run: Run) -> AsyncIterator[Outcome]:
+async def _outcomes(run: Run) -> AsyncGenerator[Outcome, None]:
     """What comes of each seed, in the order in which it is known."""
     loop, seeds, cores = asyncio.get_running_loop(), _seeds(run), os.cpu_count() or 1
     # Not forked: each process patches its own clocks, and nothing is half copied into it.

@@ -545,9 +545,11 @@ class Desk:
             return wire.chunk_refusal(error)
 
     async def _may_read(self, worker_id: str, digest: str) -> bool:
-        for task_id in self._door.state.tasks.held.get(worker_id, ()):
+        # Manifests are waited for, and what is held may change meanwhile.
+        for task_id in list(self._door.state.tasks.held.get(worker_id, ())):
             task = self._door.state.tasks.table.rows[task_id]
-            assert isinstance(task, Task), "a held task is open"
+            if not isinstance(task, Task):
+                continue
             manifests = [point.manifest for point in task.resume]
             if task.base is not None:
                 manifests.append(task.base.manifest)

@@ -34,11 +34,10 @@ STEP_SECONDS = 0.5
 
 
 class Disk:
-    """A folder for the agents of one world, on real files. What is written there stays: power cuts
-    are another suite's."""
+    """Real files below the current folder. What is written there stays: power cuts are another
+    suite's."""
 
-    def __init__(self, folder: Path, loop: clock.Loop) -> None:
-        self.folder = folder
+    def __init__(self, loop: clock.Loop) -> None:
         self._loop = loop
         self._writes = itertools.count()
 
@@ -179,9 +178,9 @@ class Agent:
     def __init__(self, world: "World", worker_id: str, machine_id: str = "") -> None:
         self.worker_id = worker_id
         self.process = world.loop.process(worker_id)
-        self.process.dead = True
+        self.process.kill()  # it has not been started yet
         self._world = world
-        self._directory = world.disk.folder / (machine_id or worker_id)
+        self._directory = Path(machine_id or worker_id)
         self._retired = False
         self._worker: agent.worker.Worker
 

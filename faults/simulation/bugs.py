@@ -41,6 +41,11 @@ def without_grace(world: World) -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(liveness.Grace, "covers", return_value=False)
 
 
+def overlook_absences(world: World) -> contextlib.AbstractContextManager[object]:
+    """Liveness takes its own absence for the silence of others."""
+    return mock.patch.object(liveness, "ABSENCE_SHARE", 1e9)
+
+
 def take_doubt_for_failure(world: World) -> contextlib.AbstractContextManager[object]:
     """An append whose answer was lost is taken for one that was not stored."""
 
@@ -91,6 +96,7 @@ BUGS: dict[str, Spoil] = {
     "without_fence": without_fence,
     "acknowledge_before_append": acknowledge_before_append,
     "without_grace": without_grace,
+    "overlook_absences": overlook_absences,
     "take_doubt_for_failure": take_doubt_for_failure,
     "believe_stale_tokens": believe_stale_tokens,
     "complete_again": complete_again,

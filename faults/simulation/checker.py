@@ -15,7 +15,6 @@ from core import audit
 from core.log import Record
 from core.projections.state import State
 from faults.simulation.witness import Ended, Told
-from orchestrator import liveness
 
 if TYPE_CHECKING:
     from faults.simulation.world import World
@@ -33,6 +32,8 @@ SAID_ONCE = frozenset(
 )
 """What happens once, however often it was asked for."""
 AT_THE_SAME_TIME_SECONDS = 0.05
+UNNOTICED_SHARE = 0.5
+"""Of the silence that is borne: how long the writer may be away and not see it."""
 RECONNECT_SEEN_SECONDS = 4.0
 """A connection that the server saw come or go so lately excuses a suspicion."""
 
@@ -239,11 +240,20 @@ def _in_grace(world: "World", ended: Ended, claim: dict[str, Any]) -> Iterator[s
 def _taken_from_the_living(world: "World", ended: Ended, claim: dict[str, Any]) -> Iterator[str]:
     """No claim is taken from an agent whose connection stands and whose heartbeats speak of it.
 
-    Half of the silence that is borne may be a stumble of the writer, too short to be noticed.
+    A stumble of the writer that is too short to be noticed, by half of the silence that is borne,
+    excuses it from what arrived meanwhile and was not read yet.
     """
+    short = UNNOTICED_SHARE * world.limits.silence_borne
+    stumbles = [
+        (since, until)
+        for process in world.loop.processes
+        if process.name == ended.control
+        for since, until in process.stood_still
+        if until - since <= short
+    ]
     attempt, worker_id = (claim["task_id"], claim["attempt"]), claim["worker_id"]
     until = ended.at - AT_THE_SAME_TIME_SECONDS
-    since = ended.at - (1 - liveness.ABSENCE_SHARE) * world.limits.silence_borne
+    since = ended.at - short
     if any(
         ended.at - RECONNECT_SEEN_SECONDS < at <= ended.at
         for at, _ in world.witness.gone[worker_id]
@@ -252,7 +262,7 @@ def _taken_from_the_living(world: "World", ended: Ended, claim: dict[str, Any]) 
     beats = [
         beat
         for beat in world.witness.signs[ended.control, worker_id].beats
-        if since < beat.at < until
+        if since < beat.at < until and not any(start <= beat.at <= end for start, end in stumbles)
     ]
     # One that speaks of it no more has dropped it: told to, perhaps, by a writer of the past.
     if beats and all(attempt in beat.attempts for beat in beats):

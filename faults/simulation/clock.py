@@ -54,9 +54,12 @@ class Process:
         self.dead = False
         self.silent = False
         """Whether it died with its machine, so that nobody closed its connections."""
+        self.stood_still: list[tuple[float, float]] = []
+        """From when to when it was paused."""
         self.on_death: list[Callable[[], None]] = []
         self._loop = loop
         self._held: list[asyncio.Handle] = []
+        self._since = 0.0
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run something inside it."""
@@ -68,11 +71,13 @@ class Process:
 
     def pause(self) -> None:
         """As SIGSTOP: time goes on, it does not."""
-        self.stops = True
+        if not self.stops:
+            self.stops, self._since = True, self._loop.now
 
     def resume(self) -> None:
         """As SIGCONT: what came meanwhile is done now, in order. Nothing wakes the dead."""
-        if not self.dead:
+        if self.stops and not self.dead:
+            self.stood_still.append((self._since, self._loop.now))
             self._go_on()
 
     def kill(self, *, silently: bool = False) -> None:

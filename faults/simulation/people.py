@@ -86,7 +86,7 @@ class OldWorker:
     def __init__(self, world: "World", worker_id: str) -> None:
         self.worker_id = worker_id
         self.process = world.loop.process(worker_id)
-        self.process.dead = True
+        self.process.kill()  # it has not been started yet
         self._world = world
 
     def start(self) -> None:

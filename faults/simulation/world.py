@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -123,13 +122,13 @@ class World:
     """Whether the faults are over."""
 
     @classmethod
-    def make(cls, seed: int, folder: Path) -> "World":
+    def make(cls, seed: int) -> "World":
         """The world of a seed, in which nothing has happened yet."""
         choices = random.Random(f"simulation/{seed}")
         loop = clock.Loop()
         store = Store(loop, choices)
         plan, wall, server = draw(choices), clock.Wall(loop), Server(loop, choices)
-        disk = Disk(folder, loop)
+        disk = Disk(loop)
         return cls(seed, plan, choices, loop, wall, store, server, Witness(store), disk)
 
     def __post_init__(self) -> None:
@@ -415,11 +414,8 @@ class World:
 
     def _outcome(self, records: list[Record], replayed: State, violations: list[str]) -> Outcome:
         digest = hashlib.sha256(replayed.hash().encode())
-        here = str(self.disk.folder).encode()
         for record in records:
-            # An error of the agent's disk may name the folder, which is another in every run.
-            data = record.data.replace(here, b"")
-            digest.update(f"{record.subject}\n".encode() + data + b"\n")
+            digest.update(f"{record.subject}\n".encode() + record.data + b"\n")
         return Outcome(
             self.seed,
             digest.hexdigest(),
@@ -477,8 +473,9 @@ def simulate(seed: int, spoil: Spoil = sound) -> Outcome:
     gc.disable()
     try:
         with tempfile.TemporaryDirectory(prefix="aghsan-sim-", dir=_fast_folder()) as folder:
-            world = World.make(seed, Path(folder))
-            with installed(world), spoil(world):
+            world = World.make(seed)
+            # What agents store names their folders: those have to be the same in every run.
+            with contextlib.chdir(folder), installed(world), spoil(world):
                 try:
                     return world.loop.run_until_complete(world.live())
                 finally:

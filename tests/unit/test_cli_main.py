@@ -68,6 +68,16 @@ def options_of_numbers(group: click.Group) -> Iterator[tuple[click.Command, str]
                 yield command, param.opts[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "option"), [("up", "--data"), ("agent", "--directory"), ("train", "--out")]
+)
+def test_a_directory_without_a_name_is_not_the_one_at_hand(command: str, option: str) -> None:
+    one = main.aghsan.get_command(click.Context(main.aghsan), command)
+    assert one is not None
+    with pytest.raises(click.BadParameter, match="it is empty"):
+        one.make_context(command, [f"{option}="])
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "soon"])
 def test_no_option_takes_a_number_that_is_none(value: str) -> None:
     found = list(options_of_numbers(main.aghsan))

@@ -585,6 +585,8 @@ def test_check_runs_every_check_and_names_those_that_failed(
     assert _run(checkout, machine, "check") == 1
     assert "failed: ruff format\n" in capsys.readouterr().out
     assert len(machine.asked) == 10
+    # By nothing but the .venv's Python: the packages, and their programs, may be another venv's.
+    assert {argv[0] for argv in machine.asked} == {str(checkout / ".venv" / "bin" / "python")}
 
 
 @pytest.mark.parametrize("argv", [["tset"], ["setup", "--nonsense"], ["check", "more"]])

@@ -134,6 +134,19 @@ async def test_a_newer_writer_ends_the_older_for_good() -> None:
         assert "t1" not in (await replayed(log)).tasks.table
 
 
+async def test_a_writer_that_learns_of_a_newer_one_without_a_command_ends_too() -> None:
+    log = MemoryLog()
+    old = runtime.Runtime(log, "old")
+    await old.start()
+    writing = asyncio.ensure_future(old.run())
+    await asyncio.sleep(0)
+    async with running(log):
+        await old.catch_up()
+        async with asyncio.timeout(10):
+            await writing
+    assert old.stepped_down
+
+
 async def test_what_does_not_fit_into_an_event_is_refused_and_changes_nothing() -> None:
     log = MemoryLog()
     async with running(log) as door:
