@@ -6,17 +6,17 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from core import replay
 from core.topology import MIB
+from faults import disks
 from faults.harness import Run, Told, Verdict, check_log
 from tests.acceptance.stack import PREFIX, Stack
 
@@ -38,15 +38,12 @@ async def attack(run: Run) -> Verdict:
     """Fill and free a small disk under `aghsan up`, slowly and at once, while clients enqueue."""
     verdict = Verdict(NAME, run.tries(2, 4, 20))
     choices = run.random(NAME)
+    verdict.unable = disks.why_not()
+    if verdict.unable:
+        return verdict
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-faults-")))
-        try:
-            disk = stack.enter_context(mounted(folder, DISK_MIB))
-        except (OSError, subprocess.CalledProcessError) as error:
-            verdict.unable = (
-                f"a small file system cannot be mounted here, which takes root: {error}"
-            )
-            return verdict
+        disk = stack.enter_context(disks.mounted(folder, DISK_MIB)).folder
         up = Stack(disk, "--agents", "0", "--no-orchestrator")
         stack.callback(up.close)
         await asyncio.to_thread(up.start)
@@ -100,32 +97,6 @@ async def _fill_and_free(
     await clients.until(clients.is_served, "served again when room is back", wrong)
     expect(await beat("online"), 200, "when room was back a heartbeat")
     expect(await clients.ask("/readyz", prefix=""), 200, "then /readyz")
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, size_mib: int) -> Iterator[Path]:
-    """A small disk of its own: ext4 in a file where that can be had, else in memory.
-
-    Raises OSError, CalledProcessError.
-    """
-    image, disk = folder / "image", folder / "disk"
-    disk.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size_mib * MIB)
-    try:
-        _run("mkfs.ext4", "-q", "-m", "0", str(image))
-        _run("mount", "-o", "loop", str(image), str(disk))
-    except (OSError, subprocess.CalledProcessError):
-        _run("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(disk))
-    try:
-        yield disk
-    finally:
-        # Lazily: whoever still looks into it must not keep the folder from going away.
-        _run("umount", "-l", str(disk))
-
-
-def _run(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True)
 
 
 class Ballast:

@@ -59,14 +59,15 @@ def mounted(folder: Path, mib: int) -> Iterator[Disk]:
     image, place = folder / "disk.img", folder / "disk"
     with image.open("wb") as file:
         file.truncate(mib * MIB)
-    _run("mkfs.ext4", "-q", image)
+    _run("mkfs.ext4", "-q", "-m", "0", image)
     place.mkdir()
     disk = Disk(image, place)
     disk.mount()
     try:
         yield disk
     finally:
-        _run("umount", place)
+        # Lazily: whoever still looks into it must not keep the folder from going away.
+        _run("umount", "-l", place)
         image.unlink()
 
 

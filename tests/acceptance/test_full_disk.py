@@ -10,18 +10,18 @@ import pytest
 
 from agent.worker import ROOM_BYTES_MIN
 from core.topology import MIB
-from faults.diskfull import Ballast, mounted
+from faults import disks
+from faults.diskfull import Ballast
 from tests.acceptance.stack import Stack, until
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system."""
-    try:
-        with mounted(tmp_path, ROOM_BYTES_MIN // MIB + 64) as disk:
-            yield disk
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a small file system cannot be mounted here, which takes root: {error}")
+    if why := disks.why_not():
+        pytest.skip(why)
+    with disks.mounted(tmp_path, ROOM_BYTES_MIN // MIB + 64) as disk:
+        yield disk.folder
 
 
 @pytest.fixture
