@@ -23,7 +23,7 @@ SETTLED_SECONDS_MAX = 20.0
 ENDED_SECONDS_MAX = 180.0
 BORN_SECONDS = 0.5
 """An executor lives so long before it is killed: it can say something by then."""
-LAST_WORDS = "Fatal Python error"
+LAST_WORDS = "Extension modules:"
 OFFERS: tuple[tuple[bytes, dict[str, str]], ...] = (
     (b"", {}),
     (b"\xff\xfe\x00", {}),

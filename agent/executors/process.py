@@ -26,8 +26,8 @@ CLOSE_SECONDS_MAX = 1.0
 SILENCE_SECONDS_MAX = 60.0
 """A job at work reports several times a second; one that is silent for so long hangs."""
 IDLE_SECONDS_MAX = 10.0
-"""A job that is silent may load, measure, or take long steps: it uses the processor then, or waits
-for a disk. One that does nothing at all for so long is stopped, or waits for what never comes."""
+"""A job that is silent may load or measure, or take long steps: it uses the processor then, or
+waits for a disk. One that does nothing at all for so long is stopped, or waits for ever."""
 LOOKS = 5
 """In that time, since a machine that slept wakes up with what lies between two of them over."""
 LAST_LINES = 40

@@ -68,7 +68,7 @@ def test_an_agent_that_is_killed_alone_goes_on_under_its_claim_to_the_same_weigh
     stack: Stack, tmp_path: Path
 ) -> None:
     stack.start("--agents", "1")
-    task_id = stack.enqueue("stats-bayesian", seed=SEED, budget_seconds=24)
+    task_id = stack.enqueue("stats-bayesian", seed=SEED, budget_seconds=14)
 
     def is_in_its_second_rival() -> bool:
         return any(point["rival"] == "reinventor" for point in stack.task(task_id)["resume"])
