@@ -41,6 +41,8 @@ class Presence:
 
     def __init__(self, started_at: int) -> None:
         self.started_at = started_at
+        self.last_beat = started_at
+        """When any agent at all was last heard of."""
         self.workers: dict[str, Seen] = {}
         self.losses: dict[str, deque[tuple[str, int, float]]] = {}
         """(rival, step, loss) of running tasks, the newest LOSSES_MAX each."""
@@ -64,6 +66,7 @@ class Presence:
     def beat(self, worker_id: str, at: int, session: str, pid: int, tasks: list[TaskBeat]) -> None:
         """Fold an agent's heartbeat; `tasks` are those of its tasks that it holds."""
         seen = self.of(worker_id)
+        self.last_beat = at
         seen.last_seen, seen.via, seen.session, seen.executor_pid = at, "nats", session, pid
         self.found(worker_id)
         self._heard[worker_id] = None

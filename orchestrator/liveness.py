@@ -102,6 +102,12 @@ def mass_loss(state: State, presence: Presence, now: int) -> bool:
     return gone == agents or gone > max(MASS_LOSS_MIN, MASS_LOSS_SHARE * agents)
 
 
+def mass_silence(state: State, presence: Presence, now: int, limits: Limits) -> bool:
+    """Whether no agent at all is heard of for so long that the fault is more likely ours."""
+    silent = now - presence.last_beat >= ABSENCE_SHARE * limits.silence_borne * 1e6
+    return silent and len(state.workers.online_by["nats"]) > 1
+
+
 class Watched(NamedTuple):
     """Ids of some of what silence and time can do something to."""
 
@@ -281,7 +287,8 @@ class Liveness:
         """Act on what is (not) heard by `now`."""
         late_seconds = (now - self._last_tick) / 1e6 - self._pause_seconds - self._tick_seconds
         was_away = late_seconds > ABSENCE_SHARE * self._limits.silence_borne
-        if was_away or mass_loss(self._door.state, self._presence, now):
+        standing = (self._door.state, self._presence, now)
+        if was_away or mass_loss(*standing) or mass_silence(*standing, self._limits):
             self.grace.begin(now, self._limits.lease)
         self._last_tick = now
         began = time.perf_counter()

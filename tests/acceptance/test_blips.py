@@ -29,7 +29,7 @@ LONG_LEASE_SECONDS = 60.0
 SECONDS_MAX = 45.0
 """Less than a silent executor that computes is borne for."""
 BUDGET_SECONDS = 18.0
-"""With a checkpoint every three seconds."""
+"""With a checkpoint every three seconds, twice it with one every six."""
 LONG_SECONDS = 600.0
 """With none for a minute."""
 
@@ -76,14 +76,18 @@ class Plane:
         return found
 
     async def until(
-        self, task_id: str, holds: Callable[[dict[str, Any]], object], what: str
+        self,
+        task_id: str,
+        holds: Callable[[dict[str, Any]], object],
+        what: str,
+        seconds: float = SECONDS_MAX,
     ) -> dict[str, Any]:
         async def found() -> dict[str, Any] | None:
             task = await self.task(task_id)
             assert task["status"] not in ("failed", "completed"), task
             return task if holds(task) else None
 
-        task = await harness.until(found, f"{task_id} {what}", SECONDS_MAX)
+        task = await harness.until(found, f"{task_id} {what}", seconds)
         assert task is not None
         return task
 
@@ -255,16 +259,16 @@ async def test_a_connection_that_is_reset_and_back_at_once_moves_nothing_though_
 async def test_a_longer_cut_with_another_waiting_is_one_move_and_the_old_holder_stops(
     plane: Plane, alone: Agent, second: Agent
 ) -> None:
-    task_id = await plane.held(BUDGET_SECONDS, second)
+    task_id = await plane.held(2 * BUDGET_SECONDS, second)
     await plane.until(task_id, lambda task: task["resume"], "has a checkpoint")
     alone.way.reset()
     await plane.until(task_id, lambda task: len(task["attempts"]) == 2, "moved")
     await alone.way.mend()
     refused = await harness.until(lambda: plane.refusals(task_id), "refused", SECONDS_MAX)
     assert all(one.startswith("StaleAttempt") for one in refused)
-    # Its executor is free: what comes next is trained by it, beside the other.
+    # Its executor is free long before it would be by itself: it trains what comes next.
     next_id = await plane.enqueue(LONG_SECONDS)
-    await plane.until(next_id, _step, "trains")
+    await plane.until(next_id, _step, "trains", BUDGET_SECONDS)
     assert (await plane.task(next_id))["assigned_worker"] == alone.name
 
     task = await plane.goes_on(task_id)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -92,13 +92,13 @@ class Fleet:
         self.nats.server.stop()
         self.nats.server.start()
 
-    def workers(self, api: str) -> Iterator[Worker]:
-        """The agents, not yet running."""
-        for number, executor in enumerate(self.executors):
-            folder = self._folder / f"a{number}"
-            folder.mkdir()
-            settings = Settings(api=api, worker_id=folder.name, directory=folder)
-            yield Worker(settings, MACHINE, executor, Narrator(lambda line: None, api))
+    def agent(self, number: int, api: str) -> Worker:
+        """One of the agents, not yet running."""
+        folder = self._folder / f"a{number}"
+        folder.mkdir()
+        settings = Settings(api=api, worker_id=folder.name, directory=folder)
+        quiet = Narrator(lambda line: None, api)
+        return Worker(settings, MACHINE, self.executors[number], quiet)
 
     async def all_train(self, count: int) -> None:
         """Give so many their tasks, and wait until they are at work."""
@@ -142,14 +142,21 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def _fleet(folder: Path, count: int) -> AsyncIterator[tuple[Fleet, way.Way]]:
-    with nats_fixture.running(folder / "data") as nats:
+async def _fleet(folder: Path, count: int, *, aside: bool) -> AsyncIterator[tuple[Fleet, way.Way]]:
+    """A fleet at work, and the way that all of it takes, or all but the one that waits."""
+    with nats_fixture.running(folder) as nats:
         fleet = Fleet(nats, folder, count)
         await fleet.start_control()
         async with way.to("127.0.0.1", fleet.port) as path:
-            running = [asyncio.create_task(one.run()) for one in fleet.workers(path.origin)]
+            agents = [fleet.agent(number, path.origin) for number in range(count)]
+            running = [asyncio.create_task(one.run()) for one in agents]
             try:
                 await fleet.all_train(count)
+                origin = f"http://127.0.0.1:{fleet.port}" if aside else path.origin
+                waiting, attached = fleet.agent(count, origin), asyncio.Event()
+                waiting.on_attached = attached.set
+                running.append(asyncio.create_task(waiting.run()))
+                await attached.wait()
                 yield fleet, path
             finally:
                 for task in running:
@@ -161,16 +168,15 @@ async def _fleet(folder: Path, count: int) -> AsyncIterator[tuple[Fleet, way.Way
 async def test_no_restart_of_the_relay_control_or_nats_server_moves_any_task_of_any_fleet(
     tmp_path: Path,
 ) -> None:
-    fleets = ((2, signal.SIGTERM), (200, signal.SIGKILL))
-    for count, _ in fleets:
-        (tmp_path / str(count)).mkdir()
+    """Of two agents none may be left for a loss to be a loss of all; beside two hundred one may."""
     await asyncio.gather(
-        *(_restart_all(tmp_path / str(count), count, number) for count, number in fleets)
+        _restart_all(tmp_path / "two", 2, signal.SIGTERM, aside=False),
+        _restart_all(tmp_path / "many", 200, signal.SIGKILL, aside=True),
     )
 
 
-async def _restart_all(folder: Path, count: int, number: signal.Signals) -> None:
-    async with _fleet(folder, count) as (fleet, path):
+async def _restart_all(folder: Path, count: int, number: signal.Signals, *, aside: bool) -> None:
+    async with _fleet(folder, count, aside=aside) as (fleet, path):
         path.reset()
         await asyncio.sleep(Limits().reconnect + 1.0)
         await path.mend()

@@ -138,6 +138,21 @@ def test_losing_all_agents_at_once_is_our_fault_not_theirs() -> None:
     assert not liveness.mass_loss(world.state, presence, world.now)
 
 
+async def test_when_all_fell_silent_at_once_who_comes_back_first_takes_nothing() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    presence, now = await _welcome(door, ("a1", "a2"))
+    watch = liveness.Liveness(door, presence, LIMITS, lambda task: True)
+    watch._last_tick = now
+    for second in range(1, 30):
+        if second > 15:
+            presence.beat("a2", now + second * SECOND, "a2", 0, [])
+        await watch.tick(now + second * SECOND)
+    assert door.state.workers.online == 2
+    writing.cancel()
+
+
 def _leaves(world: World, worker_id: str, reason: str) -> None:
     session = f"session-{worker_id}"
     world.do(commands.MarkOffline(worker_id=worker_id, reason=reason, session=session))
@@ -321,13 +336,14 @@ async def test_who_was_away_so_long_that_others_look_silent_suspects_nobody_for_
     door = runtime.Runtime(MemoryLog(), "test")
     await door.start()
     writing = asyncio.ensure_future(door.run())
-    presence, now = await _welcome(door, ("a1", "a2"))
+    presence, now = await _welcome(door, ("a1", "a2", "a3"))
     watch = liveness.Liveness(door, presence, LIMITS, lambda task: False)
     watch._last_tick = now
     await watch.tick(now + 11 * SECOND)
-    assert door.state.workers.online == 2
+    assert door.state.workers.online == 3
     presence.beat("a1", now + 12 * SECOND, "a1", 0, [])
     for second in range(12, 24):
+        presence.beat("a3", now + second * SECOND, "a3", 0, [])
         await watch.tick(now + second * SECOND)
-    assert list(door.state.workers.online_by["nats"]) == ["a2"]
+    assert list(door.state.workers.online_by["nats"]) == ["a2", "a3"]
     writing.cancel()
