@@ -21,7 +21,7 @@ PREFIX = "/api/v1/network"
 BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 60.0
 BODIES_BYTES_MAX = 64 * 1024 * 1024
-"""Of all bodies together that have not arrived whole."""
+"""Of all bodies together, on their way or in hand."""
 ANSWER_SECONDS_MAX = 60.0
 ANSWERS_BYTES_MAX = 64 * 1024 * 1024
 """Of all answers together that their clients have not taken yet."""
@@ -136,20 +136,19 @@ def _json(body: bytes, status: int = 200) -> web.Response:
 def _endpoint(one: Route, body_bytes_max: int, arriving: ledger.Ledger) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
     where = "query" if one.method == "GET" else "body"
-    if one.method == "GET":
 
-        async def ask(request: web.Request) -> schemas.Request:
-            return bodies.parse_query(request.query, kind)
-    else:
-
-        async def ask(request: web.Request) -> schemas.Request:
-            raw = await _read(request, body_bytes_max, arriving)
+    async def answer_to(request: web.Request) -> schemas.Answer:
+        if one.method == "GET":
+            return await handler(request, bodies.parse_query(request.query, kind))
+        raw = await _read(request, body_bytes_max, arriving)
+        with arriving.kept(len(raw)):
             named = request.headers.get("Content-Type")
-            return bodies.parse(raw, named, kind, as_recorded=contract)
+            asked = bodies.parse(raw, named, kind, as_recorded=contract)
+            return await handler(request, asked)
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         try:
-            answer = await handler(request, await ask(request))
+            answer = await answer_to(request)
         except errors.AghsanError as error:
             problem = problems.of(error, contract=contract, where=where)
             if problem is None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+
+from core import errors
 
 
 class Ledger:
@@ -34,7 +36,26 @@ class Ledger:
             return  # it gives way already
         self._places[place] += size
         self.bytes += size
-        while self.bytes > self._bytes_max and len(self._places) > 1:
+        self._make_room(1)
+
+    @contextlib.contextmanager
+    def kept(self, size: int) -> Iterator[None]:
+        """So many bytes are held inside the block for one that is waited for by its client, not the
+        other way round. Raises Overloaded where all others are of this kind, and too many."""
+        self.bytes += size
+        try:
+            self._make_room(0)
+            if self.bytes > self._bytes_max:
+                raise errors.Overloaded(
+                    f"requests of {self._bytes_max} bytes are in hand, the most that is taken; try "
+                    "again"
+                )
+            yield
+        finally:
+            self.bytes -= size
+
+    def _make_room(self, staying: int) -> None:
+        while self.bytes > self._bytes_max and len(self._places) > staying:
             slowest = next(iter(self._places))
             self.bytes -= self._places.pop(slowest)
             if not slowest.expired():
