@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import random
 import re
 import socket
@@ -61,8 +60,8 @@ class Sizes:
         self.senseless = run.tries(6, 30, 100)
         self.deaf = run.tries(1, 3, 10)
         self.tasks = run.tries(60, 500, 1_000)
-        self.readers = run.tries(48, 200, 1_000)
-        self.tricklers = run.tries(144, 300, 2_000)
+        self.readers = run.tries(24, 200, 1_000)
+        self.tricklers = run.tries(48, 300, 2_000)
         self.waits_for_cuts = not run.quick
 
     @property
@@ -330,7 +329,6 @@ class Slow:
 
     async def readers(self, tasks: int, count: int, told: list[Told]) -> None:
         """Clients that ask for many tasks with long topics, and take no answer."""
-        long = Flood(self._control.http, self._verdict)
         topics = contextlib.aclosing(load.Load(self._control.http))
         async with self._watch.bounded("long topics") as bound, topics as people:
             bound.bytes += 3 * tasks * TOPIC_CHARS + runtime.PENDING_BYTES_MAX
@@ -339,9 +337,8 @@ class Slow:
                 body = {"topic": key.ljust(TOPIC_CHARS, "x")}
                 task = (await people.ask("POST", "/training/enqueue", body, key))["task"]
                 told.append(Told(key, task["task_id"], task["topic"]))
-        del long
         async with self._watch.bounded("answers nobody takes") as bound, _closing() as lines:
-            bound.bytes += http.ANSWERS_BYTES_MAX + count * CONNECTION_BYTES
+            bound.bytes += http.ANSWERS_BYTES_MAX + count * CONNECTION_BYTES // 8
             for _ in range(count):
                 lines.append(await Line.open(self._control.http))
                 lines[-1].writer.write(ASKED)
@@ -420,6 +417,4 @@ async def _attack(verdict: Verdict, folder: Path, choices: random.Random, sizes:
         f"honest: {watch.answered} answers, the slowest after {watch.slowest_seconds:.2f} s; the "
         f"loop was late by at most {watch.delay_seconds * 1_000:.0f} ms"
     )
-    await harness.check_directory(
-        verdict, told, folder / "data", people.delivered, people.refused
-    )
+    await harness.check_directory(verdict, told, folder / "data", people.delivered, people.refused)
