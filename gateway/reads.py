@@ -26,7 +26,7 @@ WORKERS_AT_ONCE = 1_000
 READ_AT_ONCE = 16
 PAGES_AT_ONCE = 2
 """Pages of tasks in the making: many in step with each other would hold the loop up."""
-PAGE_BYTES_MAX = 1024 * 1024
+PAGE_BYTES_MAX = 4 * 1024 * 1024
 """A page of tasks ends here, however many were asked for: topics and metrics may be long."""
 HASHED_AT_ONCE = 250
 """Rows hashed before others have their turn: a few milliseconds' worth."""
