@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import re
 import socket
@@ -12,6 +13,7 @@ import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import psutil
@@ -38,13 +40,15 @@ TASK_BYTES = 4_096
 CONNECTION_BYTES = 512 * 1024
 """Of a connection: what one read may bring (256 KiB), and 64 KiB on each way in and out."""
 TOPIC_CHARS = 60_000
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+"""Has glibc give large blocks back once they are free, so that what is measured is what is held."""
 
 UPGRADE = (
     b"GET /nats HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
 )
 NODE = "math-physics"
-ASKED = f"GET {PREFIX}/tasks?limit=1000&node_id={NODE} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+PAGE = f"{PREFIX}/tasks?limit=1000&node_id={NODE}"
 TRICKLE = (
     b"POST %s/training/enqueue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n"
@@ -254,9 +258,12 @@ class Line:
 class Slow:
     """Those who are slow, each kind in turn, on one control process."""
 
-    def __init__(self, control: parts.Control, watch: Watch, verdict: Verdict) -> None:
+    def __init__(
+        self, control: parts.Control, watch: Watch, people: load.Load, verdict: Verdict
+    ) -> None:
         self._control = control
         self._watch = watch
+        self._people = people
         self._verdict = verdict
 
     async def flood(self, clients: int, seconds: float) -> list[Told]:
@@ -328,23 +335,26 @@ class Slow:
                 line.writer.transport.resume_reading()  # type: ignore[attr-defined]
             await asyncio.gather(*(line.until_cut() for line in lines))
 
-    async def readers(self, tasks: int, count: int, told: list[Told]) -> None:
+    async def readers(self, tasks: int, count: int) -> list[Told]:
         """Clients that ask for many tasks with long topics, and take no answer."""
-        topics = contextlib.aclosing(load.Load(self._control.http))
-        async with self._watch.bounded("long topics") as bound, topics as people:
+        told: list[Told] = []
+        async with self._watch.bounded("long topics") as bound:
             bound.bytes += 3 * tasks * TOPIC_CHARS + runtime.PENDING_BYTES_MAX
             for number in range(tasks):
                 key = f"long/{number}"
                 body = {"topic": key.ljust(TOPIC_CHARS, "x"), "node_id": NODE}
-                task = (await people.ask("POST", "/training/enqueue", body, key))["task"]
+                task = (await self._people.ask("POST", "/training/enqueue", body, key))["task"]
                 told.append(Told(key, task["task_id"], task["topic"]))
         async with self._watch.bounded("answers nobody takes") as bound, _closing() as lines:
-            bound.bytes += http.ANSWERS_BYTES_MAX + count * CONNECTION_BYTES // 8
+            # Each as it was made, and what of it the system did not take.
+            bound.bytes += 2 * http.ANSWERS_BYTES_MAX + count * CONNECTION_BYTES // 8
             for _ in range(count):
                 lines.append(await Line.open(self._control.http))
-                lines[-1].writer.write(ASKED)
+                lines[-1].writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % PAGE.encode())
                 lines[-1].take_nothing()
-            await self._settled()
+            # Pages are made in turn: once an honest client has one, so had all the others.
+            await self._people.ask("GET", PAGE.removeprefix(PREFIX))
+        return told
 
     async def tricklers(self, count: int) -> None:
         """Bodies of which the last byte does not come."""
@@ -389,10 +399,11 @@ async def attack(run: Run) -> Verdict:
 
 async def _attack(verdict: Verdict, folder: Path, choices: random.Random, sizes: Sizes) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, RETURNING))
         control = await stack.enter_async_context(parts.control(folder, LEASE_SECONDS))
         people = await stack.enter_async_context(contextlib.aclosing(load.Load(control.http)))
         watch = Watch(control, verdict)
-        slow = Slow(control, watch, verdict)
+        slow = Slow(control, watch, people, verdict)
         honest = [
             asyncio.create_task(watch.run()),
             asyncio.create_task(people.work("old", 0.05, choices)),
@@ -402,7 +413,7 @@ async def _attack(verdict: Verdict, folder: Path, choices: random.Random, sizes:
             await slow.stuck(sizes.stuck, wait=sizes.waits_for_cuts)
             await slow.senseless(sizes.senseless, choices)
             await slow.deaf(sizes.deaf)
-            await slow.readers(sizes.tasks, sizes.readers, told)
+            told += await slow.readers(sizes.tasks, sizes.readers)
             await slow.tricklers(sizes.tricklers)
         finally:
             for one in honest:
