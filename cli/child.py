@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from cli import voice
+from cli import brake, voice
 from core import platforms
 
 MARK = "\x1e"
@@ -69,11 +69,14 @@ def _write(line: str, *, must: bool = False) -> None:
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """One sentence a line on stderr."""
+    """One sentence a line on stderr, and not too many of a kind."""
+    said = logging.StreamHandler(sys.stderr)
+    if not verbose:
+        said.addFilter(brake.Brake())
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[said],
     )
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import time
@@ -155,6 +156,10 @@ async def _run(
         running = [asyncio.create_task(loop) for loop in loops]
         await parts.accept_losses(data)
         await app.plant(door)
+        # What is here now stays. Each full search of it for cycles would hold the loop up for about
+        # 100 ms.
+        gc.collect()
+        gc.freeze()
         address = await stack.enter_async_context(
             app.serve(parts, kept, http_lease_sec, host, port, nats_url, offers.waiting)
         )

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 PENDING_MAX = 20_000
+PENDING_BYTES_MAX = 64 * 1024 * 1024
 FOLLOWING_MAX = 10_000
 SETTLE_SECONDS_MAX = 2.0
 START_TRIES_MAX = 5
@@ -52,6 +53,11 @@ class _Work:
     messages: list[Message] = field(default_factory=list)
     happened: list[events.Event] = field(default_factory=list)
     result: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """Of its messages."""
+        return sum(len(message.data) for message in self.messages)
 
 
 def now() -> int:
@@ -94,6 +100,7 @@ class Runtime:
         """When the append in flight began, once that is longer ago than anybody waits."""
         self._refolding: asyncio.Task[State] | None = None
         self._pending: deque[_Work] = deque()
+        self._pending_bytes = 0
         self._wake = asyncio.Event()
         self._in_flight: list[_Work] = []
         self._readers: deque[tuple[int, asyncio.Future[bool]]] = deque()
@@ -136,13 +143,16 @@ class Runtime:
             raise errors.LogFull(self.shortage)
         if self._unanswered_from is not None:
             raise errors.LogUnavailable(f"{self._words()}; nothing was done. Try again later")
-        if len(self._pending) >= PENDING_MAX:
-            raise errors.Overloaded(f"{PENDING_MAX} commands are waiting for the log; try again")
+        if len(self._pending) >= PENDING_MAX or self._pending_bytes >= PENDING_BYTES_MAX:
+            raise errors.Overloaded(
+                f"{len(self._pending)} commands are waiting for the log; try again"
+            )
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         work = _Work(command, meta, view, future)
         self._pending.append(work)
         if not self._rebuilding:
             self._decide(work)
+            self._pending_bytes += work.bytes
         self._wake.set()
         return await future
 
@@ -353,10 +363,11 @@ class Runtime:
         while self._pending:
             work = self._pending[0]
             messages += len(work.messages)
-            size += sum(len(message.data) for message in work.messages)
+            size += work.bytes
             if batch and (messages > BATCH_MESSAGES_MAX or size > BATCH_BYTES_MAX):
                 break
             batch.append(self._pending.popleft())
+            self._pending_bytes -= work.bytes
         return batch
 
     async def _append_next(self) -> None:
@@ -444,9 +455,11 @@ class Runtime:
                 return
         finally:
             self._rebuilding = False
+        self._pending_bytes = 0
         for work in self._pending:
             work.messages, work.happened = [], []
             self._decide(work)
+            self._pending_bytes += work.bytes
         self._tell_readers(False)
 
     def _tell_readers(self, durable: bool) -> None:

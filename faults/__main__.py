@@ -24,6 +24,7 @@ NAMES = (
     "diskfull",
     "powerloss",
     "partition",
+    "slow",
     "model",
     "sim",
 )

@@ -7,7 +7,7 @@ import itertools
 import logging
 import re
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, assert_never
 
@@ -32,6 +32,8 @@ VERIFIED_MAX = 100_000
 MANIFESTS_MAX = 4_096
 REASON_CHARS_MAX = 2_000
 REQUESTS_CONCURRENT = 256
+REQUESTS_PER_WORKER = 32
+"""An agent has a dozen under way at most; who asks more than this takes nobody else's turn."""
 
 _CLAIM_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -100,6 +102,8 @@ class Desk:
         self._connections: dict[str, int] = {}
         """The number of each agent's newest connection, where it was seen to come."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_hand: Counter[str] = Counter()
+        """Requests being answered, by subject token, of those that have any."""
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
             "claim": self._claim,
             "missing": self._missing,
@@ -124,6 +128,22 @@ class Desk:
 
     async def _on_request(self, message: Incoming) -> None:
         _, worker, verb, *lane = message.subject.split(".")
+        if self._in_hand[worker] >= REQUESTS_PER_WORKER:
+            busy = errors.Overloaded(
+                f"{REQUESTS_PER_WORKER} requests of {worker} are being answered; ask again later"
+            )
+            refuse = wire.chunk_refusal if verb == "chunk" else wire.refusal
+            await message.respond(refuse(busy))
+            return
+        self._in_hand[worker] += 1
+        try:
+            await self._answer(message, worker, verb, lane)
+        finally:
+            self._in_hand[worker] -= 1
+            if not self._in_hand[worker]:
+                del self._in_hand[worker]
+
+    async def _answer(self, message: Incoming, worker: str, verb: str, lane: list[str]) -> None:
         if verb == "chunk":
             await message.respond(await self._chunk(worker, message.data))
             return

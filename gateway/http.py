@@ -15,11 +15,16 @@ from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Handler, Middleware
 
 from core import errors
-from gateway import bodies, problems, schemas
+from gateway import bodies, ledger, problems, schemas
 
 PREFIX = "/api/v1/network"
 BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 60.0
+BODIES_BYTES_MAX = 64 * 1024 * 1024
+"""Of all bodies together, on their way or in hand."""
+ANSWER_SECONDS_MAX = 60.0
+ANSWERS_BYTES_MAX = 64 * 1024 * 1024
+"""Of all answers together that their clients have not taken yet."""
 KEEP_ALIVE_SECONDS = 75.0
 """After so much silence a connection is closed, also one that never asked anything."""
 CONNECTIONS_MAX = 20_000
@@ -86,10 +91,15 @@ def application(
     *,
     body_bytes_max: int = BODY_BYTES_MAX,
     on_answer: Callable[[web.Request, int], None] | None = None,
+    arriving: ledger.Ledger | None = None,
+    leaving: ledger.Ledger | None = None,
 ) -> web.Application:
     """An aiohttp application that serves the table; `on_answer` is told each answer's status."""
+    arriving = arriving or ledger.Ledger(BODIES_BYTES_MAX, BODY_SECONDS_MAX)
+    leaving = leaving or ledger.Ledger(ANSWERS_BYTES_MAX, ANSWER_SECONDS_MAX)
+    told = [] if on_answer is None else [_told(on_answer)]
     app = web.Application(
-        middlewares=[_manners] if on_answer is None else [_told(on_answer), _manners],
+        middlewares=[_delivered(leaving), *told, _manners],
         client_max_size=body_bytes_max,
         # A compressed body would have to be bounded twice; the contract knows none.
         handler_args={
@@ -103,7 +113,7 @@ def application(
             app.router.add_route("GET", one.path, one.handler)
         else:
             bodies.prepare(one.request)
-            app.router.add_route(one.method, one.path, _endpoint(one, body_bytes_max))
+            app.router.add_route(one.method, one.path, _endpoint(one, body_bytes_max, arriving))
     return app
 
 
@@ -123,23 +133,22 @@ def _json(body: bytes, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _endpoint(one: Route, body_bytes_max: int) -> Handler:
+def _endpoint(one: Route, body_bytes_max: int, arriving: ledger.Ledger) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
     where = "query" if one.method == "GET" else "body"
-    if one.method == "GET":
 
-        async def ask(request: web.Request) -> schemas.Request:
-            return bodies.parse_query(request.query, kind)
-    else:
-
-        async def ask(request: web.Request) -> schemas.Request:
-            raw = await _read(request, body_bytes_max)
+    async def answer_to(request: web.Request) -> schemas.Answer:
+        if one.method == "GET":
+            return await handler(request, bodies.parse_query(request.query, kind))
+        raw = await _read(request, body_bytes_max, arriving)
+        with arriving.kept(len(raw)):
             named = request.headers.get("Content-Type")
-            return bodies.parse(raw, named, kind, as_recorded=contract)
+            asked = bodies.parse(raw, named, kind, as_recorded=contract)
+            return await handler(request, asked)
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         try:
-            answer = await handler(request, await ask(request))
+            answer = await answer_to(request)
         except errors.AghsanError as error:
             problem = problems.of(error, contract=contract, where=where)
             if problem is None:
@@ -150,19 +159,58 @@ def _endpoint(one: Route, body_bytes_max: int) -> Handler:
     return endpoint
 
 
-async def _read(request: web.Request, body_bytes_max: int) -> bytes:
+async def _read(request: web.Request, body_bytes_max: int, arriving: ledger.Ledger) -> bytes:
     """The whole body. Raises BadRequest when it breaks off, HTTPException when it is too much."""
     if request.content.is_eof() and not request.content.exception():
         return await request.read()  # the usual case: it came with the head
     if (request.content_length or 0) > body_bytes_max:
         raise web.HTTPRequestEntityTooLarge(body_bytes_max)
+    body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS_MAX):
-            return await request.read()
+        async with arriving.place() as place:
+            async for block in request.content.iter_any():
+                body += block
+                if len(body) > body_bytes_max:
+                    raise web.HTTPRequestEntityTooLarge(body_bytes_max)
+                arriving.add(place, len(block))
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
     except _BROKEN_OFF:
         raise bodies.BadRequest(400, bodies.UNREADABLE) from None
+    return bytes(body)
+
+
+# ── slow clients ──
+
+
+def _delivered(leaving: ledger.Ledger) -> Middleware:
+    """Answers that their clients do not take are not held for ever: aiohttp would, even where it
+    closes the connection."""
+
+    @web.middleware
+    async def deliver(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if isinstance(response, web.Response) and isinstance(response.body, bytes):
+            try:
+                async with leaving.place() as place:
+                    leaving.add(place, len(response.body))
+                    await _send(request, response)
+            except ConnectionError:
+                pass  # whoever asked is gone, which aiohttp finds out by itself
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+        return response
+
+    return deliver
+
+
+async def _send(request: web.Request, response: web.Response) -> None:
+    """Send an answer whole: the system has taken the last byte of it."""
+    if isinstance(request.transport, asyncio.WriteTransport):
+        request.transport.set_write_buffer_limits(0)
+    await response.prepare(request)
+    await response.write_eof()
 
 
 # ── connections ──
@@ -240,7 +288,10 @@ async def _translated(request: web.Request, refusal: web.HTTPException) -> web.S
         case web.HTTPRequestEntityTooLarge():
             return problem_response(problems.too_large(request.client_max_size))
         case web.HTTPRequestTimeout():
-            words = f"The body did not arrive within {BODY_SECONDS_MAX:g} s; send it again"
+            words = (
+                f"The body took too long to arrive: {BODY_SECONDS_MAX:g} s are the most, and less "
+                "while many are on their way; send it again"
+            )
             return problem_response(problems.told(408, words))
         case _ if refusal.status < 400:
             raise refusal

@@ -24,6 +24,10 @@ from gateway.refusals import Refusals
 SCANNED_AT_ONCE = 5_000
 WORKERS_AT_ONCE = 1_000
 READ_AT_ONCE = 16
+PAGES_AT_ONCE = 2
+"""Pages of tasks in the making: many in step with each other would hold the loop up."""
+PAGE_BYTES_MAX = 4 * 1024 * 1024
+"""A page of tasks ends here, however many were asked for: topics and metrics may be long."""
 HASHED_AT_ONCE = 250
 """Rows hashed before others have their turn: a few milliseconds' worth."""
 SLICES_MAX = 40_000
@@ -40,11 +44,16 @@ class ReadRoutes:
         self._presence = presence
         self._records = records
         self._refusals = refusals
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
 
     # ── tasks ──
 
     async def tasks(self, _: web.Request, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
-        """A page of tasks, oldest first."""
+        """A page of tasks, oldest first; it is not full where that would be many bytes."""
+        async with self._pages:
+            return await self._tasks(asked)
+
+    async def _tasks(self, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
         start = await self._door.read(lambda state: _place_after(state, asked.after))
 
         def fits(row: Task | Done) -> bool:
@@ -57,14 +66,16 @@ class ReadRoutes:
         found, following = await _scan(
             ids, start, asked.limit, lambda one: fits(table.table.rows[one])
         )
-        slots = asyncio.Semaphore(READ_AT_ONCE)
-
-        async def summary(task_id: str) -> schemas.TaskSummary:
-            async with slots:
-                return await self._summary(await self._records.task(task_id))
-
-        shown = await asyncio.gather(*(summary(task_id) for task_id in found))
-        return schemas.TasksAnswer(tasks=list(shown), next=following)
+        shown: list[schemas.TaskSummary] = []
+        size = 0
+        for first in range(0, len(found), READ_AT_ONCE):
+            part = found[first : first + READ_AT_ONCE]
+            read = (self._records.task(task_id) for task_id in part)
+            shown += [await self._summary(task) for task in await asyncio.gather(*read)]
+            size += sum(len(msgspec.json.encode(one)) for one in shown[first:])
+            if size > PAGE_BYTES_MAX and len(shown) < len(found):
+                return schemas.TasksAnswer(tasks=shown, next=part[-1])
+        return schemas.TasksAnswer(tasks=shown, next=following)
 
     async def task(self, request: web.Request, _: schemas.NoQuery) -> schemas.TaskDetailAnswer:
         """One task whole."""

@@ -22,6 +22,8 @@ RECONCILE_SECONDS = 2.0
 OFFERS_IN_FLIGHT_MAX = 64
 UNANSWERED_SECONDS_MAX = 5.0
 """After so long an offer that nobody answered is taken back and made anew."""
+PULLS_MAX = 20_000
+"""Of a lane; streams.yaml lets no more wait (`max_waiting`), however many are sent."""
 COUNTED_SECONDS_MAX = 1.0
 """So long the server may take to count an offer that it has stored."""
 
@@ -55,7 +57,7 @@ class Lane:
     has to be remembered of them.
     """
 
-    pulls: deque[int] = field(default_factory=deque)
+    pulls: deque[int] = field(default_factory=lambda: deque(maxlen=PULLS_MAX))
     offers: dict[int, int] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     publishing: int = 0

@@ -18,7 +18,7 @@ from core import chunks, commands, errors, events, subjects, wire
 from core.bus import Bus
 from core.projections.tasks import Task
 from faults import harness
-from gateway.desk import Desk, Terms
+from gateway.desk import REQUESTS_CONCURRENT, REQUESTS_PER_WORKER, Desk, Terms
 from gateway.refusals import Refusals
 from gateway.work import WorkStream
 from orchestrator.scheduler import Scheduler
@@ -88,14 +88,14 @@ class Agents:
 
 
 @contextlib.asynccontextmanager
-async def opened(stack: Stack) -> AsyncIterator[Agents]:
+async def opened(stack: Stack, store: chunks.ChunkStore | None = None) -> AsyncIterator[Agents]:
     parts = stack.parts
     scheduler = Scheduler(parts.door, WorkStream(parts.connections.fleet))
     refusals = Refusals(parts.connections.control)
     desk = Desk(
         parts.door,
         parts.presence,
-        parts.store,
+        store or parts.store,
         refusals=refusals,
         fleet=parts.connections.fleet,
         control=parts.connections.control,
@@ -428,3 +428,32 @@ async def test_a_completion_brings_its_candidate_into_a_round(
     assert [one.candidate.rival for one in standing] == ["reinventor"]
     assert state.tasks.table.rows[assignment.token.task_id].status == "completed"
     assert subjects.token("winner") == standing[0].candidate.writer
+
+
+class _Unhurried(chunks.MemoryChunks):
+    """A chunk store that answers once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+
+    async def has(self, writer: str, digest: str) -> int | None:
+        await self.may_answer.wait()
+        return await super().has(writer, digest)
+
+
+async def test_an_agent_that_asks_too_much_at_once_takes_nobody_elses_turn(tmp_path: Path) -> None:
+    store = _Unhurried()
+    async with started(tmp_path / "data") as stack, opened(stack, store) as agents:
+        greedy, held = await agents.holding("greedy")
+        other = await agents.join("other")
+        one = await packed(tmp_path, b"piece", greedy.token)
+        asked = [
+            asyncio.ensure_future(greedy.upload(held.token, one.manifest, one.pieces))
+            for _ in range(REQUESTS_CONCURRENT + 8)
+        ]
+        assert await other.claim(uuid.uuid4().hex, 0) is None
+        store.may_answer.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers.count(None) == REQUESTS_PER_WORKER
+        assert all(answer is None or isinstance(answer, errors.Overloaded) for answer in answers)

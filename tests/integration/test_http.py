@@ -4,17 +4,18 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from core import errors
-from gateway import http, schemas
+from gateway import http, ledger, schemas
 
 P = http.PREFIX
 BODY_BYTES_MAX = 4_096
+LARGE_BYTES = 16 * 1024 * 1024
 SECONDS_MAX = 10.0
 SENT = {"worker_id": "w"}
 CLAIM = b'{"worker_id":"w"}'
@@ -59,6 +60,10 @@ async def _ready(request: web.Request) -> web.StreamResponse:
     return http.json_response(schemas.Detail(detail="النظام يبدأ"), status=503)
 
 
+async def _large(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=bytes(LARGE_BYTES))
+
+
 ROUTES: list[http.Route | http.Page] = [
     http.route(
         "GET", P + "/status", _status, schemas.Nothing, schemas.StatusAnswer, "", contract=True
@@ -85,6 +90,7 @@ ROUTES: list[http.Route | http.Page] = [
         "POST", P + "/tasks/{task_id}/retry", _retry, schemas.Nothing, schemas.TaskDetailAnswer, ""
     ),
     http.Page("/readyz", _ready, ""),
+    http.Page("/large", _large, ""),
 ]
 
 
@@ -140,17 +146,27 @@ async def read_reply(reader: asyncio.StreamReader, *, has_body: bool = True) -> 
     return reply
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
+@contextlib.asynccontextmanager
+async def serving(
+    arriving: ledger.Ledger | None = None, leaving: ledger.Ledger | None = None
+) -> AsyncIterator[Server]:
     runner = web.AppRunner(
-        http.application(ROUTES, body_bytes_max=BODY_BYTES_MAX),
+        http.application(ROUTES, body_bytes_max=BODY_BYTES_MAX, arriving=arriving, leaving=leaving),
         access_log=None,
         shutdown_timeout=1.0,
     )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield Server(runner.addresses[0][1])
-    await runner.cleanup()
+    try:
+        yield Server(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving() as one:
+        yield one
 
 
 # ── answers ──
@@ -320,13 +336,75 @@ async def test_a_compressed_body_is_not_inflated(server: Server) -> None:
     assert (reply.status, reply.body) == (400, b'{"detail":"There was an error parsing the body"}')
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "BODY_SECONDS_MAX", 0.05)
-    async with server.connected() as (reader, writer):
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async with (
+        serving(arriving=ledger.Ledger(10_000, 0.05)) as server,
+        server.connected() as (reader, writer),
+    ):
         writer.write(HALF)
         assert (await read_reply(reader)).status == 408
+
+
+async def test_too_many_halves_of_bodies_end_the_slowest_and_no_other() -> None:
+    arriving = ledger.Ledger(5, SECONDS_MAX)
+    async with (
+        serving(arriving=arriving) as server,
+        server.connected() as (slow, one),
+        server.connected() as (_, other),
+    ):
+        one.write(HALF)
+        await _until(lambda: arriving.bytes > 0)
+        other.write(HALF)
+        assert (await read_reply(slow)).status == 408
+        assert arriving.bytes == 3
+        assert (await server.ask("GET", f"{P}/status")).status == 200
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(int(SECONDS_MAX / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come true")
+
+
+async def _stuck(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Somebody who asks for more than the system buffers, and takes none of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+    return reader, writer
+
+
+async def _rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """How much there is to be taken, up to the end of the connection or of the answer."""
+    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    taken = 0
+    with contextlib.suppress(ConnectionError):
+        while taken < LARGE_BYTES and (block := await reader.read(LARGE_BYTES)):
+            taken += len(block)
+    return taken
+
+
+async def test_an_answer_that_nobody_takes_is_let_go_and_the_connection_with_it() -> None:
+    leaving = ledger.Ledger(10 * LARGE_BYTES, 0.2)
+    async with serving(leaving=leaving) as server:
+        reader, writer = await _stuck(server)
+        await _until(lambda: leaving.bytes > 0)
+        await _until(lambda: leaving.bytes == 0)
+        assert await _rest(reader, writer) < LARGE_BYTES
+        writer.transport.abort()
+
+
+async def test_too_many_answers_that_nobody_takes_end_the_oldest() -> None:
+    leaving = ledger.Ledger(2 * LARGE_BYTES, SECONDS_MAX)
+    async with serving(leaving=leaving) as server:
+        stuck = [await _stuck(server) for _ in range(5)]
+        await _until(lambda: leaving.bytes == 2 * LARGE_BYTES)
+        assert (await server.ask("GET", "/large")).status == 200
+        assert await _rest(*stuck[0]) < LARGE_BYTES
+        for _, writer in stuck:
+            writer.transport.abort()
 
 
 async def test_a_client_that_leaves_in_the_middle_is_nobodys_error(

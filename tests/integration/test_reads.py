@@ -72,6 +72,14 @@ async def test_tasks_are_listed_oldest_first_in_pages(stack: Stack) -> None:
     assert await pages(stack, f"/tasks?limit=9&after={ids[1]}", "tasks") == [ids[2:]]
 
 
+async def test_a_page_of_long_tasks_ends_early_and_the_next_goes_on(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "PAGE_BYTES_MAX", 100_000)
+    ids = [await stack.enqueue(topic="x" * 10_000) for _ in range(40)]
+    assert await pages(stack, "/tasks?limit=1000", "tasks") == [ids[:16], ids[16:32], ids[32:]]
+
+
 async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
     done = await stack.held("w")
     await stack.complete(done, "w", metrics={"a": 1})

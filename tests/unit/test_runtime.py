@@ -175,6 +175,24 @@ async def test_too_much_waiting_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         assert await asyncio.gather(*taken) == [1, 2, 3, 4]
 
 
+async def test_too_many_bytes_that_wait_are_refused_and_room_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "PENDING_BYTES_MAX", 10_000)
+    log = MemoryLog()
+    async with running(log) as door:
+        for turn in range(3):
+            log.hold()
+            first = asyncio.ensure_future(do(door, enqueue(f"first{turn}")))
+            await settle()
+            waiting = asyncio.ensure_future(do(door, enqueue(f"long{turn}", topic="x" * 10_000)))
+            await settle()
+            with pytest.raises(errors.Overloaded):
+                await do(door, enqueue(f"more{turn}"))
+            log.release()
+            assert [*await asyncio.gather(first, waiting)] == [2 * turn + 1, 2 * turn + 2]
+
+
 async def test_observers_see_each_durable_event_once_and_in_order() -> None:
     log = MemoryLog()
     async with running(log) as door:

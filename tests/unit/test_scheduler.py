@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from core import commands, runtime
 from core.log_memory import MemoryLog
 from core.projections.tasks import Task
-from orchestrator.scheduler import Scheduler, wanted
+from orchestrator.scheduler import PULLS_MAX, Scheduler, wanted
 
 FOREVER = 10**18
 
@@ -92,6 +92,13 @@ async def test_each_waiting_pull_gets_one_offer_and_nobody_gets_one_unasked() ->
         assert await one.settled() == []
         one.scheduler.pulled("cpu-16", 2, FOREVER)
         assert len(await one.settled()) == 2
+
+
+async def test_pulls_beyond_what_the_server_lets_wait_are_not_remembered() -> None:
+    async with bench() as one:
+        for _ in range(PULLS_MAX):
+            one.scheduler.pulled("cpu-16", 64, FOREVER)
+        assert one.scheduler.waiting() == {"cpu-16": PULLS_MAX}
 
 
 async def test_a_task_wakes_who_waited_before_it_came() -> None:
