@@ -19,7 +19,7 @@ from cli import child, options
 from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer, require_room
-from core.replay import prepare_end
+from core.replay import prepare_start, require_keys
 
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
@@ -378,9 +378,10 @@ def up(
     platforms.require_free_port(host, port)
     data = made(data)
     with platforms.DataLock(data / "lock"):
+        require_keys(data)
         authority = Authority.load_or_create(data / "keys")
         authority.write_credentials(data / "creds")
-        prepare_end(data, authority, accept_loss=accept_loss)
+        prepare_start(data, authority, accept_loss=accept_loss)
         server = EmbeddedServer(data, authority)
         supervisor = Supervisor(data, server, ready_file)
         signal.signal(signal.SIGINT, supervisor.on_signal)

@@ -725,10 +725,8 @@ async def read_log(log: Log, stored: blocks.Reading | None = None) -> Auditor:
         async for records in log.read_stored(1, last):
             for one in records:
                 auditor.take(Record(one.seq, one.subject, one.data), seals.leaf(one))
-    except errors.LogUnavailable:
-        # It may be out of reach, or its end be lost: then it answers that there is no such record.
-        if await log.get(auditor.last_seq + 1) is not None:
-            raise
+    except errors.LogDamaged:
+        pass  # its end is lost, which is told below
     auditor.finish(last)
     return auditor
 

@@ -19,6 +19,7 @@ a caller knows who can tell how payloads begin.
 
 import hashlib
 import itertools
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -390,20 +391,35 @@ def last_seq(folder: Path) -> int:
 
     Raises OSError.
     """
-    indices = [int(found[1]) for path in folder.iterdir() if (found := _NAME.fullmatch(path.name))]
-    for index in sorted(indices, reverse=True):
-        spans = _follow((folder / f"{index}.blk").read_bytes(), 0).spans
-        seqs = [
-            span.seq & ~_ERASED for span in spans if not span.fault and not span.seq & _TOMBSTONE
-        ]
-        if seqs:
-            return seqs[-1]
-    return 0
+    return next((span.seq & ~_ERASED for _, span in _last_records(folder)), 0)
 
 
-def forget_index(folder: Path) -> None:
-    """Have the server read the blocks as they are: it believes `index.db` where that says more."""
+def cut_end(folder: Path) -> None:
+    """Have the server go by the records alone: it believes `index.db`, and tombstones that an
+    earlier start left for what was missing, where they say more. Raises OSError.
+    """
     (folder / _INDEX).unlink(missing_ok=True)
+    path, span = next(_last_records(folder), (None, None))
+    for later in folder.glob("*.blk"):
+        if path is not None and _index_of(later) > _index_of(path):
+            later.unlink()
+    if path is not None and span is not None:
+        os.truncate(path, span.end)
+
+
+def _last_records(folder: Path) -> "Iterator[tuple[Path, _Span]]":
+    """Of each block that holds a record its last one; the last block first."""
+    for path in sorted(folder.glob("*.blk"), key=_index_of, reverse=True):
+        spans = _follow(path.read_bytes(), 0).spans
+        for span in reversed(spans):
+            if not span.fault and not span.seq & _TOMBSTONE:
+                yield path, span
+                break
+
+
+def _index_of(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found else 0
 
 
 # While a server writes

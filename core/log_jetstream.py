@@ -131,7 +131,11 @@ class JetStreamLog:
                     yield _up_to(frames, stop)
                     return
                 yield frames
-            raise errors.LogUnavailable(f"it ends before {stop}, records are missing.")
+            raise errors.LogDamaged(
+                f"{self._stream} ends before {stop}, which it says it holds; `aghsan audit` tells"
+                " what is missing. Restore the data directory from a backup, or go on with what is"
+                " left by `aghsan up --accept-loss`"
+            )
         except (errors.Unavailable, errors.Invalid) as error:
             raise errors.LogUnavailable(f"{self._stream} cannot be read: {error}") from error
         finally:

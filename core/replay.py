@@ -91,8 +91,10 @@ def serving(data: Path, copied: Copied | None = None) -> Iterator[Access]:
         with _copied(data, lock_path, copied) as access:
             yield access
     else:
-        with platforms.DataLock(lock_path), _started(data) as access:
-            yield access
+        with platforms.DataLock(lock_path):
+            prepare_start(data, Authority.load_or_create(data / "keys"))
+            with _started(data) as access:
+                yield access
 
 
 @contextlib.asynccontextmanager
@@ -236,8 +238,18 @@ def streams_of(data: Path, authority: Authority, account: str) -> Path:
     return _store_of(data) / "jetstream" / authority.public_key(account) / "streams"
 
 
-def prepare_end(data: Path, authority: Authority, *, accept_loss: bool) -> None:
-    """Refuse a log that ends before `head` says, before a server starts on it and repairs it.
+def require_keys(data: Path) -> None:
+    """Refuse a store whose keys are gone: others would not open it. Raises DataDirectoryError."""
+    if _store_of(data).is_dir() and not (data / "keys" / COMPLETE).is_file():
+        raise errors.DataDirectoryError(
+            f"{data / 'keys'} is gone or not whole, and without it nobody can open what"
+            f" {_store_of(data)} holds. Put it back, or restore a backup; nothing was changed."
+        )
+
+
+def prepare_start(data: Path, authority: Authority, *, accept_loss: bool = False) -> None:
+    """Refuse a log that ends before `head` says, or whose artifacts are gone, before a server
+    starts on it and repairs it.
 
     Where the loss is accepted, have that server go by what is stored. Raises LogDamaged,
     DataDirectoryError.
@@ -246,9 +258,15 @@ def prepare_end(data: Path, authority: Authority, *, accept_loss: bool) -> None:
     if not folder.is_dir():
         return
     if accept_loss:
-        blocks.forget_index(folder)
-    else:
-        seals.require_end(folder, data)
+        blocks.cut_end(folder)
+        return
+    seals.require_end(folder, data)
+    chunks = streams_of(data, authority, "FLEET") / "CHUNKS"
+    if seals.read_head(data) is not None and not chunks.is_dir():
+        raise errors.LogDamaged(
+            f"all artifacts are gone: there is no {chunks}, and the log names what it held. Restore"
+            " a backup, or go on without them by `aghsan up --accept-loss`"
+        )
 
 
 def _copy_streams(data: Path, copy: Path, authority: Authority, wanted: Copied) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from core.accounts import Authority
+from core.nats_server import EmbeddedServer
 from tests.acceptance.stack import STOP_SECONDS_MAX, Stack, aghsan, until
 
 SEED = 20_260_101
@@ -216,7 +218,13 @@ def test_a_last_block_that_was_cut_is_refused_untouched_until_the_loss_is_accept
     refused = aghsan("up", "--agents", "0", "--port", "0", "--data", stack.data)
     assert refused.returncode == 1
     assert "are missing" in refused.stderr
+    kept_away = aghsan("backup", stack.directory / "backup.tar", "--data", stack.data)
+    assert kept_away.returncode == 1
+    assert "are missing" in kept_away.stderr
     assert blocks[-1].read_bytes() == cut
+    # A server that was started on it all the same notes what it misses as deleted.
+    with EmbeddedServer(stack.data, Authority.load_or_create(stack.data / "keys")):
+        pass
     stack.start("--agents", "0", "--accept-loss")
     assert [task["task_id"] for task in stack.ask("/tasks")["tasks"]] == [kept]
     again = stack.enqueue("stats-bayesian")
@@ -226,6 +234,22 @@ def test_a_last_block_that_was_cut_is_refused_untouched_until_the_loss_is_accept
     stack.start("--agents", "0")
     tasks = {task["task_id"] for task in stack.ask("/tasks")["tasks"]}
     assert tasks == {kept, again}
+
+
+def test_keys_or_artifacts_that_are_gone_are_told_before_anything_is_made_in_their_place(
+    stack: Stack,
+) -> None:
+    stack.start("--agents", "0")
+    assert stack.stop()[0] == 0
+    (chunks,) = (stack.data / "nats" / "js" / "jetstream").glob("*/streams/CHUNKS")
+    for place in (stack.data / "keys", chunks):
+        away = place.rename(stack.directory / place.name)
+        refused = aghsan("up", "--agents", "0", "--port", "0", "--data", stack.data)
+        assert refused.returncode == 1
+        assert f"{place}" in refused.stderr
+        assert not place.exists()
+        away.rename(place)
+    stack.start("--agents", "0")
 
 
 def test_a_second_up_on_the_same_data_is_refused(stack: Stack) -> None:
