@@ -20,7 +20,7 @@ from tests.acceptance.stack import Stack, until
 AGENTS = 3
 KILLS = Size(10, 1)
 SILENCES = Size(3, 1)
-BUDGET_SECONDS = 15
+BUDGET_SECONDS = 8
 NODE = "stats-bayesian"
 
 NOTES = """

@@ -183,7 +183,7 @@ class Supervisor:
         if told["kind"] == "ready":
             # That an agent is back is told by its joining.
             if member.restarts.ends and not member.ready and not member.name.startswith(AGENT):
-                child.say(f"{member.name} is back")
+                _tell(f"{member.name} is back")
             member.ready = True
             self._write_ready()
         elif told["kind"] == "restart_server":
@@ -196,17 +196,17 @@ class Supervisor:
             return
         code = member.process.returncode
         if code == child.REFUSED:
-            child.say(f"{member.name} was refused and is not started again: {_tail(member.log, 1)}")
+            _tell(f"{member.name} was refused and is not started again: {_tail(member.log, 1)}")
             member.ready = True
             return
         pause = member.restarts.end(time.monotonic())
         if not self._stopping:
-            child.say(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
+            _tell(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
 
     def _restart_server(self) -> None:
         """Have nats-server write again: a stream that met a full disk never does by itself."""
         if not self._stopping and self._server.poll() is None:
-            child.say("there is room again on a disk that was full: nats-server is restarted")
+            _tell("there is room again on a disk that was full: nats-server is restarted")
             self._server.stop()
 
     def _revive_server(self) -> None:
@@ -216,16 +216,16 @@ class Supervisor:
         restarts = self._server_restarts
         if restarts.due is None:
             pause = restarts.end(time.monotonic())
-            child.say(f"nats-server ended ({_exit_words(code)}); restarting in {pause:g} s")
+            _tell(f"nats-server ended ({_exit_words(code)}); restarting in {pause:g} s")
         elif restarts.is_due(time.monotonic()):
             restarts.begin(time.monotonic())
             try:
                 self._server.start()
             except (errors.AghsanError, OSError) as error:
                 pause = restarts.end(time.monotonic())
-                child.say(f"nats-server did not start, again in {pause:g} s: {error}")
+                _tell(f"nats-server did not start, again in {pause:g} s: {error}")
             else:
-                child.say("nats-server is back")
+                _tell("nats-server is back")
                 self._write_ready()
 
     def _write_ready(self) -> None:
@@ -255,14 +255,14 @@ class Supervisor:
                 platforms.write_atomically(self._ready_file, text)
         except OSError as error:  # a full disk ends nobody; it is written again once there is room
             if self._facts_written:
-                child.say(f"run.json and the ready file cannot be written yet: {error}")
+                _tell(f"run.json and the ready file cannot be written yet: {error}")
             self._facts_written = False
         else:
             self._facts_written = True
 
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
-        child.say("stopping")
+        _tell("stopping")
         self.on_signal()
         agents = [m for m in self._members.values() if m.name.startswith(AGENT)]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
@@ -287,9 +287,14 @@ class Supervisor:
             try:
                 process.wait(max(0.2, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                child.say(f"{member.name} did not stop in time and is ended")
+                _tell(f"{member.name} did not stop in time and is ended")
                 process.kill()
                 process.wait()
+
+
+def _tell(words: str) -> None:
+    """Say what became of a part, and when, as lines of events do."""
+    child.say(f"{time.strftime('%H:%M:%S')}  {words}")
 
 
 def _exit_words(code: int | None) -> str:
