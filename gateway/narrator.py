@@ -107,25 +107,15 @@ def _decided(data: events.RoundDecided, state: State) -> str:
         return f"judge: {node_id} stays as it is · {data.reasons.en.partition('. ')[0].rstrip('.')}"
     if data.champion_error is None:
         return (
-            f"judge: {node_id} stays without a champion · error {_figure(judged.error)} is not "
-            f"surely below a trivial guess's{_bounds(judged, data.look)}"
+            f"judge: {node_id} stays without a champion · error {_figure(judged.error)}, not "
+            f"surely better than a trivial guess (look {data.look})"
         )
     if data.champion_error == 0:
         return f"judge: {node_id} keeps its champion, which makes no error"
     return (
-        f"judge: {node_id} keeps its champion · error {_figure(judged.error)} is not surely below "
-        f"its {_figure(data.champion_error)}{_bounds(judged, data.look)}"
+        f"judge: {node_id} keeps its champion · error {_figure(judged.error)} against "
+        f"{_figure(data.champion_error)}, not surely better (look {data.look})"
     )
-
-
-def _bounds(judged: events.CandidateVerdict, look: int) -> str:
-    """What the gate compared; of a candidate that makes no error a ratio says nothing."""
-    if judged.error == 0:
-        return f" on so few differing cases (look {look})"
-    if judged.ratio is None or judged.ratio_upper is None:
-        return ""
-    ratio, upper = _figure(judged.ratio), _figure(judged.ratio_upper)
-    return f" ({ratio} times, perhaps {upper}; look {look})"
 
 
 def _promoted(data: events.ChampionPromoted) -> str:
