@@ -444,7 +444,7 @@ class Runtime:
 
     async def _recover(self) -> None:
         """Read what others wrote; step down for a newer epoch, else decide the waiting again."""
-        undecided = [*self._in_flight, *self._pending]
+        undecided, held = [*self._in_flight, *self._pending], self.durable_seq
         self._in_flight = []
         self._pending = deque(undecided)
         self._rebuilding = True
@@ -453,6 +453,11 @@ class Runtime:
             if self.state.epoch > self._epoch:
                 self._step_down()
                 return
+            if self.state.seq < held:
+                raise errors.LogDamaged(
+                    f"the log ended at {held}, and ends at {self.state.seq} now; `aghsan audit`"
+                    " tells what is missing"
+                )
         finally:
             self._rebuilding = False
         self._pending_bytes = 0

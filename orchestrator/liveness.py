@@ -265,6 +265,7 @@ class Liveness:
         self._someone_waits = someone_waits
         self.grace = Grace()
         self._last_tick = runtime.now()
+        self._forgiven_beat = -1
         self._looking_seconds = 0.0
         self._tick_seconds = 0.0
         self.grace.begin(self._last_tick, limits.lease)
@@ -288,12 +289,22 @@ class Liveness:
         late_seconds = (now - self._last_tick) / 1e6 - self._pause_seconds - self._tick_seconds
         was_away = late_seconds > ABSENCE_SHARE * self._limits.silence_borne
         standing = (self._door.state, self._presence, now)
-        if was_away or mass_loss(*standing) or mass_silence(*standing, self._limits):
+        if was_away or mass_loss(*standing) or self._all_fell_silent(now):
             self.grace.begin(now, self._limits.lease)
         self._last_tick = now
         began = time.perf_counter()
         await self._look_around(now)
         self._tick_seconds = time.perf_counter() - began
+
+    def _all_fell_silent(self, now: int) -> bool:
+        """Whether they did since we looked: a silence is forgiven once, or none would ever end."""
+        last_beat = self._presence.last_beat
+        if last_beat == self._forgiven_beat or not mass_silence(
+            self._door.state, self._presence, now, self._limits
+        ):
+            return False
+        self._forgiven_beat = last_beat
+        return True
 
     async def _look_around(self, now: int) -> None:
         self._looking_seconds = 0.0

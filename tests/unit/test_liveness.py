@@ -153,6 +153,19 @@ async def test_when_all_fell_silent_at_once_who_comes_back_first_takes_nothing()
     writing.cancel()
 
 
+async def test_a_fleet_that_stays_silent_is_suspected_after_a_lease() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    presence, now = await _welcome(door, ("a1", "a2"))
+    watch = liveness.Liveness(door, presence, LIMITS, lambda task: True)
+    watch._last_tick = now
+    for second in range(1, int(2 * LIMITS.lease + LIMITS.silence_borne)):
+        await watch.tick(now + second * SECOND)
+    assert door.state.workers.online == 0
+    writing.cancel()
+
+
 def _leaves(world: World, worker_id: str, reason: str) -> None:
     session = f"session-{worker_id}"
     world.do(commands.MarkOffline(worker_id=worker_id, reason=reason, session=session))
