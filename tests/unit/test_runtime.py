@@ -440,3 +440,16 @@ async def test_a_read_that_cannot_be_answered_says_so_and_later_ones_are_tried_a
         log.release()
         with pytest.raises(errors.LogUnavailable):
             await asked
+
+
+async def test_a_log_that_comes_back_shorter_ends_its_writer() -> None:
+    log = MemoryLog()
+    door = runtime.Runtime(log, "test")
+    await door.start()
+    writing = asyncio.ensure_future(door.run())
+    await door.execute(commands.SeedTree(), runtime.new_meta("t"), runtime.nothing)
+    del log._records[-3:]  # as of a server that was started on less than it had acknowledged
+    asked = asyncio.ensure_future(do(door, enqueue("t1")))
+    with pytest.raises(errors.LogDamaged, match="ends at"):
+        await asyncio.wait_for(writing, 10)
+    asked.cancel()
