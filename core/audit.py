@@ -652,9 +652,9 @@ class _Rounds:
         """Look whether what comes next is the promotion that is due."""
         if isinstance(data, events.ChampionPromoted):
             return
-        if isinstance(data, events.WriterStarted) and self.due is not None:
+        if isinstance(data, events.WriterStarted):
             # The end may have been cut off in the middle of an append; if so, that was accepted.
-            self._torn, self.due = self.due, None
+            self._torn, self.due = self.due or self._torn, None
         elif isinstance(data, events.LossAccepted):
             self._torn = None
         else:

@@ -73,7 +73,7 @@ def shortage(disk: Disk, streams: Mapping[str, Filling], *, short: bool) -> str:
             return (
                 f"no room for new work: the stream {name} holds {filling.bytes // MIB} of at most "
                 f"{filling.bytes_max // MIB} MiB, and the rest is kept for what was begun; raise "
-                f"its max_mib in streams.yaml and start again"
+                f"its max_mib, and disk_mib of its account, in streams.yaml, and start again"
             )
     return ""
 
