@@ -1,6 +1,7 @@
 """The loop that keeps snapshots: takes them from a copy beside all else, and starts from them."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -35,6 +36,10 @@ class Keeper:
         """Up to where a snapshot is known to reach."""
         self._tried_at = time.monotonic()
         self._taking = asyncio.Lock()
+        # Now, while the text on disk is that of the program that runs; without one no snapshot is
+        # taken, and that is said then.
+        with contextlib.suppress(errors.SnapshotUnusable):
+            snapshots.schema()
 
     # ── starting from one ──
 
