@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 LOSSES_KEPT = 50
 STARTS_MAX = 3
-"""How often a claim outlives its agent: one that ends agent after agent is given up."""
+"""How often a claim is taken up again after its agent died: one that ends agent after agent is
+given up."""
 _CLAIM_FILE = "claim.json"
 _PRIVATE = ("candidate_directory", "node_id")
 
@@ -88,7 +89,6 @@ def restore(tasks: Path) -> list[Holding]:
             continue
         holding = Holding(claim.assignment, claim.offer, claim.starts + 1)
         if holding.starts <= STARTS_MAX:
-            keep(path.parent, holding)
             found.append(holding)
     return found
 

@@ -106,8 +106,8 @@ class Narrator:
     def left(self, holding: Holding, what: str) -> None:
         """The agent goes without the server knowing: the claim ends by itself."""
         self._say(
-            f"left with {_name(holding)} {what}, since the server does not answer; "
-            "it is queued again when the lease ends"
+            f"left with {_name(holding)} {what}, since the server does not answer; it stays here "
+            "for the next start, unless the lease ends before and another takes it"
         )
 
 

@@ -422,9 +422,7 @@ class Worker:
     async def _train(self, holding: Holding) -> None:
         """Train each rival of a task, then deliver in the background."""
         try:
-            if not holding.starts:
-                folder = holdings.folder_of(self._tasks, holding.token.task_id)
-                await asyncio.to_thread(holdings.keep, folder, holding)
+            await self._keep(holding)
             for rival in rivals_of(holding.assignment.role):
                 await self._train_rival(holding, rival)
                 if holding.lost or self._stopping.is_set():
@@ -444,8 +442,11 @@ class Worker:
             else:
                 await self._give_back_or_up(holding, str(error), error)
             return
-        except errors.Unavailable as error:
-            self._lose(holding, f"the server is away while the agent stops: {error}")
+        except errors.Unavailable:
+            if not holding.lost:  # the server is away while the agent stops
+                self._narrator.left(holding, "not given back")
+                await self._set_aside(holding)
+                return
         if holding.lost:
             await self._forget(holding)
         elif len(holding.results) == len(rivals_of(holding.assignment.role)):
@@ -612,9 +613,13 @@ class Worker:
         """Whether this machine itself holds a result of this rival, or a state to go on from."""
         try:
             finished = (directory / RESULT_FILE).read_bytes()
+            result = msgspec.json.decode(finished, type=jobs.Result)
         except FileNotFoundError:
             return any(directory.glob("step-*"))
-        self._take_result(holding, rival, msgspec.json.decode(finished, type=jobs.Result))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("a result is made again: %s", error, extra={"action": "resume"})
+            return any(directory.glob("step-*"))
+        self._take_result(holding, rival, result)
         if rival != rivals_of(holding.assignment.role)[-1]:
             self._upload(holding, self._store_candidate(holding, rival))
         return True
@@ -683,6 +688,8 @@ class Worker:
         except errors.Unavailable as error:
             log.debug("not delivered: %s", error, extra={"action": "deliver"})
             self._narrator.left(holding, "not delivered")
+            await self._set_aside(holding)
+            return
         except errors.Conflict as error:
             self._lose(holding, f"its result was refused: {error}")
         except (errors.AghsanError, OSError) as error:
@@ -728,8 +735,10 @@ class Worker:
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.debug("not released: %s", error, extra={"action": "release"})
             self._narrator.left(holding, "not given back")
-        finally:
-            await self._forget(holding)
+            if isinstance(error, errors.Unavailable) and not holding.lost:
+                await self._set_aside(holding)
+                return
+        await self._forget(holding)
 
     async def _give_up(self, holding: Holding, reason: str) -> None:
         """Tell the server that this attempt failed, and why."""
@@ -741,6 +750,20 @@ class Worker:
             log.info("the failure was not taken: %s", error, extra={"action": "fail"})
         finally:
             await self._forget(holding)
+
+    async def _set_aside(self, holding: Holding) -> None:
+        """Leave on disk what the server could not be told of: the next run asks whether it is still
+        ours, and goes on with it. Nobody died of it."""
+        if self._holdings.get(holding.token.task_id) is not holding:
+            return
+        del self._holdings[holding.token.task_id]
+        holding.starts = max(0, holding.starts - 1)
+        with contextlib.suppress(OSError):  # what was written as it was taken up says enough
+            await self._keep(holding)
+
+    async def _keep(self, holding: Holding) -> None:
+        folder = holdings.folder_of(self._tasks, holding.token.task_id)
+        await asyncio.to_thread(holdings.keep, folder, holding)
 
     async def _forget(self, holding: Holding) -> None:
         """End a holding, however it ended: the event was first, now comes the ack."""

@@ -47,10 +47,17 @@ def test_a_claim_that_cannot_be_read_is_left_to_the_server(tmp_path: Path) -> No
 
 
 def test_a_claim_that_agent_after_agent_died_on_is_left_to_the_server(tmp_path: Path) -> None:
-    kept(tmp_path, held("t1"))
+    folder = kept(tmp_path, held("t1"))
     for _ in range(holdings.STARTS_MAX):
-        assert len(holdings.restore(tmp_path)) == 1
+        (again,) = holdings.restore(tmp_path)
+        holdings.keep(folder, again)  # as whoever takes it up
     assert holdings.restore(tmp_path) == []
+
+
+def test_a_start_that_takes_nothing_up_counts_for_nothing(tmp_path: Path) -> None:
+    kept(tmp_path, held("t1"))
+    for _ in range(holdings.STARTS_MAX + 2):
+        assert len(holdings.restore(tmp_path)) == 1
 
 
 def test_what_is_still_held_stays_where_the_rest_is_deleted(tmp_path: Path) -> None:
