@@ -54,8 +54,8 @@ class Disk:
 
 @contextlib.contextmanager
 def mounted(folder: Path, mib: int) -> Iterator[Disk]:
-    """An empty disk of so many MiB, its image and its mount point in `folder`; only where
-    `why_not` says nothing."""
+    """An empty disk of so many MiB, its image and its mount point in `folder`, where the image
+    stays to be looked into; only where `why_not` says nothing."""
     image, place = folder / "disk.img", folder / "disk"
     with image.open("wb") as file:
         file.truncate(mib * MIB)
@@ -68,7 +68,6 @@ def mounted(folder: Path, mib: int) -> Iterator[Disk]:
     finally:
         # Lazily: whoever still looks into it must not keep the folder from going away.
         _run("umount", "-l", place)
-        image.unlink()
 
 
 def _run(*command: str | Path) -> None:

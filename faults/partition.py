@@ -101,11 +101,12 @@ async def _until_attached(parts: Stack) -> None:
 
 
 class _Watch:
-    """Notices when an event is being written, where it names a worker: one of the far agent's."""
+    """Notices when an event is written, where it is of a claim: one of the far agent's."""
 
     def __init__(self) -> None:
         self._wanted = ""
         self._seen = asyncio.Event()
+        self._far_claims: set[str] = set()
 
     def expect(self, name: str) -> asyncio.Event:
         """What is set at the next event of this type."""
@@ -114,7 +115,11 @@ class _Watch:
 
     async def take(self, message: Incoming) -> None:
         event = json.loads(message.data)
-        if event["type"] == self._wanted and event["data"].get("worker_id", FAR) == FAR:
+        claim_id = event["data"].get("claim_id", "")
+        if event["data"].get("worker_id") == FAR:
+            self._far_claims.add(claim_id)
+        is_fars = not claim_id or claim_id in self._far_claims
+        if event["type"] == self._wanted and is_fars:
             self._seen.set()
 
 

@@ -151,7 +151,8 @@ class Executor:
             idle = 0.0 if used > before or _is_busy(process.pid) else idle + every
         process.kill()
         await self._ending(process)
-        what = f"did nothing for {idle:g} s" if idle else f"reported nothing for {silent:g} s"
+        was_idle = idle >= self.idle_seconds_max
+        what = f"did nothing for {idle:g} s" if was_idle else f"reported nothing for {silent:g} s"
         raise errors.TrainingError("\n".join([f"the executor {what} and was ended", *self._words]))
 
     async def stop(self, *, save: bool) -> None:
