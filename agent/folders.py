@@ -36,6 +36,11 @@ def of_agent(server: Path, worker_id: str) -> Path:
     return server / subjects.token(worker_id)
 
 
+def of_bases(server: Path) -> Path:
+    """Where the agents of a server keep together what they train from; no agent is named so."""
+    return server / ".bases"
+
+
 def use(folder: Path) -> platforms.DataLock:
     """Make an agent's folder and use it alone, until the lock is released or the process ends.
 

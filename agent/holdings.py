@@ -2,26 +2,31 @@
 
 import asyncio
 import logging
+import shutil
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from agent.artifacts import Stored
 from agent.executors import jobs
 from agent.link import Pulled
+from agent.telemetry import Record
 from core import platforms, subjects, wire
 from core.events import Rival, Token
 
 log = logging.getLogger(__name__)
 
-LOSSES_KEPT = 50
 STARTS_MAX = 3
 """How often a claim is taken up again after its agent died: one that ends agent after agent is
 given up."""
 _CLAIM_FILE = "claim.json"
-_PRIVATE = ("candidate_directory", "node_id")
+_GONE = ".gone"
+_PRIVATE = ("candidate_directory", "node_id", "others")
 
 
 @dataclass
@@ -34,11 +39,18 @@ class Holding:
     rival: Rival | str = ""
     step: int = 0
     total_steps: int = 0
-    loss: float | None = None
-    losses: list[tuple[str, int, float]] = field(default_factory=list)
+    record: Record = field(default_factory=Record)
     results: dict[Rival, jobs.Result] = field(default_factory=dict)
     candidates: dict[Rival, Path] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    """How each rival is trained, once that is known."""
     uploads: set[asyncio.Task[None]] = field(default_factory=set)
+    sent: Path | None = None
+    """The state whose upload began last."""
+    is_unstored: bool = False
+    """Its last checkpoint found no server, as this agent stopped."""
+    stored: dict[Rival, Stored] = field(default_factory=dict)
+    """The last checkpoint of each rival that the server has."""
     delivering: bool = False
     lost: str = ""
 
@@ -49,13 +61,17 @@ class Holding:
 
     def beat(self) -> wire.TaskBeat:
         """Where the task stands, for the heartbeat."""
+        latest = self.record.latest
         return wire.TaskBeat(
             task_id=self.token.task_id,
             attempt=self.token.attempt,
             rival=self.rival,
             step=self.step,
             total_steps=self.total_steps,
-            loss=self.loss,
+            loss=latest.loss if latest else None,
+            samples_per_second=latest.samples_per_second if latest else None,
+            utilisation=latest.utilisation if latest else None,
+            memory_bytes=latest.memory_bytes if latest else None,
         )
 
 
@@ -98,11 +114,38 @@ def folder_of(tasks: Path, task_id: str) -> Path:
     return tasks / subjects.token(task_id)
 
 
+def put_away(tasks: Path, task_id: str) -> Path:
+    """Free the name of a task's folder at once, and say where it now waits to be deleted: deleting
+    takes a while, in which a later attempt may begin. What is left there goes with the next start.
+    """
+    folder = folder_of(tasks, task_id)
+    gone = tasks / _GONE / uuid.uuid4().hex
+    try:
+        gone.parent.mkdir(exist_ok=True)
+        folder.rename(gone)
+    except FileNotFoundError:
+        pass  # nothing was ever written
+    except OSError:
+        # No room for a name, or on Windows a file in use: then while the loop waits.
+        shutil.rmtree(folder, ignore_errors=True)
+    return gone
+
+
+def models_of(holding: Holding) -> Iterator[tuple[Rival, jobs.Result]]:
+    """All that a finished task brings: of each rival its result, and what else a merge made."""
+    for rival, result in holding.results.items():
+        yield from ((rival, one) for one in (result, *result.others))
+
+
+def _named(holding: Holding) -> Iterator[tuple[str, jobs.Result]]:
+    for rival, result in models_of(holding):
+        yield f"{rival} ({result.made})" if result.made else rival, result
+
+
 def metrics_of(holding: Holding) -> dict[str, Any]:
     """What a result says: the better rival's figures, and each rival's own."""
     best = min(holding.results, key=lambda rival: holding.results[rival].loss)
     assignment = holding.assignment
-    every = max(1, len(holding.losses) // LOSSES_KEPT)
     shown = ("loss", "baseline_loss", "evidence_rate", "steps", "params", "bytes")
     result = msgspec.to_builtins(holding.results[best])
     return {
@@ -117,9 +160,8 @@ def metrics_of(holding: Holding) -> dict[str, Any]:
         },
         "base_sha256": assignment.base.weights_sha256 if assignment.base else "",
         "rivals": {
-            rival: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
-            for rival, each in holding.results.items()
+            name: {k: v for k, v in msgspec.to_builtins(each).items() if k not in _PRIVATE}
+            for name, each in _named(holding)
         },
-        "losses": [list(point) for point in holding.losses[::every]],
         "finished_at": time.time(),
     }

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,11 +15,13 @@ import aiohttp
 import msgspec
 import nkeys
 
+from agent import artifacts, downloads
 from agent.machine import Machine
-from core import chunks, errors, wire
+from core import chunks, chunks_jetstream, errors, subjects, wire
 from core.bus import Bus, Incoming
 from core.chunks import Manifest
 from core.events import Token
+from core.telemetry import Curve
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ REQUEST_SECONDS = 10.0
 CHUNK_SECONDS = 60.0
 """A chunk is up to a megabyte, and the line may be a slow one."""
 CHUNKS_IN_FLIGHT = 8
+UNSURE_MAX = 1_024
+VERIFIED_BYTES_PER_SECOND = 50e6
+"""What a desk that has other work too reads and hashes at least."""
 JOIN_SECONDS = 10.0
 PATH_SECONDS = 1.0
 """How often the path to the server is looked at."""
@@ -78,6 +84,11 @@ class Link:
         self._arrived: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._connection = 0
         """Which of the connections that stood one after another."""
+        self._slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+        """For chunks on their way, whoever sends or reads them."""
+        self._unsure: dict[str, None] = {}
+        """Chunks that were on their way as a connection broke, the newest: one that is forgotten
+        may be sent twice."""
         self._carried_bytes = 0
         """Of chunks on their way, behind which other answers wait."""
         self._watching: asyncio.Task[None] | None = None
@@ -209,10 +220,11 @@ class Link:
         finally:
             self._carried_bytes -= count
 
-    async def _ask(self, verb: str, request: wire.Wire, kind: type[T]) -> T:
-        raw = await self._bus.request(
-            f"fleet.{self.token}.{verb}", msgspec.json.encode(request), REQUEST_SECONDS
-        )
+    async def _ask(self, verb: str, request: wire.Wire, kind: type[T], verified: int = 0) -> T:
+        """`verified` are the bytes that the desk reads before it answers."""
+        seconds = REQUEST_SECONDS + verified / VERIFIED_BYTES_PER_SECOND
+        subject = f"fleet.{self.token}.{verb}"
+        raw = await self._bus.request(subject, msgspec.json.encode(request), seconds)
         return wire.decode(raw, kind)
 
     async def hello(self, machine: Machine, holding: list[Token]) -> wire.Welcome:
@@ -280,51 +292,105 @@ class Link:
         """Send a heartbeat."""
         await self._bus.publish(f"hb.{self.token}", msgspec.json.encode(beat))
 
+    async def tell(self, task_id: str, news: wire.Telemetry) -> None:
+        """Tell how a training goes. Nobody answers. Raises errors.Unavailable."""
+        subject = f"telemetry.{self.token}.{subjects.token(task_id)}"
+        await self._bus.publish(subject, msgspec.json.encode(news))
+
     async def reattach(self, token: Token) -> None:
         """Ask whether a claim is still this agent's; revive it if nobody else took it."""
         await self._ask("reattach", self._token_request(token), wire.Done)
 
-    async def release(self, token: Token, reason: str) -> None:
-        """Give a task back."""
-        await self._ask("release", self._token_request(token, reason), wire.Done)
+    async def release(self, token: Token, reason: str, *, unfit: bool = False) -> None:
+        """Give a task back; `unfit`: since this agent lacks what it takes."""
+        request = self._token_request(token)
+        request = msgspec.structs.replace(request, reason=reason, unfit=unfit)
+        await self._ask("release", request, wire.Done)
 
-    def _token_request(self, token: Token, reason: str = "") -> wire.TokenRequest:
-        return wire.TokenRequest(session=self.session, token=token, reason=reason)
+    def _token_request(self, token: Token) -> wire.TokenRequest:
+        return wire.TokenRequest(session=self.session, token=token)
 
-    async def fail(self, token: Token, reason: str, log_tail: str) -> None:
-        """Say that an attempt could not be finished."""
+    async def fail(
+        self, token: Token, reason: str, log_tail: str, curves: Sequence[Curve] = ()
+    ) -> None:
+        """Say that an attempt could not be finished, and how it went until then."""
         request = wire.FailRequest(
-            session=self.session, token=token, reason=reason, log_tail=log_tail
+            session=self.session,
+            token=token,
+            reason=reason,
+            log_tail=log_tail,
+            telemetry=list(curves),
         )
         await self._ask("fail", request, wire.Done)
 
     async def checkpoint(self, request: wire.CheckpointRequest) -> None:
         """Announce an uploaded checkpoint, under this link's session."""
         request = msgspec.structs.replace(request, session=self.session)
-        await self._ask("checkpoint", request, wire.Done)
+        await self._ask("checkpoint", request, wire.Done, request.manifest.bytes)
 
     async def complete(self, request: wire.CompleteRequest) -> None:
         """Deliver a result, under this link's session."""
         request = msgspec.structs.replace(request, session=self.session)
-        await self._ask("complete", request, wire.Done)
+        named = sum(one.manifest.bytes for one in request.candidates)
+        await self._ask("complete", request, wire.Done, named)
 
     async def bye(self) -> None:
         """Leave."""
         await self._ask("bye", wire.Bye(session=self.session), wire.Done)
 
-    async def upload(self, token: Token, manifest: Manifest, pieces: dict[str, bytes]) -> None:
-        """Write the chunks of a manifest that are not stored yet, a few at a time."""
-        sizes = {digest: len(piece) for digest, piece in pieces.items()}
-        request = wire.MissingRequest(session=self.session, token=token, chunks=sizes)
-        missing = (await self._ask("missing", request, wire.MissingAnswer)).missing
+    async def upload(
+        self, token: Token, manifest: Manifest, pieces: Mapping[str, bytes]
+    ) -> Manifest:
+        """Write those of these chunks that are not stored yet, a few at a time, and no more than
+        these in memory; the manifest that names them, with what was lent."""
+        sizes = artifacts.sizes_of(pieces)
+        request = wire.MissingRequest(
+            session=self.session, token=token, chunks=sizes, kind=manifest.kind
+        )
+        missing, lent = await self._missing(request, pieces)
 
         async def put(digest: str) -> None:
             subject = f"chunk.{self.token}.{digest}"
+            piece = await asyncio.to_thread(pieces.__getitem__, digest)
+            self._unsure.pop(digest, None)
+            self._unsure[digest] = None
+            if len(self._unsure) > UNSURE_MAX:
+                del self._unsure[next(iter(self._unsure))]
             with self._carries(sizes[digest]):
-                stored = await self._bus.request(subject, pieces[digest], CHUNK_SECONDS)
-            chunks.require_stored(stored)
+                stored = await self._bus.request(subject, piece, CHUNK_SECONDS)
+            self._unsure.pop(digest, None)
+            chunks_jetstream.require_stored(stored)
 
-        await _few_at_a_time(put, missing)
+        unsure = {digest: sizes[digest] for digest in missing if digest in self._unsure}
+        for digest in pieces.keys() & self._unsure.keys() - unsure.keys():
+            del self._unsure[digest]
+        await self._few_at_a_time(put, [digest for digest in missing if digest not in unsure])
+        if unsure:  # by now what was on its way as the connection broke is there, or is lost
+            request = msgspec.structs.replace(request, chunks=unsure)
+            answer = await self._ask("missing", request, wire.MissingAnswer)
+            await self._few_at_a_time(put, answer.missing)
+        for writer, digests in manifest.lent.items():
+            lent.setdefault(writer, []).extend(one for one in digests if one not in pieces)
+        return msgspec.structs.replace(manifest, lent={w: some for w, some in lent.items() if some})
+
+    async def _missing(
+        self, request: wire.MissingRequest, pieces: Mapping[str, bytes]
+    ) -> tuple[list[str], dict[str, list[str]]]:
+        """Which chunks to write, and what others lend, by writer."""
+        answer = await self._ask("missing", request, wire.MissingAnswer)
+        if not answer.elsewhere:
+            return answer.missing, answer.lent
+        proofs = await asyncio.to_thread(
+            lambda: {one: wire.proof(request.session, pieces[one]) for one in answer.elsewhere}
+        )
+        there = {digest: request.chunks[digest] for digest in answer.elsewhere}
+        request = msgspec.structs.replace(request, chunks=there, proofs=proofs)
+        again = await self._ask("missing", request, wire.MissingAnswer)
+        lent = {
+            writer: answer.lent.get(writer, []) + again.lent.get(writer, [])
+            for writer in answer.lent.keys() | again.lent.keys()
+        }
+        return [one for one in answer.missing if one not in there] + again.missing, lent
 
     async def read(self, writer: str, digest: str) -> bytes:
         """Read a chunk or manifest this agent's tasks start from; its digest is checked."""
@@ -336,36 +402,40 @@ class Link:
         chunks.require_digest(piece, digest)
         return piece
 
-    async def download(self, manifest_digest: str) -> dict[str, bytes]:
-        """The files of a manifest, by name."""
+    async def download(
+        self,
+        manifest_digest: str,
+        folder: Path,
+        require: Callable[[Manifest], None] = lambda _: None,
+    ) -> Manifest:
+        """Bring the files of a manifest into a folder, their digests checked, as
+        `agent.downloads.download` does; none of them where `require` raises when it sees it."""
         manifest = chunks.decode_manifest(await self.read(chunks.DESK, manifest_digest))
-        files: dict[str, bytes] = {}
-        for file in manifest.files:
-            pieces = await self._read_all(manifest.writer, file.chunks)
-            files[file.name] = b"".join(pieces)
-        return files
+        require(manifest)
+        places = manifest.places()
 
-    async def _read_all(self, writer: str, digests: Iterable[str]) -> list[bytes]:
         async def get(digest: str) -> bytes:
-            return await self.read(writer, digest)
+            async with self._slots:
+                return await self.read(places[digest], digest)
 
-        return await _few_at_a_time(get, digests)
+        await downloads.download(manifest, folder, get)
+        return manifest
 
+    async def _few_at_a_time(
+        self, ask: Callable[[str], Awaitable[T]], digests: Iterable[str]
+    ) -> list[T]:
+        """The answers in order; the first error ends the others."""
 
-async def _few_at_a_time(ask: Callable[[str], Awaitable[T]], digests: Iterable[str]) -> list[T]:
-    """The answers in order; the first error ends the others."""
-    slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+        async def one(digest: str) -> T:
+            async with self._slots:
+                return await ask(digest)
 
-    async def one(digest: str) -> T:
-        async with slots:
-            return await ask(digest)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(one(digest)) for digest in digests]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
-    return [task.result() for task in asked]
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(one(digest)) for digest in digests]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        return [task.result() for task in asked]
 
 
 def _relay(api: str, path: str) -> str:

@@ -8,6 +8,7 @@ from agent.machine import Machine
 
 TOPIC_LETTERS_MAX = 40
 MIB = 1024 * 1024
+KEPT = "it stays here for the next start, unless the lease ends before and another takes it"
 
 
 class Narrator:
@@ -19,6 +20,8 @@ class Narrator:
         self._has_joined = False
         self._is_away = False
         self._waits = False
+        self._misses = False
+        self._is_unsaved = False
 
     def attached(self, worker_id: str, lane: str, machine: Machine) -> None:
         """A session began, the first one or one after the server was away."""
@@ -46,11 +49,50 @@ class Narrator:
             self._is_away = True
             self._say(f"the server has no room ({why}); trying again for {again_seconds:g} s")
 
+    def unsaved(self, holding: Holding, why: str) -> None:
+        """The server did not take a checkpoint."""
+        if not self._is_unsaved:
+            self._is_unsaved = True
+            self._say(f"trains on {_name(holding)} without its checkpoint: {why}")
+
+    def taken(self) -> None:
+        """It took one."""
+        if self._is_unsaved:
+            self._is_unsaved = False
+            self._say("the server takes checkpoints again")
+
     def short_of_room(self, directory: Path, free_bytes: int, needed_bytes: int) -> None:
         """This machine's own disk is nearly full."""
         self._say(
             f"asks for no work: {free_bytes // MIB} MiB are free on the disk of {directory}, "
             f"{needed_bytes // MIB} MiB are needed"
+        )
+
+    def starts_over(self, holding: Holding, why: str) -> None:
+        """What an earlier attempt left cannot be used."""
+        self._say(f"begins {_name(holding)} anew, its checkpoint is of no use: {why}")
+
+    def revived(self, holding: Holding, why: str) -> None:
+        """The process that trained a task died, and another goes on with it."""
+        self._say(f"{why}; {_name(holding)} goes on from its last checkpoint")
+
+    def missed(self, holding: Holding, why: str) -> None:
+        """A checkpoint could not be written; the next is tried all the same."""
+        if not self._misses:
+            self._misses = True
+            self._say(f"no checkpoint of {_name(holding)} could be kept ({why}); it trains on")
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        if self._misses:
+            self._misses = False
+            self._say("checkpoints are kept again")
+
+    def passed_over(self, holding: Holding, count: int) -> None:
+        """Checkpoints were damaged, and what was before them is used."""
+        self._say(
+            f"passed over {count} damaged checkpoint{'s' * (count > 1)} of {_name(holding)}: "
+            f"it goes on from step {holding.step}"
         )
 
     def answered(self) -> None:
@@ -91,9 +133,26 @@ class Narrator:
         saves = f": saves {holding.token.task_id} and gives it back" if holding else ""
         self._say(f"stopping{saves}")
 
+    def paused(self, pause: str, holding: Holding | None) -> None:
+        """A person wants this agent to do no more, or to work again."""
+        if not pause:
+            self._say("may work again")
+            return
+        what = {"pause": "gives back", "drain": "ends"}[pause]
+        held = f": {what} {_name(holding)}" if holding else ""
+        self._say(f"is to take no more work until it is resumed{held}")
+
     def released(self, holding: Holding) -> None:
         """A task was given back."""
-        self._say(f"gave back {_name(holding)} at step {holding.step} of {holding.total_steps}")
+        where = f"at step {holding.step} of {holding.total_steps}"
+        but = (
+            "; the server did not answer in time to store that step" if holding.is_unstored else ""
+        )
+        self._say(f"gave back {_name(holding)} {where}{but}")
+
+    def unfit(self, holding: Holding, reason: str) -> None:
+        """A task was given back that takes more than this device has."""
+        self._say(f"gave back {_name(holding)} for another to train: {reason}")
 
     def dropped(self, holding: Holding, reason: str) -> None:
         """A task is not this agent's any more."""
@@ -105,10 +164,12 @@ class Narrator:
 
     def left(self, holding: Holding, what: str) -> None:
         """The agent goes without the server knowing: the claim ends by itself."""
-        self._say(
-            f"left with {_name(holding)} {what}, since the server does not answer; it stays here "
-            "for the next start, unless the lease ends before and another takes it"
-        )
+        self._say(f"left with {_name(holding)} {what}, since the server does not answer; {KEPT}")
+
+    def hurries(self, holding: Holding | None) -> None:
+        """The agent goes although what it does, or waits for, has not come to its end in time."""
+        kept = f" with {_name(holding)} not given back; {KEPT}" if holding else ""
+        self._say(f"left{kept or ': no answer came in time'}")
 
 
 def _name(holding: Holding) -> str:

@@ -13,21 +13,23 @@ from typing import Any, assert_never
 
 import msgspec
 
-from agent import folders, holdings
-from agent.artifacts import Packed, pack, unpack
+from agent import folders, holdings, telemetry
 from agent.executors import jobs
 from agent.executors.process import Executor
-from agent.holdings import LOSSES_KEPT, Holding, metrics_of
+from agent.gauges import Gauge, Sampler
+from agent.holdings import Holding, metrics_of, models_of
 from agent.link import PULL_SECONDS, Link, Pulled
 from agent.machine import Machine
 from agent.narrator import Narrator
-from core import errors, platforms, wire
-from core.events import Checkpoint, Rival, Token
+from agent.transfers import Transfers, sending_again
+from core import errors, platforms, subjects, wire
+from core.events import Rival, Token
 from core.projections.rounds import rivals_of
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS_MAX = 5.0
+"""However rarely an agent may ask for work: what it holds, or brings, waits for an answer."""
 FINISHING_MAX = 2
 STOP_SECONDS_MAX = 4.5
 BYE_SECONDS_MAX = 0.5
@@ -35,11 +37,10 @@ FULL_SECONDS_MAX = 600.0
 """How long a delivery waits for room on the server, while people may make some."""
 ROOM_BYTES_MIN = 128 * 1024 * 1024
 """Free on the agent's own disk before it asks for work."""
-BASES_KEPT = 8
 IN_PROGRESS_SECONDS = 10.0
 CHECKPOINT_SECONDS = (2.0, 60.0)
-RESULT_FILE = "result.json"
 STOPPED = "its worker was asked to stop"
+PAUSED = "its worker was paused"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +52,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: float = 30.0
     poll_seconds: float = 2.0
     direct: bool = False
+    bases: Path | None = None
+    """Where downloaded models are, which other agents may use too; None: in the directory."""
 
 
-class Superseded(errors.AghsanError):
+class Superseded(errors.Conflict):
     """Another session of this worker id took over; this agent must end."""
 
 
@@ -61,26 +64,55 @@ class Worker:
     """One agent: one training at a time, deliveries in the background, always reachable."""
 
     def __init__(
-        self, settings: Settings, machine: Machine, executor: Executor, narrator: Narrator
+        self,
+        settings: Settings,
+        machine: Machine,
+        executor: Executor,
+        narrator: Narrator,
+        gauge: Gauge | None = None,
     ) -> None:
         self._settings = settings
         self._narrator = narrator
         self._machine = machine
         self._executor = executor
+        self._telemetry = telemetry.Sender(Sampler(gauge))
+        self._transfers = Transfers(
+            settings.directory,
+            subjects.token(settings.worker_id),
+            machine,
+            self._until_answered,
+            self._lose,
+            narrator,
+            settings.bases,
+        )
         self._link: Link | None = None
         self._welcome: wire.Welcome | None = None
         self._holdings: dict[str, Holding] = {}
         self._training: Holding | None = None
+        self._preparing: asyncio.Task[jobs.Job | None] | None = None
+        """Brings what is trained next; cancelled where it is not to be trained any more."""
         self._finishing: set[asyncio.Task[None]] = set()
+        self._reattaching: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._stop_by = 0.0
         self._ended: BaseException | None = None
+        self._pause = ""
+        """What a person wants of it, as WorkerPaused has it."""
+        self._may_work = asyncio.Event()
+        self._may_work.set()
+        self._is_unfit = False
+        """It lacked what a task takes, in this session; others like it may be all that waits."""
         self.on_attached: Callable[[], None] = lambda: None
         self.completed = 0
 
     @property
     def _tasks(self) -> Path:
         return self._settings.directory / "tasks"
+
+    @property
+    def _retry_seconds(self) -> float:
+        """The longest pause between two tries."""
+        return min(RETRY_SECONDS_MAX, self._settings.poll_seconds)
 
     @property
     def _linked(self) -> Link:
@@ -96,7 +128,7 @@ class Worker:
         will not have this agent, errors.DataDirectoryError when its directory holds what is not its
         own.
         """
-        folders.own(self._settings.directory / "bases")
+        self._transfers.open()
         self._restore()
         beating = asyncio.create_task(self._beat_loop())
         beating.add_done_callback(self._spawned_ended)
@@ -108,6 +140,7 @@ class Worker:
                 await self._work_until_stopped()
         finally:
             beating.cancel()
+            self._telemetry.close()
             await self._leave()
         if self._ended is not None:
             raise self._ended
@@ -140,7 +173,7 @@ class Worker:
         self._stop_by = asyncio.get_running_loop().time() + STOP_SECONDS_MAX
         await asyncio.wait({working}, timeout=STOP_SECONDS_MAX)
         if not working.done():
-            log.warning("the server does not answer, leaving without", extra={"action": "stop"})
+            self._narrator.hurries(self._training)
             working.cancel()
             return
         working.result()
@@ -153,8 +186,10 @@ class Worker:
         if self._training is not None:
             self._spawn_stop(save=True)
 
-    def _spawn_stop(self, *, save: bool) -> None:
-        task = asyncio.ensure_future(self._executor.stop(save=save))
+    def _spawn_stop(self, *, save: bool, at_once: bool = False) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+        task = asyncio.ensure_future(self._executor.stop(save=save, at_once=at_once))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
@@ -180,7 +215,7 @@ class Worker:
                 self._unanswered("attach", error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                pause = min(self._retry_seconds, pause * 2)
 
     async def _begin_session(self) -> None:
         link = await Link.join(
@@ -200,6 +235,8 @@ class Worker:
             raise
         # Only now: whoever retries a request does so under a session that exists.
         before, self._link, self._welcome = self._link, link, welcome
+        self._is_unfit = False  # the server remembers what a worker lacked for a session, too
+        self._be(welcome.pause)
         self._narrator.attached(self._settings.worker_id, link.lane, self._machine)
         if before is not None:
             await before.close()
@@ -209,8 +246,12 @@ class Worker:
                 self._told_lost(item, "the server gave it to another worker")
 
     def _on_reconnect(self) -> None:
+        if self._link is None:
+            return  # the first hello, still on its way, asks for all that is held
         self._narrator.answered()
-        self._spawn(self._reattach())
+        if self._reattaching is not None:
+            self._reattaching.cancel()  # what it was told before this cut may hold no more
+        self._reattaching = self._spawn(self._reattach())
 
     def _on_closed(self, link: Link) -> None:
         if link is self._link and not self._stopping.is_set():
@@ -234,9 +275,30 @@ class Worker:
             if self._link is not None and notice.session == self._link.session:
                 self._end(Superseded(notice.detail))
             return
+        if notice.kind in ("pause", "drain", "resume"):
+            self._be(notice.kind if notice.kind != "resume" else "")
+            return
         holding = self._holdings.get(notice.task_id)
         if holding is not None and notice.kind == "stop":
             self._told_lost(holding, notice.detail)
+
+    def _be(self, pause: str) -> None:
+        """Do as a person wants: work, end what is held, or give it back now."""
+        if pause == self._pause:
+            return
+        self._pause = pause
+        self._narrator.paused(pause, self._training)
+        if not pause:
+            self._may_work.set()
+            return
+        self._may_work.clear()
+        if pause == "pause" and self._training is not None:
+            self._spawn_stop(save=True, at_once=True)
+
+    @property
+    def _gives_back(self) -> str:
+        """Why what is being trained has to be given back now, "" where it has not."""
+        return STOPPED if self._stopping.is_set() else PAUSED if self._pause == "pause" else ""
 
     def _told_lost(self, holding: Holding, reason: str) -> None:
         """The server says that a task is not ours. Of one that is being delivered it may say so
@@ -253,10 +315,11 @@ class Worker:
         if self._training is holding:
             self._spawn_stop(save=False)
 
-    def _spawn(self, coroutine: Awaitable[None]) -> None:
+    def _spawn(self, coroutine: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(coroutine)
         self._finishing.add(task)
         task.add_done_callback(self._spawned_ended)
+        return task
 
     def _spawned_ended(self, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
@@ -292,7 +355,7 @@ class Worker:
                     raise
                 self._unanswered("retry", error)
                 await asyncio.sleep(pause)
-                pause = min(RETRY_SECONDS_MAX, pause * 2)
+                pause = min(self._retry_seconds, pause * 2)
 
     def _unanswered(self, action: str, error: errors.Unavailable | errors.LogFull) -> None:
         log.debug("not answered, again: %s", error, extra={"action": action})
@@ -300,7 +363,7 @@ class Worker:
             self._narrator.full(str(error), again_seconds=FULL_SECONDS_MAX)
             return
         trains = self._training is not None
-        self._narrator.unanswered(str(error), trains=trains, again_seconds=RETRY_SECONDS_MAX)
+        self._narrator.unanswered(str(error), trains=trains, again_seconds=self._retry_seconds)
 
     async def _beat_loop(self) -> None:
         prolonged = time.monotonic()
@@ -326,6 +389,7 @@ class Worker:
         beat = wire.Beat(
             worker_id=self._settings.worker_id,
             session=self._linked.session,
+            pause=self._pause,
             executor_pid=self._executor.pid or 0,
             tasks=[holding.beat() for holding in self._holdings.values() if not holding.lost],
         )
@@ -336,13 +400,14 @@ class Worker:
 
     async def _work(self) -> None:
         for restored in list(self._holdings.values()):
-            if restored.lost or self._stopping.is_set():
+            if restored.lost or self._gives_back:
                 await self._drop(restored)
             else:
                 await self._hold(restored)
         while not self._stopping.is_set():
             while len(self._finishing) >= FINISHING_MAX:
                 await asyncio.wait(self._finishing, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait_for_leave()
             await self._wait_for_room()
             holding = None if self._stopping.is_set() else await self._next()
             if holding is None:
@@ -366,7 +431,14 @@ class Worker:
         if holding.lost:
             await self._forget(holding)
         else:
-            await self._release(holding, STOPPED)
+            await self._release(holding, self._gives_back)
+
+    async def _wait_for_leave(self) -> None:
+        """Wait, before asking for work, while a person wants none done."""
+        waits = [asyncio.ensure_future(one.wait()) for one in (self._may_work, self._stopping)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for one in waits:
+            one.cancel()
 
     async def _wait_for_room(self) -> None:
         """Wait, before asking for work, until this machine has room to do it; why is said once."""
@@ -378,8 +450,7 @@ class Worker:
             if not said:
                 self._narrator.short_of_room(directory, free_bytes, ROOM_BYTES_MIN)
                 said = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
+            await self._rest()
 
     async def _next(self) -> Holding | None:
         """Wait for an offer and claim; None when there was nothing to wait for or to claim."""
@@ -401,13 +472,22 @@ class Worker:
             if assignment is not None:
                 return Holding(assignment, pulled)
             await self._linked.acknowledge(pulled)
+            if self._is_unfit:  # what waits may be what this agent cannot do, and is offered again
+                await self._rest()
         except (errors.Unavailable, errors.LogFull) as error:
             self._unanswered("claim", error)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
+            await self._rest()
         except errors.SupersededSession:
             pass
+        except errors.Refused as error:  # what waits may be another's trouble, and go
+            log.warning("no work was given, again: %s", error, extra={"action": "claim"})
+            await self._rest()
         return None
+
+    async def _rest(self) -> None:
+        """Wait before asking for work again; not where the agent is to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), self._settings.poll_seconds)
 
     async def _pull(self) -> Pulled | None:
         pull = asyncio.ensure_future(self._linked.pull())
@@ -425,8 +505,13 @@ class Worker:
             await self._keep(holding)
             for rival in rivals_of(holding.assignment.role):
                 await self._train_rival(holding, rival)
-                if holding.lost or self._stopping.is_set():
+                if holding.lost or self._gives_back or rival not in holding.results:
                     break
+        except errors.Unfit as error:
+            self._is_unfit = True
+            await self._release(holding, str(error), unfit=True)
+            await self._rest()
+            return
         except errors.TrainingError as error:
             await self._give_up(holding, str(error))
             return
@@ -453,55 +538,75 @@ class Worker:
             holding.delivering = True
             self._spawn(self._deliver(holding))
         else:
-            await self._release(holding, STOPPED)
+            await self._release(holding, self._gives_back or PAUSED)
 
     async def _train_rival(self, holding: Holding, rival: Rival) -> None:
-        assignment = holding.assignment
-        directory = self._directory(holding, rival)
-        resume = await self._resume(holding, rival, directory)
-        if rival in holding.results:
+        job = await self._prepared(holding, rival)
+        if job is None:
             return
-        base = ""
-        if rival == "evolver" and assignment.base is not None:
-            base = str(await self._base(holding, assignment.base.manifest))
+        holding.rival = rival
+        outcome = await self._run_job(job, holding, rival)
+        if isinstance(outcome, jobs.Result):
+            await self._transfers.keep_result(holding, rival, outcome)
+            if rival != rivals_of(holding.assignment.role)[-1]:
+                self._transfers.upload_candidate(holding, rival)
+        elif outcome.directory and not holding.lost:
+            saved = Path(outcome.directory)
+            total_steps = holding.total_steps
+            self._transfers.upload_checkpoint(holding, rival, saved, outcome.step, total_steps)
+
+    async def _prepared(self, holding: Holding, rival: Rival) -> jobs.Job | None:
+        """As `_prepare`; None, too, where the task was lost or is to be given back meanwhile."""
+        if holding.lost or self._gives_back:
+            return None
+        preparing = self._preparing = asyncio.ensure_future(self._prepare(holding, rival))
+        try:
+            await asyncio.wait({preparing})
+        finally:
+            self._preparing = None
+            preparing.cancel()
+        return None if preparing.cancelled() else preparing.result()
+
+    async def _prepare(self, holding: Holding, rival: Rival) -> jobs.Job | None:
+        """Bring what a rival is trained from; None where it was trained already."""
+        assignment = holding.assignment
+        try:
+            resume = await self._transfers.resume(holding, rival)
+        except (errors.ArtifactError, errors.NotFound) as error:
+            self._narrator.starts_over(holding, str(error))
+            await asyncio.to_thread(self._transfers.forget, holding, rival)
+            resume = False
+        if rival in holding.results:
+            return None
+        base, parents = await self._transfers.models(holding, rival)
+        corpus = assignment.workload.corpus
         rivals = rivals_of(assignment.role)
         budget = (assignment.budget_seconds or self._settings.train_seconds) / len(rivals)
-        job = jobs.Job(
+        return jobs.Job(
             task_id=assignment.token.task_id,
             node_id=assignment.node_id,
             specialist=assignment.workload.specialist,
             parameters=assignment.workload.parameters,
+            corpus=await self._transfers.corpus(holding, corpus.manifest) if corpus else "",
             role=rival,
             seed=assignment.seed,
             budget_seconds=budget,
-            deadline_seconds=2 * budget + 1 if resume else None,
+            base_model=assignment.workload.base_model,
             base=base,
-            directory=str(directory),
+            parents=parents,
+            method=assignment.method,
+            is_stored=True,
+            directory=str(self._transfers.folder(holding, rival)),
             checkpoint_seconds=checkpoint_seconds(budget * len(rivals)),
             resume=resume,
         )
-        holding.rival = rival
-        outcome = await self._run_job(job, holding, rival)
-        if isinstance(outcome, jobs.Result):
-            self._take_result(holding, rival, outcome)
-            result = msgspec.json.encode(outcome)
-            await asyncio.to_thread(platforms.write_atomically, directory / RESULT_FILE, result)
-            if rival != rivals[-1]:
-                self._upload(holding, self._store_candidate(holding, rival))
-        elif outcome.directory and not holding.lost:
-            self._upload(
-                holding,
-                self._store_checkpoint(
-                    holding, rival, Path(outcome.directory), outcome.step, holding.total_steps
-                ),
-            )
 
     async def _run_job(
         self, job: jobs.Job, holding: Holding, rival: Rival
     ) -> jobs.Result | jobs.Stopped:
         if self._executor.pid is None:
             await self._executor.start()
-        if holding.lost or self._stopping.is_set():
+        if holding.lost or self._gives_back:
             return jobs.Stopped(directory="", step=0)  # asked for while the job was prepared
         return await self._executor.run(job, lambda report: self._on_report(holding, rival, report))
 
@@ -509,182 +614,50 @@ class Worker:
         match report:
             case jobs.Started():
                 holding.step, holding.total_steps = report.step, report.total_steps
+                earlier = self._transfers.folder(holding, rival) / f"step-{report.step:08d}"
+                points = telemetry.points_beside(earlier)
+                holding.record.begin(rival, report.step, report.total_steps, points)
+                holding.methods[rival] = report.method
+                if report.damaged:
+                    self._narrator.passed_over(holding, report.damaged)
             case jobs.Progress():
                 holding.step, holding.total_steps = report.step, report.total_steps
-                holding.loss = report.loss
-                holding.losses.append((rival, report.step, report.loss))
-                if len(holding.losses) > 2 * LOSSES_KEPT:
-                    holding.losses = holding.losses[::2]
+                holding.record.add(rival, report, self._telemetry.usage(self._executor.pid))
+                self._telemetry.send_soon(self._link, holding.token, holding.record)
+            case jobs.Revived():
+                self._narrator.revived(holding, report.reason)
+            case jobs.Missed():
+                self._narrator.missed(holding, report.reason)
             case jobs.Saved():
+                self._narrator.saved()
+                holding.record.save(rival, Path(report.directory))
                 if not report.final and not holding.uploads:
-                    directory = Path(report.directory)
-                    self._upload(
-                        holding,
-                        self._store_checkpoint(
-                            holding, rival, directory, report.step, report.total_steps
-                        ),
+                    saved, total_steps = Path(report.directory), report.total_steps
+                    self._transfers.upload_checkpoint(
+                        holding, rival, saved, report.step, total_steps
                     )
-            case jobs.Warmed() | jobs.Taken() | jobs.Result() | jobs.Stopped() | jobs.Failed():
+            case (
+                jobs.Warmed()
+                | jobs.Taken()
+                | jobs.Busy()
+                | jobs.Result()
+                | jobs.Stopped()
+                | jobs.Failed()
+            ):
                 pass  # the executor's own
             case _:
                 assert_never(report)
-
-    # ── artifacts ──
-
-    def _upload(self, holding: Holding, coroutine: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(self._guarded(holding, coroutine))
-        holding.uploads.add(task)
-        task.add_done_callback(holding.uploads.discard)
-
-    async def _guarded(self, holding: Holding, coroutine: Awaitable[None]) -> None:
-        """An upload that fails costs a checkpoint, never the training."""
-        try:
-            await coroutine
-        except (errors.StaleAttempt, errors.NotOwner, errors.NotFound) as error:
-            self._lose(holding, str(error))
-        except (errors.AghsanError, OSError) as error:
-            log.warning("a checkpoint was not stored: %s", error, extra={"action": "upload"})
-
-    async def _send(self, holding: Holding, packed: Packed) -> None:
-        await self._until_answered(
-            lambda link: link.upload(holding.token, packed.manifest, packed.pieces), holding
-        )
-
-    async def _store_checkpoint(
-        self, holding: Holding, rival: Rival, directory: Path, step: int, total_steps: int
-    ) -> None:
-        packed = await asyncio.to_thread(pack, directory, "checkpoint", self._linked.token)
-        await self._announce(holding, rival, packed, step, total_steps, final=False)
-
-    async def _store_candidate(self, holding: Holding, rival: Rival) -> None:
-        """Keep a finished rival's candidate and result, in case the task moves before its end."""
-        packed = await self._pack_candidate(holding, rival, with_result=True)
-        result = holding.results[rival]
-        await self._announce(holding, rival, packed, result.steps, result.total_steps, final=True)
-
-    async def _pack_candidate(
-        self, holding: Holding, rival: Rival, *, with_result: bool = False
-    ) -> Packed:
-        extra = {}
-        if with_result:
-            extra[RESULT_FILE] = msgspec.json.encode(holding.results[rival])
-        directory = holding.candidates[rival]
-        return await asyncio.to_thread(pack, directory, "candidate", self._linked.token, extra)
-
-    async def _announce(
-        self,
-        holding: Holding,
-        rival: Rival,
-        packed: Packed,
-        step: int,
-        total_steps: int,
-        *,
-        final: bool,
-    ) -> None:
-        await self._send(holding, packed)
-        request = wire.CheckpointRequest(
-            token=holding.token,
-            rival=rival,
-            step=step,
-            total_steps=total_steps,
-            manifest=packed.manifest,
-            final=final,
-        )
-        await self._until_answered(lambda link: link.checkpoint(request), holding)
-
-    async def _resume(self, holding: Holding, rival: Rival, directory: Path) -> bool:
-        """Find what an earlier attempt, or an earlier run, left of this rival; whether there is
-        something."""
-        point = next((p for p in holding.assignment.resume if p.rival == rival), None)
-        if holding.starts and self._resume_here(holding, rival, directory):
-            return True
-        if point is None:
-            shutil.rmtree(directory, ignore_errors=True)
-            return False
-        files: dict[str, bytes] = await self._until_answered(
-            lambda link: link.download(point.manifest), holding
-        )
-        if point.final:
-            return self._take_finished(holding, rival, directory, point, files)
-        await asyncio.to_thread(unpack, files, directory / f"step-{point.step:08d}")
-        return True
-
-    def _resume_here(self, holding: Holding, rival: Rival, directory: Path) -> bool:
-        """Whether this machine itself holds a result of this rival, or a state to go on from."""
-        try:
-            finished = (directory / RESULT_FILE).read_bytes()
-            result = msgspec.json.decode(finished, type=jobs.Result)
-        except FileNotFoundError:
-            return any(directory.glob("step-*"))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("a result is made again: %s", error, extra={"action": "resume"})
-            return any(directory.glob("step-*"))
-        self._take_result(holding, rival, result)
-        if rival != rivals_of(holding.assignment.role)[-1]:
-            self._upload(holding, self._store_candidate(holding, rival))
-        return True
-
-    def _take_result(self, holding: Holding, rival: Rival, result: jobs.Result) -> None:
-        holding.results[rival] = result
-        holding.candidates[rival] = Path(result.candidate_directory)
-        holding.step, holding.total_steps = result.steps, result.total_steps
-
-    def _take_finished(
-        self,
-        holding: Holding,
-        rival: Rival,
-        directory: Path,
-        point: Checkpoint,
-        files: dict[str, bytes],
-    ) -> bool:
-        try:
-            result = msgspec.json.decode(files.pop(RESULT_FILE), type=jobs.Result)
-        except (KeyError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise errors.ArtifactError(
-                f"the finished {rival} of an earlier attempt cannot be taken over: {error}"
-            ) from error
-        candidate = directory / "candidate"
-        unpack(files, candidate)
-        holding.results[rival] = result
-        holding.candidates[rival] = candidate
-        holding.step, holding.total_steps = point.step, point.total_steps
-        return True
-
-    async def _base(self, holding: Holding, manifest: str) -> Path:
-        """The champion's files, downloaded once; the newest few are kept."""
-        cache = self._settings.directory / "bases"
-        directory = cache / manifest
-        if not directory.is_dir():
-            files: dict[str, bytes] = await self._until_answered(
-                lambda link: link.download(manifest), holding
-            )
-            await asyncio.to_thread(unpack, files, directory)
-            bases = [path for path in cache.iterdir() if path.is_dir()]
-            kept = sorted(bases, key=lambda path: path.stat().st_mtime, reverse=True)
-            for old in kept[BASES_KEPT:]:
-                shutil.rmtree(old, ignore_errors=True)
-        return directory
-
-    def _directory(self, holding: Holding, rival: Rival) -> Path:
-        return holdings.folder_of(self._tasks, holding.token.task_id) / rival
 
     # ── endings ──
 
     async def _deliver(self, holding: Holding) -> None:
         """Upload the candidates and complete, repeating until answered."""
         try:
-            await self._settle_uploads(holding)
-            request = wire.CompleteRequest(
-                token=holding.token,
-                metrics=metrics_of(holding),
-                candidates=[
-                    await self._bring(holding, rival, result)
-                    for rival, result in holding.results.items()
-                ],
-            )
-            await self._until_answered(lambda link: link.complete(request), holding)
-            self.completed += 1
-            self._narrator.delivered(holding)
+            await self._transfers.settle(holding)
+            if not holding.lost:  # which its last checkpoint may have been told
+                await sending_again(lambda: self._complete(holding))
+                self.completed += 1
+                self._narrator.delivered(holding)
         except errors.Unavailable as error:
             log.debug("not delivered: %s", error, extra={"action": "deliver"})
             self._narrator.left(holding, "not delivered")
@@ -698,25 +671,17 @@ class Worker:
             return
         await self._forget(holding)
 
-    async def _bring(
-        self, holding: Holding, rival: Rival, result: jobs.Result
-    ) -> wire.BroughtCandidate:
-        packed = await self._pack_candidate(holding, rival)
-        await self._send(holding, packed)
-        return wire.BroughtCandidate(
-            rival=rival,
-            manifest=packed.manifest,
-            weights_sha256=result.weights_sha256,
-            claims={
-                "loss": result.loss,
-                "baseline_loss": result.baseline_loss,
-                "evidence_rate": result.evidence_rate,
-            },
+    async def _complete(self, holding: Holding) -> None:
+        request = wire.CompleteRequest(
+            token=holding.token,
+            metrics=metrics_of(holding),
+            telemetry=holding.record.curves,
+            candidates=[
+                await self._transfers.bring(holding, rival, result)
+                for rival, result in models_of(holding)
+            ],
         )
-
-    async def _settle_uploads(self, holding: Holding) -> None:
-        if holding.uploads:
-            await asyncio.wait(set(holding.uploads))
+        await self._until_answered(lambda link: link.complete(request), holding)
 
     async def _give_back_or_up(self, holding: Holding, words: str, error: Exception) -> None:
         """End an attempt that went wrong; want of room, here or there, is no fault of the task."""
@@ -726,12 +691,17 @@ class Worker:
         else:
             await self._give_up(holding, words)
 
-    async def _release(self, holding: Holding, reason: str) -> None:
-        """Give a task back, its last checkpoint stored first."""
-        await self._settle_uploads(holding)
+    async def _release(self, holding: Holding, reason: str, *, unfit: bool = False) -> None:
+        """Give a task back, its last checkpoint stored first; `unfit`: for others to try."""
+        await self._transfers.settle(holding)
         try:
-            await self._until_answered(lambda link: link.release(holding.token, reason), holding)
-            self._narrator.released(holding)
+            await self._until_answered(
+                lambda link: link.release(holding.token, reason, unfit=unfit), holding
+            )
+            if unfit:
+                self._narrator.unfit(holding, reason)
+            else:
+                self._narrator.released(holding)
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.debug("not released: %s", error, extra={"action": "release"})
             self._narrator.left(holding, "not given back")
@@ -741,11 +711,15 @@ class Worker:
         await self._forget(holding)
 
     async def _give_up(self, holding: Holding, reason: str) -> None:
-        """Tell the server that this attempt failed, and why."""
+        """Tell the server that this attempt failed, and why, its last checkpoint stored first."""
+        await self._transfers.settle(holding)
         self._narrator.failed(holding, reason)
         first, _, tail = reason.partition("\n")
         try:
-            await self._until_answered(lambda link: link.fail(holding.token, first, tail), holding)
+            curves = holding.record.curves
+            await self._until_answered(
+                lambda link: link.fail(holding.token, first, tail, curves), holding
+            )
         except (errors.Refused, errors.Unavailable, errors.LogFull) as error:
             log.info("the failure was not taken: %s", error, extra={"action": "fail"})
         finally:
@@ -772,8 +746,8 @@ class Worker:
         if self._holdings.get(holding.token.task_id) is not holding:
             return  # its name and its folder are a later attempt's
         del self._holdings[holding.token.task_id]
-        directory = holdings.folder_of(self._tasks, holding.token.task_id)
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        gone = holdings.put_away(self._tasks, holding.token.task_id)
+        await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
 
     async def _leave(self) -> None:
         """Deliver what is finished, say goodbye, and end the executor."""

@@ -18,6 +18,7 @@ import psutil
 from core import nats_server
 
 REPETITIONS_MIN = 3
+SEEDS = 3
 MARKER = "<!-- Above this line people write, below it `dev.py bench` does. -->"
 _SECTION = re.compile(r"^<!-- section ([a-z_]+) -->\n", re.MULTILINE)
 
@@ -32,10 +33,17 @@ class Size(NamedTuple):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """How thorough a run of the benchmarks is."""
+    """How thorough a run of the benchmarks is.
+
+    Of `specialists` alone: the nodes (none: all), trainings of each rival, and the file that holds
+    what was measured before.
+    """
 
     repetitions: int = REPETITIONS_MIN
     quick: bool = False
+    nodes: tuple[str, ...] = ()
+    seeds: int = SEEDS
+    rows: Path | None = None
 
     def size(self, size: Size) -> int:
         """How much to do in this run."""
@@ -95,6 +103,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
     ratios: list[Ratio]
     figures: list[Figure]
     notes: str = ""
+    table: str = ""
+    """More, as a table in Markdown; it comes first."""
 
 
 # Measuring
@@ -184,6 +194,8 @@ def _server_version() -> str:
 def render(section: Section, when: datetime.datetime, machine: str) -> str:
     """A section as it stands in RESULTS.md."""
     lines = [f"## {section.title}", "", section.about, "", f"{when:%Y-%m-%d %H:%M} UTC. {machine}."]
+    if section.table:
+        lines += ["", section.table]
     if section.ratios:
         lines += ["", "| ratio | median | min | max | goal | met |", "| --- |" + " --- |" * 5]
         lines += [_ratio_row(ratio) for ratio in section.ratios]

@@ -182,6 +182,7 @@ class Story:
                 session=session,
                 metrics=msgspec.json.encode(self._metrics()),
                 candidates=[self._candidate(agent, rival) for rival in RIVALS],
+                telemetry_digest=self.hexadecimal(64),
             ),
             f"agent:{agent}",
         )
@@ -218,9 +219,6 @@ class Story:
             "first_step_at": START / 1e6 + self._random.random(),
             "last_step_at": START / 1e6 + self._random.random(),
         }
-        losses = [
-            [name, 100 * point, self._random.random()] for name in RIVALS for point in range(3)
-        ]
         return {
             **self._measured(),
             "steps": 900,
@@ -228,7 +226,6 @@ class Story:
             "weights_sha256": self.hexadecimal(64),
             "workload": {"specialist": "root-math", "parameters": {}, "inherited": False},
             "rivals": dict.fromkeys(RIVALS, rival),
-            "losses": losses,
         }
 
     def _judge(self, task_id: str) -> None:

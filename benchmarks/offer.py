@@ -138,6 +138,8 @@ async def _bench() -> AsyncIterator[Bench]:
             parts.door,
             parts.presence,
             parts.store,
+            parts.promises,
+            parts.usage,
             refusals=kept,
             fleet=parts.connections.fleet,
             control=parts.connections.control,

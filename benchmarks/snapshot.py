@@ -82,7 +82,7 @@ class Bench:
     async def decoded(self) -> float:
         """Seconds to read the same bytes and decode them into the same rows, and no more."""
         assert self.head is not None
-        decoders = [snapshots.decoder_of(part.section) for part in self.head.parts]
+        decoders = [snapshots._SECTIONS[part.section].decode for part in self.head.parts]
         rows: list[list[Any]] = []
         began = _clean_start()
         number = 0

@@ -26,7 +26,7 @@ from core import errors
     default=2.0,
     show_default=True,
     type=options.Number(0.1, 3600),
-    help="Seconds between tries while the server is away.",
+    help="Seconds between tries while the server is away; of what is under way at most 5.",
 )
 @click.option(
     "--train-sec",
@@ -38,7 +38,24 @@ from core import errors
 @click.option(
     "--directory",
     type=options.Folder(),
-    help="Where its folders tasks and bases are. Default: ~/.aghsan/agents/SERVER/WORKER_ID.",
+    help="Its folder of tasks and bases. Default: ~/.aghsan/agents/SERVER/WORKER_ID, with bases "
+    "that the agents of SERVER share.",
+)
+@click.option("--bases", type=options.Folder(), hidden=True, help="Downloaded models.")
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that train each task together, a GPU each. For small models an agent for each "
+    "GPU does more.",
+)
+@click.option(
+    "--threads",
+    default=0,
+    type=click.IntRange(0, 1024),
+    help="Threads that a large model computes on. Default: all cores; name a part of them for each "
+    "of several agents on a machine.",
 )
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
@@ -49,23 +66,31 @@ def agent(
     poll_sec: float,
     train_sec: float,
     directory: Path | None,
+    bases: Path | None,
+    processes: int,
+    threads: int,
     direct: bool,
     as_child: bool,
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent import folders, machine, worker
-    from agent.executors.process import Executor
+    from agent import folders, gauges, machine, worker
+    from agent.executors.pool import Pool
     from agent.narrator import Narrator
 
     child.configure_logging(verbose)
     server = folders.of_server(Path.home(), api)
+    if directory is None and bases is None:
+        bases = folders.of_bases(server)
     locks = []
     if not worker_id:
+        advice = "Name the agent by --worker-id, and by --directory a folder"
+        options.made(server, "The folder of agents", advice)
         worker_id, lock = folders.use_first_free(server, platform.node() or "agent")
         locks.append(lock)
     if directory or not locks:
-        locks.append(folders.use(directory or folders.of_agent(server, worker_id)))
+        directory = directory or folders.of_agent(server, worker_id)
+        locks.append(folders.use(options.made(directory, "The folder", "Name one by --directory")))
     settings = worker.Settings(
         api=api,
         worker_id=worker_id,
@@ -73,9 +98,12 @@ def agent(
         train_seconds=train_sec,
         poll_seconds=poll_sec,
         direct=direct,
+        bases=bases,
     )
     say = _to_log if as_child else _to_terminal
-    one = worker.Worker(settings, machine.inspect(), Executor(), Narrator(say, api))
+    here = machine.inspect()
+    gauge = gauges.of_device(here.device)
+    one = worker.Worker(settings, here, Pool(processes, threads), Narrator(say, api), gauge)
 
     async def run() -> None:
         child.on_stop(asyncio.get_running_loop(), one.stop, child=as_child)
@@ -88,7 +116,7 @@ def agent(
         logging.getLogger("core.bus").setLevel(logging.DEBUG if verbose else logging.ERROR)
     try:
         asyncio.run(run())
-    except (worker.Superseded, errors.Refused, errors.DataDirectoryError) as error:
+    except (errors.Refused, errors.DataDirectoryError) as error:
         if not as_child:
             raise
         logging.getLogger(__name__).error("%s", error)

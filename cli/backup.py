@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
-from cli.log import data_option, ending_on_sigterm
+from cli.log import data_option, ending_on_sigterm, times
 
 if TYPE_CHECKING:
     from core.backup import Made, Restored
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=options.File())
 @data_option
 @options.as_json
 def backup(file: Path, data: Path, as_json: bool) -> None:
@@ -43,11 +43,11 @@ def backup(file: Path, data: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=options.File())
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=options.Folder(),
     help="Where the data directory is to be; nothing may be there yet.",
 )
 @click.option(
@@ -102,7 +102,7 @@ def _show_made(made: "Made") -> None:
                 ("sha256", made.sha256),
                 ("last seq", made.last_seq),
                 ("chunks", made.chunks),
-                ("left out", made.left_out and f"{made.left_out} chunks with wrong names"),
+                ("left out", f"{made.left_out} chunks with wrong names" if made.left_out else ""),
                 ("refusals", made.refusals),
             ]
         )
@@ -112,6 +112,12 @@ def _show_made(made: "Made") -> None:
             "",
             "The judge's key is not in this directory, so it is not in the backup: save it too.",
         )
+
+
+def _kept_or_not(violations: int) -> str:
+    if violations:
+        return f"it breaks its rules {times(violations)}, as it did when it was saved"
+    return "it keeps all rules"
 
 
 def _show_restored(restored: "Restored") -> None:
@@ -125,7 +131,7 @@ def _show_restored(restored: "Restored") -> None:
                 ("last seq", restored.last_seq),
                 ("chunks", restored.chunks),
                 ("refusals", restored.refusals),
-                ("audit", restored.violations_total and f"{restored.violations_total} violations"),
+                ("audit", _kept_or_not(restored.violations_total)),
             ]
         ),
         "",

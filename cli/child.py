@@ -46,7 +46,12 @@ def heard(line: str) -> dict[str, object] | None:
 def say(line: str) -> None:
     """One line for people, soon, without waiting for whoever shows it; nothing in it can pass for
     what children tell, nor command the terminal. Where nobody reads any more, nothing is said."""
-    _write("".join(letter if letter.isprintable() else " " for letter in line))
+    _write(plain(line))
+
+
+def plain(line: str) -> str:
+    """A line with nothing in it that commands a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 _voices: dict[object, voice.Voice] = {}

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 import urllib.parse
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -74,6 +74,37 @@ class Answer:
         return msgspec.json.encode(kept).decode()
 
 
+class _Asked(NamedTuple):
+    """One request; `advice` is what to do when its outcome is not known."""
+
+    method: str
+    path: str
+    content: bytes | None
+    headers: dict[str, str]
+    advice: str
+
+    @property
+    def doubt(self) -> str:
+        if self.method == "GET":
+            return f"; {self.advice}"
+        return f". What it did is not known: {self.advice}"
+
+    @property
+    def is_keyed(self) -> bool:
+        return "Idempotency-Key" in self.headers
+
+
+class _NotReached(errors.Unavailable):
+    """Nobody took the request, for the reason `why`."""
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(
+            f"no server answers at {address} ({why}). Start one with `aghsan up`, or name another "
+            "by --api or AGHSAN_API"
+        )
+        self.why = why
+
+
 class Client:
     """One server. Raises errors.Unavailable when it does not answer, Refused when it will not."""
 
@@ -103,14 +134,19 @@ class Client:
         asked = {key: value for key, value in (query or {}).items() if value is not None}
         if asked:
             path += "?" + urllib.parse.urlencode(asked)
-        return self._answer("GET", path, None, {}, tries=2)
+        return self._answer(_Asked("GET", path, None, {}, "ask again"), tries=2)
 
     def require_node(self, node_id: str) -> None:
         """Tell a node of which there is nothing from one that is not there. Raises NotFound."""
         self.get(f"/nodes/{segment(node_id)}")
 
-    def post(self, path: str, body: dict[str, object], idempotency_key: str = "") -> Answer:
-        """Ask to do something. With a key it is asked again when an answer breaks off."""
+    def post(
+        self, path: str, body: dict[str, object], *, advice: str, idempotency_key: str = ""
+    ) -> Answer:
+        """Ask to do something. With a key it is asked again when an answer breaks off.
+
+        `advice` says what to do where it is not known whether it was done.
+        """
         try:
             content = json.dumps(body, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -120,47 +156,52 @@ class Client:
         headers = {"Content-Type": "application/json"}
         if idempotency_key:
             headers["Idempotency-Key"] = idempotency_key
-        return self._answer("POST", path, content, headers, tries=2 if idempotency_key else 1)
+        asked = _Asked("POST", path, content, headers, advice)
+        return self._answer(asked, tries=2 if idempotency_key else 1)
 
-    def _answer(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str], *, tries: int
-    ) -> Answer:
+    def _answer(self, asked: _Asked, *, tries: int) -> Answer:
+        broken: Exception | None = None
         while True:
             tries -= 1
             try:
-                status, body = self._exchange(method, path, content, headers)
+                status, body = self._exchange(asked)
                 break
+            except _NotReached as error:
+                if broken is None or asked.method == "GET":
+                    raise
+                # Nobody is there any more, but the try before may have been heard.
+                raise errors.Unavailable(
+                    f"{self._broke_off(broken)}, and cannot be reached since ({error.why})"
+                    + asked.doubt
+                ) from error
             except TimeoutError:
                 raise errors.Unavailable(
                     f"{self.address} took the request but did not answer within "
-                    f"{self._answer_seconds_max:g} s{_unknown(method)}"
+                    f"{self._answer_seconds_max:g} s{asked.doubt}"
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 if not tries:
-                    raise errors.Unavailable(
-                        f"{self.address} broke off before its answer ({_reason(error)})"
-                        + _unknown(method)
-                    ) from error
+                    raise errors.Unavailable(self._broke_off(error) + asked.doubt) from error
+                broken = error
         values = _values(body)
         if status == http.client.OK and values is not None:
             return Answer(values, self.address)
-        raise self._refusal(status, values, path)
+        raise self._refusal(status, values, asked)
 
-    def _exchange(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
-    ) -> tuple[int, bytes]:
+    def _broke_off(self, error: Exception) -> str:
+        return f"{self.address} broke off before its answer ({_reason(error)})"
+
+    def _exchange(self, asked: _Asked) -> tuple[int, bytes]:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=CONNECT_SECONDS_MAX)
         try:
             try:
                 connection.connect()
             except (OSError, UnicodeError) as error:
-                raise errors.Unavailable(
-                    f"no server answers at {self.address} ({_reason(error)}). Start one with "
-                    "`aghsan up`, or name another by --api or AGHSAN_API"
-                ) from error
+                raise _NotReached(self.address, _reason(error)) from error
             connection.sock.settimeout(self._answer_seconds_max)
-            connection.request(method, self._prefix + path, content, self._headers | headers)
+            headers = self._headers | asked.headers
+            connection.request(asked.method, self._prefix + asked.path, asked.content, headers)
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES_MAX + 1)
             if len(body) > ANSWER_BYTES_MAX:
@@ -172,13 +213,13 @@ class Client:
         finally:
             connection.close()
 
-    def _refusal(self, status: int, values: Values | None, path: str) -> errors.AghsanError:
+    def _refusal(self, status: int, values: Values | None, asked: _Asked) -> errors.AghsanError:
         """The error that an answer other than 200 stands for."""
         words = _detail(values)
         if not words:
             return errors.AghsanError(
-                f"{self.address} answered {status} to {path} and nothing that Aghsan would say; "
-                "is this the address of an Aghsan server?"
+                f"{self.address} answered {status} to {asked.path} and nothing that Aghsan would "
+                "say; is this the address of an Aghsan server?"
             )
         match status:
             case 400 if words.endswith("not found"):  # the nine routes know no 404
@@ -189,7 +230,8 @@ class Client:
                 )
             case 404 if words == "Not Found":
                 return errors.NotFound(
-                    f"{self.address} knows nothing under {path}; is it as new as this program?"
+                    f"{self.address} knows nothing under {asked.path}; is it as new as this "
+                    "program?"
                 )
             case 404:
                 return errors.NotFound(words)
@@ -198,6 +240,8 @@ class Client:
             case 422:
                 return errors.Invalid(words)
             case 429 | 502 | 503 | 504:
+                if asked.is_keyed:
+                    words = f"{words.rstrip('.')}. When it can, {asked.advice}"
                 return errors.Unavailable(f"{self.address} cannot answer now: {words}")
             case _:
                 return errors.Refused(words)
@@ -239,12 +283,6 @@ def _detail(values: Values | None) -> str:
         ".".join(str(part) for part in fault.loc[1:]) + (": " if fault.loc[1:] else "") + fault.msg
         for fault in found
     )
-
-
-def _unknown(method: str) -> str:
-    if method == "GET":
-        return "; ask again"
-    return ". What it did is not known: look with `aghsan status`, then ask again"
 
 
 def _reason(error: Exception) -> str:

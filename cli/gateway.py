@@ -6,19 +6,49 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from cli import child, options
-from core import errors, events, platforms, runtime
+from core import errors, events, platforms, runtime, turns
 from core.accounts import COMPLETE
 from core.projections.state import State
 
 if TYPE_CHECKING:
-    from orchestrator.liveness import Limits
+    from core.sealer import Sealer
+    from gateway.control import Control
+    from gateway.desk import Desk
+    from gateway.refusals import Refusals
+    from gateway.work import Judgements
+    from orchestrator.liveness import Limits, Liveness
+    from orchestrator.scheduler import Scheduler
+
+
+GIB = 1024**3
+
+
+class Settings(NamedTuple):
+    """What was asked for on the command line."""
+
+    nats_url: str
+    data: Path
+    host: str
+    port: int
+    min_queue: int
+    train_sec: float
+    limits: "Limits"
+    http_lease_sec: float
+    accept_loss: bool
+    sweeps: bool
+    sweep_after_hours: float
+    quota_gib: float
+    worker_quota_gib: float
+    artifacts: str
+    as_child: bool
 
 
 @click.command()
@@ -40,6 +70,12 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 100_000),
     help="Queued tasks to keep; 0: do not feed.",
 )
+@click.option(
+    "--train-sec",
+    default=0.0,
+    type=options.Number(0.0, 86_400),
+    help="What the agents give to a task, for whoever keeps the queue; 0: not known.",
+)
 @options.worker_timeout
 @options.http_lease
 @click.option(
@@ -49,6 +85,9 @@ if TYPE_CHECKING:
     type=options.Number(1, 86_400),
     help="Lease of an agent's claim.",
 )
+@options.sweeping
+@options.quotas
+@options.artifacts
 @click.option("--accept-loss", is_flag=True, help="Go on with a log that lost its end.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -58,9 +97,15 @@ def gateway(
     host: str,
     port: int,
     min_queue: int,
+    train_sec: float,
     worker_timeout_sec: float,
     http_lease_sec: float,
     lease_sec: float,
+    no_sweep: bool,
+    sweep_after_hours: float,
+    quota_gib: float,
+    worker_quota_gib: float,
+    artifacts: str,
     accept_loss: bool,
     as_child: bool,
     verbose: bool,
@@ -77,11 +122,27 @@ def gateway(
 
     child.configure_logging(verbose)
     limits = Limits(lease=lease_sec, worker_timeout=worker_timeout_sec)
+    settings = Settings(
+        nats_url=nats_url,
+        data=data,
+        host=host,
+        port=port,
+        min_queue=min_queue,
+        train_sec=train_sec,
+        limits=limits,
+        http_lease_sec=http_lease_sec,
+        accept_loss=accept_loss,
+        sweeps=not no_sweep,
+        sweep_after_hours=sweep_after_hours,
+        quota_gib=quota_gib,
+        worker_quota_gib=worker_quota_gib,
+        artifacts=artifacts,
+        as_child=as_child,
+    )
     try:
-        settings = (nats_url, data, host, port, min_queue, limits, http_lease_sec)
-        with use:
-            asyncio.run(_run(*settings, accept_loss=accept_loss, as_child=as_child))
-    except (errors.TopologyMismatch, errors.LogDamaged) as error:
+        with use, asyncio.Runner(loop_factory=turns.new_loop) as runner:
+            runner.run(_run(settings))
+    except (errors.TopologyMismatch, errors.LogDamaged, errors.DataDirectoryError) as error:
         if as_child:
             child.tell("fatal", detail=str(error))
         raise
@@ -98,24 +159,11 @@ def _require_set_up(data: Path) -> None:
             )
 
 
-async def _run(
-    nats_url: str,
-    data: Path,
-    host: str,
-    port: int,
-    min_queue: int,
-    limits: "Limits",
-    http_lease_sec: float,
-    *,
-    accept_loss: bool,
-    as_child: bool,
-) -> None:
-    from core import sealer
-    from gateway import app, control, desk, narrator, refusals, work
-    from orchestrator import liveness, scheduler
+async def _run(asked: Settings) -> None:
+    from gateway import app, control, usage
 
     stop = asyncio.Event()
-    child.on_stop(asyncio.get_running_loop(), stop.set, child=as_child)
+    child.on_stop(asyncio.get_running_loop(), stop.set, child=asked.as_child)
     on_back: list[Callable[[], None]] = []
 
     def server_back() -> None:
@@ -123,58 +171,133 @@ async def _run(
             begin_anew()
 
     async with contextlib.AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(
-            control.open_control(nats_url, data, server_back, accept_loss=accept_loss)
+        opened = await stack.enter_async_context(
+            control.open_control(
+                asked.nats_url,
+                asked.data,
+                server_back,
+                accept_loss=asked.accept_loss,
+                grace_seconds=asked.sweep_after_hours * 3600,
+                quotas=usage.Quotas(int(asked.quota_gib * GIB), int(asked.worker_quota_gib * GIB)),
+                artifacts=asked.artifacts,
+            )
         )
-        door, connections = parts.door, parts.connections
-        offers = scheduler.Scheduler(door, work.WorkStream(connections.fleet))
-        alive = liveness.Liveness(door, parts.presence, limits, offers.someone_waits)
-        kept = refusals.Refusals(connections.control)
-        front = desk.Desk(
+        for words in opened.set_aside:
+            _say_now(words)
+        parts = _assembled(opened, asked)
+        on_back += [parts.liveness.forgive, parts.desk.forget_connections]
+        running = [asyncio.create_task(opened.door.run())]
+        # Before anybody else can say anything: what is accepted is the log up to here.
+        await opened.accept_losses(asked.data)
+        await parts.desk.open()
+        await control.watch_connections(
+            opened, parts.desk.connection_gone, parts.desk.connection_here
+        )
+        running += [asyncio.create_task(loop) for loop in _loops(parts, asked)]
+        await app.plant(opened.door)
+        # What is here now stays. Each full search of it for cycles would hold the loop up for about
+        # 100 ms.
+        gc.collect()
+        gc.freeze()
+        await stack.enter_async_context(_serving(parts, asked))
+        await _until(stop, running, parts.at_the_end)
+    logging.getLogger(__name__).info("stopped")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What runs in the control process beside HTTP."""
+
+    control: "Control"
+    scheduler: "Scheduler"
+    liveness: "Liveness"
+    refusals: "Refusals"
+    desk: "Desk"
+    sealer: "Sealer"
+    judgements: "Judgements"
+
+    async def at_the_end(self) -> None:
+        """Seal what is written, and keep a snapshot of it."""
+        await self.sealer.seal_last()
+        await self.control.snapshots.take_last(self.control.door)
+
+
+def _assembled(opened: "Control", asked: Settings) -> _Parts:
+    from core import sealer
+    from gateway import desk, narrator, refusals, work
+    from orchestrator import liveness, scheduler
+
+    door, connections = opened.door, opened.connections
+    offers = scheduler.Scheduler(door, work.WorkStream(connections.fleet))
+    kept = refusals.Refusals(connections.control)
+    parts = _Parts(
+        control=opened,
+        scheduler=offers,
+        liveness=liveness.Liveness(door, opened.presence, asked.limits, offers.someone_waits),
+        refusals=kept,
+        desk=desk.Desk(
             door,
-            parts.presence,
-            parts.store,
+            opened.presence,
+            opened.store,
+            opened.promises,
+            opened.usage,
             refusals=kept,
             fleet=connections.fleet,
             control=connections.control,
             notices=connections.agents,
             offers=offers,
-            ensure_lane=parts.ensure_lane,
-            terms=desk.Terms(lease_seconds=limits.lease),
-        )
-        on_back += [alive.forgive, front.forget_connections]
-        seals = sealer.Sealer(door, parts.log, data)
-        judgements = work.Judgements(door, connections.control)
-        door.observe(_narrate(door, narrator.narrate))
-        await front.open()
-        await control.watch_connections(parts, front.connection_gone, front.connection_here)
-        loops = [door.run(), offers.run(), alive.run(), judgements.run(), kept.run()]
-        loops += [control.catch_up_loop(door), seals.run(), parts.snapshots.run(door)]
-        loops.append(parts.room.run(_say_now, _ask_owner if as_child else _ask_people))
-        if min_queue:
-            loops.append(_feed(door, min_queue))
-        running = [asyncio.create_task(loop) for loop in loops]
-        await parts.accept_losses(data)
-        await app.plant(door)
-        # What is here now stays. Each full search of it for cycles would hold the loop up for about
-        # 100 ms.
-        gc.collect()
-        gc.freeze()
-        address = await stack.enter_async_context(
-            app.serve(parts, kept, http_lease_sec, host, port, nats_url, offers.waiting)
-        )
-        if as_child:
+            ensure_lane=opened.ensure_lane,
+            terms=desk.Terms(lease_seconds=asked.limits.lease),
+        ),
+        sealer=sealer.Sealer(door, opened.log, asked.data),
+        judgements=work.Judgements(door, connections.control),
+    )
+    door.observe(_narrate(door, narrator.narrate))
+    return parts
+
+
+def _loops(parts: _Parts, asked: Settings) -> Iterator[Coroutine[None, None, None]]:
+    """All that goes on for ever beside HTTP and the writer."""
+    from gateway import control
+
+    opened = parts.control
+    door = opened.door
+    yield parts.scheduler.run()
+    yield parts.liveness.run()
+    yield parts.judgements.run()
+    yield parts.refusals.run()
+    yield control.catch_up_loop(door)
+    yield parts.sealer.run()
+    yield opened.snapshots.run(door)
+    yield opened.room.run(_say_now, _ask_owner if asked.as_child else _ask_people)
+    yield opened.usage.run(opened.store)
+    if asked.sweeps:
+        yield opened.sweeper.run()
+    if asked.min_queue:
+        yield _feed(door, asked.min_queue, asked.train_sec)
+
+
+@contextlib.asynccontextmanager
+async def _serving(parts: _Parts, asked: Settings) -> AsyncIterator[None]:
+    """Serve HTTP inside the block, and say where."""
+    from gateway import app
+
+    async with app.serve(
+        parts.control,
+        parts.refusals,
+        asked.http_lease_sec,
+        asked.host,
+        asked.port,
+        asked.nats_url,
+        parts.scheduler.waiting,
+    ) as address:
+        if asked.as_child:
             child.tell("ready", http=address)
+            yield
         else:
-            stack.enter_context(_noted(data, nats_url, address))
-            child.say(f"ready {address}")
-
-        async def at_the_end() -> None:
-            await seals.seal_last()
-            await parts.snapshots.take_last(door)
-
-        await _until(stop, running, at_the_end)
-    logging.getLogger(__name__).info("stopped")
+            with _noted(asked.data, asked.nats_url, address):
+                child.say(f"ready {address}")
+                yield
 
 
 @contextlib.contextmanager
@@ -189,7 +312,9 @@ def _noted(data: Path, nats_url: str, address: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:
+def _feed(
+    door: runtime.Runtime, min_queue: int, train_seconds: float
+) -> Coroutine[None, None, None]:
     from orchestrator import feeder, targets
 
     return feeder.Feeder(
@@ -198,6 +323,8 @@ def _feed(door: runtime.Runtime, min_queue: int) -> Coroutine[None, None, None]:
         burst=max(10, min_queue),
         sleep_seconds=1.0,
         priority=feeder.PRIORITY_BESIDE_PEOPLE,
+        say=_say_now,
+        given_seconds=train_seconds,
     ).run()
 
 

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import tempfile
 from pathlib import Path
 
 import click
 
-from cli import child
+from cli import child, options
 from core import errors
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -30,7 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--key",
     required=True,
-    type=_FILE,
+    type=options.File(),
     help="The judges' key file; made if missing. All judges of one control plane share it.",
 )
 @click.option(
@@ -39,6 +38,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="The old key is lost: make one if the file is missing, and end void the rounds that only "
     "the old one could judge.",
 )
+@options.artifacts
 @click.option("--judge-id", default="judge", show_default=True, help="Its name in the log.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -48,6 +48,7 @@ def judge(
     fleet_creds: Path,
     key: Path,
     new_key: bool,
+    artifacts: str,
     judge_id: str,
     as_child: bool,
     verbose: bool,
@@ -55,8 +56,9 @@ def judge(
     """Judge candidates on hidden cases and send the verdicts."""
     child.configure_logging(verbose)
     try:
+        has_key = key.exists()
         asyncio.run(
-            _run(nats_url, creds, fleet_creds, key, key.exists(), new_key, judge_id, as_child)
+            _run(nats_url, creds, fleet_creds, artifacts, key, has_key, new_key, judge_id, as_child)
         )
     except errors.DataDirectoryError as error:
         if not as_child:
@@ -69,6 +71,7 @@ async def _run(
     nats_url: str,
     creds: Path,
     fleet_creds: Path,
+    artifacts: str,
     key: Path,
     has_key: bool,
     new_key: bool,
@@ -79,8 +82,8 @@ async def _run(
     stopping = asyncio.Event()
     child.on_stop(loop, stopping.set, child=as_child)
 
+    from core import stores
     from core.bus import Bus
-    from core.chunks import JetStreamChunks
     from orchestrator import judge as bench
 
     async with contextlib.AsyncExitStack() as stack:
@@ -98,8 +101,10 @@ async def _run(
         control = await connect(creds, "control")
         committed = 0 if has_key or new_key else await bench.deposited(control, judge_id)
         secret_key = bench.load_key(key, committed)
-        store = JetStreamChunks(await connect(fleet_creds, "fleet"))
-        one = bench.Judge(control, store, secret_key, judge_id)
+        store = stores.store_of(await connect(fleet_creds, "fleet"), artifacts)
+        # Hidden texts are the judge's alone, as its key is, and stay no longer than it.
+        texts = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-judge-"))
+        one = bench.Judge(control, store, secret_key, judge_id, Path(texts))
 
         if new_key:
             await one.withdraw("the judges' key was lost")

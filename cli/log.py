@@ -14,7 +14,8 @@ import click
 from cli import options
 
 if TYPE_CHECKING:
-    from core.audit import Auditor, Stored
+    from core.audit import Auditor
+    from core.audit.artifacts import Stored
     from core.replay import Access, Replayed
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def data_option(command: F) -> F:
         default="data",
         show_default=True,
         show_envvar=True,
-        type=click.Path(path_type=Path),
+        type=options.Folder(),
         help="Data directory of `aghsan up`, whether that runs or not.",
     )(command)
 
@@ -101,9 +102,8 @@ async def _with_log(access: "Access", ask: Callable[[Any], Coroutine[Any, Any, T
 
 
 async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
-    from core.audit import check_artifacts, read_log
-    from core.chunks import JetStreamChunks
-    from core.replay import connect, count_refusals
+    from core.audit import artifacts, read_log
+    from core.replay import connect, count_refusals, find_lost_chunks
     from core.seals import find_losses, find_unreadable
 
     async with connect(access) as connected:
@@ -113,8 +113,13 @@ async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
             auditor.findings.add("head", seq, words)
         for words in await find_unreadable(connected.log, data):
             auditor.findings.add("head", auditor.last_seq, words)
-        store = JetStreamChunks(connected.fleet)
-        stored = await check_artifacts(store, auditor.named(), auditor.findings)
+        named = list(auditor.named())
+        if lost := await find_lost_chunks(access, connected):
+            first = named[0].seq if named else auditor.last_seq
+            auditor.findings.add("artifacts", first, lost)
+            stored = artifacts.Stored(len(named))
+        else:
+            stored = await artifacts.check(connected.store, named, auditor.findings)
         return auditor, stored, await count_refusals(connected.control)
 
 
@@ -142,7 +147,8 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _times(count: int) -> str:
+def times(count: int) -> str:
+    """How often, in words."""
     return "once" if count == 1 else f"{count} times"
 
 
@@ -179,7 +185,7 @@ def _show_audit(
     data: Path, auditor: "Auditor", stored: "Stored", refusals: int, running: bool
 ) -> None:
     from cli import terminal
-    from core.audit import RULES
+    from core.audit.findings import RULES
 
     findings = auditor.findings
     unbroken = {"blocks": "not checked"} if running else {}
@@ -206,7 +212,7 @@ def _show_audit(
         terminal.show("", terminal.table(["seq", "violates", "how"], rows))
         if findings.total > len(rows):
             terminal.show(f"Not shown: {findings.total - len(rows)} more.")
-        terminal.show("", f"The log breaks its rules {_times(findings.total)}.")
+        terminal.show("", f"The log breaks its rules {times(findings.total)}.")
         terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
     else:
         terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")

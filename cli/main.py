@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "expand": Entry("cli.node", "expand", "Grow a specialization below another."),
         "task": Entry("cli.task", "task", "List, show, cancel and retry tasks."),
         "worker": Entry("cli.worker", "worker", "List workers."),
+        "corpus": Entry("cli.corpus", "corpus", "Let a specialization train on a folder of text."),
         "node": Entry("cli.node", "node", "Show specializations."),
         "round": Entry("cli.round", "round_", "List and show rounds and their verdicts."),
         "champion": Entry("cli.champion", "champion", "Show the model a node serves."),
@@ -50,6 +51,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "train": Entry("cli.train", "train", "Train one model here."),
         "replay": Entry("cli.log", "replay", "Rebuild the state from the log alone."),
         "audit": Entry("cli.log", "audit", "Check that the log keeps the rules."),
+        "artifact": Entry("cli.artifact", "artifact", "List, save, check, sweep what is stored."),
         "backup": Entry("cli.backup", "backup", "Save everything into one file."),
         "restore": Entry("cli.backup", "restore", "Make a data directory of a backup."),
     },
@@ -99,7 +101,7 @@ def exit_code(error: errors.AghsanError) -> int:
             return EXIT_USAGE
         case errors.NotFound():
             return EXIT_NOT_FOUND
-        case errors.Conflict():
+        case errors.Conflict() | errors.DirectoryInUse():
             return EXIT_CONFLICT
         case errors.Unavailable():
             return EXIT_UNREACHABLE
@@ -131,7 +133,8 @@ def aghsan() -> None:
     """A tree of specializations that trains itself: agents train, a judge decides on hidden data,
     and every step is an event.
 
-    Exit codes: 0 ok, 1 failed, 2 usage, 4 not found, 5 conflict, 69 server unreachable.
+    Exit codes: 0 ok, 1 failed (a damaged log too), 2 usage, 4 not found, 5 conflict (a directory or
+    a worker id that another uses, too), 69 server unreachable.
     """
 
 

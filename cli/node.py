@@ -10,12 +10,32 @@ from cli.client import Client, segment
 @click.argument("parent_id", metavar="PARENT")
 @click.argument("name", callback=options.words)
 @click.option("--description", default="", help="What it is about.")
+@click.option("--specialist", default="", help="What it trains; by default what PARENT trains.")
+@click.option(
+    "--set",
+    "parameters",
+    multiple=True,
+    type=options.Setting(),
+    metavar="NAME=NUMBER",
+    help="A parameter in which it differs; may be repeated.",
+)
 @options.as_json
 @options.api
-def expand(parent_id: str, name: str, description: str, as_json: bool, api: str) -> None:
+def expand(
+    parent_id: str,
+    name: str,
+    description: str,
+    specialist: str,
+    parameters: tuple[tuple[str, float], ...],
+    as_json: bool,
+    api: str,
+) -> None:
     """Grow a specialization called NAME below the node PARENT."""
     body: dict[str, object] = {"parent_id": parent_id, "name": name, "description": description}
-    answer = Client(api).post("/graph/expand", body)
+    if specialist or parameters:
+        body["workload"] = {"specialist": specialist, "parameters": dict(parameters)}
+    advice = "look with `aghsan node ls`, then ask again"
+    answer = Client(api).post("/graph/expand", body, advice=advice)
     if as_json:
         click.echo(answer.one("node"))
         return

@@ -2,13 +2,15 @@
 
 import asyncio
 import itertools
+import time
+from collections import Counter
 
 import click
 import msgspec
 
-from cli import child, options
+from cli import child, options, views
 from cli.client import Client, segment
-from orchestrator.feeder import Feeder, Fleet, Order, Standing
+from orchestrator.feeder import Feeder, Fleet, Order, Standing, least_budget
 
 DETAILS_AT_ONCE = 16
 """Nodes asked about in each survey; the others are weighed by what was heard of them last."""
@@ -30,6 +32,7 @@ class _Round(msgspec.Struct):
 
 
 class _Workload(msgspec.Struct):
+    specialist: str = ""
     inherited: bool = False
 
 
@@ -52,6 +55,22 @@ class _Task(msgspec.Struct):
     node_id: str
 
 
+def stuck_nodes(workers: list[views.Worker]) -> set[str]:
+    """Nodes whose usual tasks no agent online that is given work is fit for.
+
+    As fitness.stuck_nodes has it; which parameters a worker was unfit for, a server does not tell.
+    """
+    online = [one for one in workers if one.is_online and not one.pause]
+    if any(one.via == "http" and one.held for one in online):
+        return set()
+    unfit = [
+        {mark.node_id for mark in one.unfit if (mark.role, mark.method) == ("dual", "auto")}
+        for one in online
+        if one.via == "nats"
+    ]
+    return set.intersection(*unfit) if unfit else set()
+
+
 class ServerTarget:
     """A server over HTTP, as orchestrator.feeder.Target wants it."""
 
@@ -71,18 +90,33 @@ class ServerTarget:
             "node_id": order.node_id,
             "priority": priority,
         }
-        await asyncio.to_thread(self._client.post, "/training/enqueue", body, key)
+        if order.budget_seconds is not None:
+            body["budget_seconds"] = order.budget_seconds
+        await asyncio.to_thread(
+            self._client.post,
+            "/training/enqueue",
+            body,
+            advice="the next look at the queue tells",
+            idempotency_key=key,
+        )
 
     def _survey(self) -> Fleet:
         network = self._client.get("/status").read("network", _Network)
-        nodes = self._client.get("/graph").inside("graph").read("nodes", list[_Node])
+        stuck = stuck_nodes(self._client.get("/workers").read("workers", list[views.Worker]))
+        nodes = [
+            node
+            for node in self._client.get("/graph").inside("graph").read("nodes", list[_Node])
+            if node.node_id not in stuck
+        ]
         self._refresh([node.node_id for node in nodes])
-        open_tasks = self._open_tasks()
+        queued, running = self._tasks("queued"), self._tasks("running")
+        open_tasks = queued + running
+        waiting = sum(queued[node_id] for node_id in stuck)
         return Fleet(
-            queued=network.tasks.queued,
+            queued=max(0, network.tasks.queued - waiting),
             workers_online=network.workers_online,
             unjudged=self._unjudged(),
-            nodes=[self._standing(node, open_tasks.get(node.node_id, 0)) for node in nodes],
+            nodes=[self._standing(node, open_tasks[node.node_id]) for node in nodes],
         )
 
     def _refresh(self, node_ids: list[str]) -> None:
@@ -94,19 +128,16 @@ class ServerTarget:
             answer = self._client.get(f"/nodes/{segment(node_id)}")
             self._details[node_id] = answer.read("node", _Detail)
 
-    def _open_tasks(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for status in ("queued", "running"):
-            after: str | None = None
-            for _ in range(OPEN_PAGES_MAX):
-                answer = self._client.get(
-                    "/tasks", {"status": status, "limit": 1_000, "after": after}
-                )
-                for task in answer.read("tasks", list[_Task]):
-                    counts[task.node_id] = counts.get(task.node_id, 0) + 1
-                after = answer.following()
-                if after is None:
-                    break
+    def _tasks(self, status: str) -> Counter[str]:
+        """How many tasks of a status each node has."""
+        counts: Counter[str] = Counter()
+        after: str | None = None
+        for _ in range(OPEN_PAGES_MAX):
+            answer = self._client.get("/tasks", {"status": status, "limit": 1_000, "after": after})
+            counts.update(task.node_id for task in answer.read("tasks", list[_Task]))
+            after = answer.following()
+            if after is None:
+                break
         return counts
 
     def _unjudged(self) -> int:
@@ -125,6 +156,7 @@ class ServerTarget:
             promotions=sum(1 for one in detail.rounds if one.verdict == "promote"),
             champion=detail.champion is not None,
             below_baseline=detail.champion is not None and detail.champion.below_baseline,
+            budget_seconds_min=least_budget(detail.workload.specialist),
         )
 
 
@@ -173,6 +205,7 @@ def orchestrator(
         burst=burst,
         sleep_seconds=sleep_sec,
         priority=priority,
+        say=lambda words: child.say(f"{time.strftime('%H:%M:%S')}  {words}"),
     )
     asyncio.run(_until_stopped(feeder))
 

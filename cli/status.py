@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
-from cli.client import Answer, Client
+from cli.client import Answer, Client, segment
 from core import errors
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from cli import views
+
 RUNNING_SHOWN_MAX = 20
+STUCK_SHOWN_MAX = 5
 
 
 @click.command()
@@ -78,20 +81,21 @@ def _watch(server: Client, interval: float) -> None:
 
 def _watch_changes(server: Client, interval: float) -> None:
     """Into a pipe goes one line for each change."""
-    line = said = _line(server.get("/status"))
-    click.echo(line)
+    now = said = _words(server)
+    click.echo(now)
     while True:
         time.sleep(interval)
         try:
-            line = _line(server.get("/status"))
+            now = _words(server)
         except errors.Unavailable as error:
-            line = f"{error}; trying again"
-        if line != said:
-            click.echo(line)
-        said = line
+            now = f"{error}; trying again"
+        if now != said:
+            click.echo(now)
+        said = now
 
 
-def _line(answer: Answer) -> str:
+def line(answer: Answer) -> str:
+    """The answer to `GET /status` in one line."""
     from cli import views
 
     network = answer.read("network", views.Network)
@@ -103,13 +107,52 @@ def _line(answer: Answer) -> str:
     )
 
 
+def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
+    """Queued tasks that no worker online can train, one for each node of which all are unfit for
+    something."""
+    from cli import views
+
+    unfit = [
+        {mark.node_id for mark in one.unfit} for one in workers if one.is_online and not one.pause
+    ]
+    found = []
+    for node_id in sorted(set.intersection(*unfit))[:STUCK_SHOWN_MAX] if unfit else []:
+        query: dict[str, str | int | None] = {"status": "queued", "node_id": node_id, "limit": 1}
+        for queued in server.get("/tasks", query).read("tasks", list[views.Task]):
+            one = server.get(f"/tasks/{segment(queued.task_id)}").read("task", views.Task)
+            why = "; ".join(one.waits)
+            if why:
+                found.append(f"{one.task_id} on {node_id} waits, no worker can train it: {why}")
+    return found
+
+
+def _words(server: Client) -> str:
+    waits = _backlog(server)
+    return line(server.get("/status")) + (f"; {waits}" if waits else "")
+
+
+def _backlog(server: Client) -> str:
+    """Why the orchestrator waits for the judge; "" where it does not, or the server is older."""
+    try:
+        awaiting = server.get("/rounds", {"limit": 1}).optional("awaiting_judgement", int)
+    except errors.NotFound:
+        return ""
+    if not awaiting:
+        return ""
+    from orchestrator.feeder import backlog
+
+    return backlog(awaiting)
+
+
 def _picture(server: Client) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
     from cli import tables, views
 
-    parts: list[RenderableType] = [Text(_line(server.get("/status")))]
+    parts: list[RenderableType] = [Text(line(server.get("/status")))]
+    if waits := _backlog(server):
+        parts.append(Text(waits, "yellow"))
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):
         workers = server.get("/workers").read("workers", list[views.Worker])
@@ -119,4 +162,5 @@ def _picture(server: Client) -> "RenderableType":
         running = server.get("/tasks", query).read("tasks", list[views.Task])
         if running:
             parts += ["", tables.tasks(running)]
+        parts += [Text(words, "yellow") for words in _stuck(server, workers)]
     return Group(*parts)

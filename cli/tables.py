@@ -6,29 +6,43 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.tree import Tree
 
-from cli import terminal, views
+from cli import figures, terminal, views
 
 
 def workers(rows: Sequence[views.Worker]) -> Table:
     """One worker a row."""
-    columns = ["worker", "status", "seen", "via", "lane", "task", "step", "loss", "host"]
+    columns = [
+        *("worker", "status", "seen", "via", "lane", "task", "step", "loss"),
+        *("samples", "device", "memory", "host"),
+    ]
     return terminal.table(
         columns,
         [
             (
                 row.worker_id,
-                "offline" if row.online is False else row.status,
+                _status(row),
                 terminal.ago(row.last_seen),
                 row.via,
                 row.lane,
                 row.held,
                 row.progress,
                 row.loss,
+                figures.rate(row.samples_per_second),
+                figures.percent(row.utilisation),
+                figures.memory(row.memory_bytes),
                 row.hostname,
             )
             for row in rows
         ],
     )
+
+
+def _status(row: views.Worker) -> str | None:
+    status = "offline" if row.online is False else row.status
+    return f"{status}, {PAUSES[row.pause]}" if row.pause in PAUSES else status
+
+
+PAUSES = {"pause": "paused", "drain": "draining"}
 
 
 def tasks(rows: Sequence[views.Task]) -> Table:
@@ -53,10 +67,20 @@ def tasks(rows: Sequence[views.Task]) -> Table:
 
 
 def rounds(rows: Sequence[views.Round]) -> Table:
-    """One round a row."""
+    """One round a row, with its times where the server tells them."""
+    times = ["opened", "decided"] if any(row.opened_at for row in rows) else []
     return terminal.table(
-        ["round", "status", "verdict", "node"],
-        [(row.round_id, row.status, row.verdict, row.node_id) for row in rows],
+        ["round", "status", *times, "verdict", "node"],
+        [
+            (
+                row.round_id,
+                row.status,
+                *(terminal.when(at) for at in (row.opened_at, row.decided_at) if times),
+                row.verdict,
+                row.node_id,
+            )
+            for row in rows
+        ],
     )
 
 
@@ -113,7 +137,10 @@ def workload(what: views.Workload | None) -> str:
     """What is trained, in a few words."""
     if what is None or not what.specialist:
         return ""
-    return f"{what.specialist}, inherited" if what.inherited else what.specialist
+    differs = "".join(f" {name}={value:g}" for name, value in what.parameters.items())
+    of = f" of {terminal.clean(what.corpus.name)}" if what.corpus else ""
+    over = f" over {terminal.clean(what.base_model.name)}" if what.base_model else ""
+    return f"{what.specialist}{of}{over}{differs}{', inherited' if what.inherited else ''}"
 
 
 def against_baseline(champion: views.Champion | None) -> str:
@@ -162,6 +189,8 @@ def rivals(of_result: Mapping[str, object]) -> Table | None:
         "steps",
         "params",
         "bytes",
+        "latency_ms",
+        "float_latency_ms",
         "resumed_from",
         "weights_sha256",
     )
@@ -169,6 +198,25 @@ def rivals(of_result: Mapping[str, object]) -> Table | None:
         ["rival", *columns],
         [(name, *(one.get(column) for column in columns)) for name, one in each.items()],
     )
+
+
+def telemetry(rivals: Sequence[views.RivalTelemetry]) -> list[tuple[str, str]]:
+    """What each rival's training came to."""
+    return [(one.rival, " · ".join(figures.summary(one))) for one in rivals]
+
+
+def methods(one: views.Task) -> list[tuple[str, str | None]]:
+    """The method that was asked for, and what each rival's worker chose and why, as far as it is
+    known."""
+    brought = {model.rival for model in one.candidates}
+    known = [(at.rival, at.method) for at in one.resume if at.method and at.rival not in brought]
+    chosen = [f"{rival}: {method}" for rival, method in known]
+    chosen += [
+        f"{made.rival}: {made.method}, {made.method_reason}"
+        for made in one.candidates
+        if made.method
+    ]
+    return [("method", one.method), *(("", words) for words in chosen)]
 
 
 def losses(points: Sequence[views.LossPoint]) -> list[tuple[str, str]]:

@@ -7,6 +7,22 @@ import msgspec
 
 from cli import options
 from cli.client import Answer, Client, segment
+from core.methods import METHODS
+
+KEY_CHARS_MAX = 256
+
+
+def _require_key(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """A header holds it, so it is of printable ASCII, and spaces at its ends would get lost."""
+    if value is None:
+        return None
+    is_plain = value.isascii() and value.isprintable() and value == value.strip()
+    if not value or not is_plain or len(value) > KEY_CHARS_MAX:
+        raise click.BadParameter(
+            f"a key has 1 to {KEY_CHARS_MAX} letters, digits and signs of ASCII, and no space at "
+            "its ends."
+        )
+    return value
 
 
 @click.command()
@@ -22,12 +38,19 @@ from cli.client import Answer, Client, segment
 @click.option(
     "--role",
     type=click.Choice(["dual", "evolver", "reinventor"]),
-    help="Which rivals train. Default: dual, both of them.",
+    help="Which rivals train. Default: dual, both of them; a merge is neither.",
 )
 @click.option(
     "--method",
-    type=click.Choice(["auto", "full"]),
+    type=click.Choice(METHODS),
     help="How it is trained. Default: auto, what fits.",
+)
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="ID",
+    help="A candidate to merge, up to four. Default: the champion and what its last round judged.",
 )
 @click.option(
     "--budget-seconds",
@@ -35,6 +58,11 @@ from cli.client import Answer, Client, segment
     help="Wall seconds. Default: the worker's --train-sec.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Default: chosen by the server.")
+@click.option(
+    "--key",
+    callback=_require_key,
+    help="Asked for again under the same key, it is the same task.  [default: a new one]",
+)
 @options.as_json
 @options.api
 def enqueue(
@@ -43,16 +71,25 @@ def enqueue(
     priority: int,
     role: str | None,
     method: str | None,
+    parents: tuple[str, ...],
     budget_seconds: float | None,
     seed: int | None,
+    key: str | None,
     as_json: bool,
     api: str,
 ) -> None:
     """Ask for training on TOPIC."""
+    if parents and method != "merge":
+        raise click.UsageError("--parent goes with --method merge")
     body: dict[str, object] = {"topic": topic, "node_id": node_id, "priority": priority}
     optional = {"role": role, "method": method, "budget_seconds": budget_seconds, "seed": seed}
     body |= {name: given for name, given in optional.items() if given is not None}
-    answer = Client(api).post("/training/enqueue", body, idempotency_key=uuid.uuid4().hex)
+    if parents:
+        body["parents"] = list(parents)
+    key = key or uuid.uuid4().hex
+    again = options.command_line(click.get_current_context(), key=key)
+    advice = f"this asks for the same task, and queues no second one:\n  {again}"
+    answer = Client(api).post("/training/enqueue", body, advice=advice, idempotency_key=key)
     _say(answer, as_json, "{task_id} is {status} for {node_id}, priority {priority}")
 
 
@@ -104,15 +141,28 @@ def list_tasks(
 
 @task.command()
 @click.argument("task_id")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Plot how it goes until it ends.")
 @options.as_json
 @options.api
-def show(task_id: str, as_json: bool, api: str) -> None:
-    """Show one task with its attempts, its losses and its result."""
-    answer = Client(api).get(f"/tasks/{segment(task_id)}")
+def show(task_id: str, follows: bool, as_json: bool, api: str) -> None:
+    """Show one task with its attempts, its losses and its result.
+
+    With --follow and --json: what is new of its telemetry, a line each, and the task at last.
+    """
+    server = Client(api)
+    if follows:
+        from cli import follow
+
+        try:
+            answer = follow.follow(server, task_id, as_json=as_json)
+        except KeyboardInterrupt:
+            return
+    else:
+        answer = server.get(f"/tasks/{segment(task_id)}")
     if as_json:
         click.echo(answer.one("task"))
         return
-    _show(answer)
+    _show(server, answer)
 
 
 @task.command()
@@ -123,7 +173,8 @@ def show(task_id: str, as_json: bool, api: str) -> None:
 def cancel(task_id: str, reason: str, as_json: bool, api: str) -> None:
     """Withdraw a task that is not finished."""
     body: dict[str, object] = {"reason": reason} if reason else {}
-    answer = Client(api).post(f"/tasks/{segment(task_id)}/cancel", body)
+    path = f"/tasks/{segment(task_id)}/cancel"
+    answer = Client(api).post(path, body, advice=_look_at(task_id))
     _say(answer, as_json, "{task_id} is {status}")
 
 
@@ -133,8 +184,13 @@ def cancel(task_id: str, reason: str, as_json: bool, api: str) -> None:
 @options.api
 def retry(task_id: str, as_json: bool, api: str) -> None:
     """Queue a failed or cancelled task again."""
-    answer = Client(api).post(f"/tasks/{segment(task_id)}/retry", {})
+    path = f"/tasks/{segment(task_id)}/retry"
+    answer = Client(api).post(path, {}, advice=_look_at(task_id))
     _say(answer, as_json, "{task_id} is {status}")
+
+
+def _look_at(task_id: str) -> str:
+    return f"look with `aghsan task show {task_id}`, then ask again"
 
 
 def _say(answer: Answer, as_json: bool, sentence: str) -> None:
@@ -151,10 +207,14 @@ def _say(answer: Answer, as_json: bool, sentence: str) -> None:
     )
 
 
-def _show(answer: Answer) -> None:
-    from cli import tables, terminal, views
+def _show(server: Client, answer: Answer) -> None:
+    from cli import follow, tables, terminal, views
 
     one = answer.read("task", views.Task)
+    rivals = follow.told_of(server, one.task_id) if one.attempts else []
+    console = terminal.console()
+    drawn = follow.charts(rivals, console)
+    is_drawn = bool(drawn) and console.is_terminal
     metrics = one.result.metrics if one.result else {}
     terminal.show(
         terminal.facts(
@@ -164,7 +224,7 @@ def _show(answer: Answer) -> None:
                 ("node", one.node_id),
                 ("workload", tables.workload(one.workload)),
                 ("role", one.role),
-                ("method", one.method),
+                *tables.methods(one),
                 ("priority", one.priority),
                 ("budget", f"{one.budget_seconds:g} s" if one.budget_seconds else None),
                 ("seed", one.seed),
@@ -173,16 +233,22 @@ def _show(answer: Answer) -> None:
                 ("claimed", terminal.when(one.claimed_at)),
                 ("completed", terminal.when(one.completed_at)),
                 ("base", one.base.candidate_id if one.base else None),
+                *(("parent", parent.candidate_id) for parent in one.parents),
                 ("round", one.round_id),
                 *tables.metrics(metrics),
-                *tables.losses(one.losses),
+                *tables.telemetry(rivals),
+                *([] if is_drawn else tables.losses(one.losses)),
+                *(("waits", f"nobody online can be given it: {why}") for why in one.waits[:1]),
+                *(("", why) for why in one.waits[1:]),
                 *(("why", reason) for reason in one.reasons),
                 ("topic", one.topic),
             ]
         )
     )
-    if rivals := tables.rivals(metrics):
-        terminal.show("", rivals)
+    if is_drawn:
+        terminal.show("", *drawn)
+    if results := tables.rivals(metrics):
+        terminal.show("", results)
     if one.attempts:
         terminal.show("", tables.attempts(one.attempts))
     if one.log_tail:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -173,39 +173,69 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(SPARKS[round((one - low) * scale)] for one in picked)
 
 
+def span(seconds: float) -> str:
+    """A length of time as people say it, rounded to what matters of it."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Pace:
+    """How fast something goes, and how long it takes still, by the mean since its first sign."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+
+    def words(self, step: int, total: int) -> str:
+        """Steps per second and the time left, "" before the second sign."""
+        now = self._clock()
+        began, first = self._first = self._first or (now, step)
+        if step >= total:
+            return "measuring"
+        if step <= first or now <= began:
+            return ""
+        rate = (step - first) / (now - began)
+        return f"{rate:,.0f} steps/s, {span((total - step) / rate)} left"
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, float | None], None]]:
     """A bar on stderr, fed with (step, total steps, loss); elsewhere than on a terminal, a line
     every few seconds."""
+    pace = Pace()
     if not sys.stderr.isatty():
-        yield _line_by_line(title)
+        yield _line_by_line(title, pace)
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        bar = progress.add_task(title, total=None, loss="")
+        bar = progress.add_task(title, total=None, words="starting")
 
         def show_progress(step: int, total: int, loss: float | None) -> None:
-            text = "" if loss is None else f"loss {loss:.4g}"
-            progress.update(bar, completed=step, total=total, loss=text)
+            parts = ["" if loss is None else f"loss {loss:.4g}", pace.words(step, total)]
+            words = ", ".join(filter(None, parts))
+            progress.update(bar, completed=step, total=total, words=words)
 
         yield show_progress
 
 
-def _line_by_line(title: str) -> Callable[[int, int, float | None], None]:
+def _line_by_line(title: str, pace: Pace) -> Callable[[int, int, float | None], None]:
     last = -LINE_SECONDS
 
     def show_progress(step: int, total: int, loss: float | None) -> None:
         nonlocal last
-        now = time.monotonic()
+        words, now = pace.words(step, total), time.monotonic()
         if now - last >= LINE_SECONDS or step == total:
             last = now
-            text = "" if loss is None else f", loss {loss:.4g}"
-            sys.stderr.write(f"{title}: step {step} of {total}{text}\n")
+            parts = ["" if loss is None else f"loss {loss:.4g}", words]
+            text = ", ".join([f"step {step} of {total}", *filter(None, parts)])
+            sys.stderr.write(f"{title}: {text}\n")
 
     return show_progress

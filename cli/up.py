@@ -1,6 +1,7 @@
 """`aghsan up`: nats-server, control, judge and agents, kept alive together and ended together."""
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -15,11 +16,14 @@ from typing import Any
 
 import click
 
-from cli import child, options
+from cli import child, options, status
+from cli.client import Client
 from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer, require_room
 from core.replay import prepare_start, require_keys
+from core.stores import bind
+from core.topology import MIB
 
 AGENTS_STOP_SECONDS = 7.0
 CONTROL_STOP_SECONDS = 8.0
@@ -27,11 +31,18 @@ SERVER_STOP_SECONDS = 9.5
 """Counted from the signal: by then agents and judge, then control, then nats-server have ended, or
 are ended."""
 READY_SECONDS_MAX = 180.0
+CHECK_SAID_SECONDS = 3.0
+FIGURES_SECONDS_MAX = 2.0
 BACKOFF_SECONDS_MIN = 0.25
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 10.0
 """As long as the longest pause: what ends again and again is started no more often than that."""
+LINES_MAX = 1_000
+"""What waits to be shown; a member that says more waits itself, and leaves out what it must not."""
+LINE_BYTES_MAX = 16 * 1024
 AGENT = "agent-"
+RUN_FILE = "run.json"
+"""Gone after every stop."""
 
 
 @dataclass
@@ -72,29 +83,62 @@ class Member:
     pid: int = 0
     restarts: Restarts = field(default_factory=Restarts)
     ready: bool = False
+    is_refused: bool = False
+    """It is not started again."""
     told: dict[str, Any] = field(default_factory=dict)
 
 
 class Supervisor:
     """Starts the members in order, restarts what dies, and stops them in reverse."""
 
-    def __init__(self, data: Path, server: EmbeddedServer, ready_file: Path | None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        authority: Authority,
+        server: EmbeddedServer,
+        ready_file: Path | None,
+        *,
+        accept_loss: bool = False,
+    ) -> None:
         self._data = data
+        self._authority = authority
+        self._was_cut = (data / RUN_FILE).exists()
         self._server = server
         self._ready_file = ready_file
         self._members: dict[str, Member] = {}
-        self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(maxsize=10_000)
+        self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(LINES_MAX)
         self._stopping = self._complete = False
         self._facts_written = True
         self._asked = 0.0
+        self._said = time.monotonic()
         self._server_restarts = Restarts(started=time.monotonic())
         self.http = ""
+        self.say = child.say
         self.feeds = True
+        self.accept_loss = accept_loss
+        """Until the loss is written down: what is missing then is another one."""
 
     def on_signal(self, *_: object) -> None:
         """Ask for the end; a second time is no faster, the first is bounded already."""
         self._asked = self._asked or time.monotonic()
         self._stopping = True
+
+    def start_server(self) -> None:
+        """Start nats-server on a log that is whole.
+
+        Raises LogDamaged where it is not, and as `EmbeddedServer.start` does.
+        """
+        prepare_start(self._data, self._authority, self._say_checked, accept_loss=self.accept_loss)
+        self._server.start()
+
+    def _say_checked(self, read: int, total: int) -> None:
+        """Tell how far the check of what is stored has come; raises KeyboardInterrupt when asked to
+        end."""
+        if self._stopping:
+            raise KeyboardInterrupt
+        if read < total and time.monotonic() - self._said >= CHECK_SAID_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"checking what is stored: {read // MIB:,} of {total // MIB:,} MiB")
 
     def add(self, name: str, *argv: str) -> Member:
         """Start one more member."""
@@ -107,17 +151,33 @@ class Supervisor:
         return member
 
     def _start(self, member: Member) -> None:
+        """Start a member; later, where this machine has no room for one more process now."""
+        member.restarts.begin(time.monotonic())
+        try:
+            member.process = process = self._spawn(member)
+        except OSError as error:
+            pause = member.restarts.end(time.monotonic())
+            self._tell(f"{member.name} did not start, again in {pause:g} s: {error}")
+        else:
+            member.pid, member.ready = process.pid, False
+
+    def _spawn(self, member: Member) -> subprocess.Popen[bytes]:
+        """A member's process, with somebody who listens to it. Raises OSError."""
         with member.log.open("ab") as log:
             process = platforms.spawn(
                 member.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
-        member.process, member.pid, member.ready = process, process.pid, False
-        member.restarts.begin(time.monotonic())
-        threading.Thread(target=self._listen, args=(member, process), daemon=True).start()
+        try:
+            threading.Thread(target=self._listen, args=(member, process), daemon=True).start()
+        except RuntimeError as error:  # threads are counted among processes
+            with process:
+                process.kill()
+            raise BlockingIOError(errno.EAGAIN, str(error)) from error
+        return process
 
     def _listen(self, member: Member, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None, "members have a stdout to listen to"
-        for raw in process.stdout:
+        while raw := process.stdout.readline(LINE_BYTES_MAX):
             self._events.put(("line", member.name, raw.decode("utf-8", "replace").rstrip("\n")))
         process.wait()
         self._events.put(("exit", member.name, str(process.pid)))
@@ -135,8 +195,8 @@ class Supervisor:
                 )
             if member.restarts.ends > 3:
                 raise errors.Unavailable(
-                    f"{member.name} keeps ending; its words are in {member.log}:\n"
-                    + _tail(member.log)
+                    f"{member.name} keeps ending or cannot be started; its words are in "
+                    f"{member.log}:\n{_tail(member.log)}"
                 )
             self._step(0.5)
 
@@ -144,10 +204,14 @@ class Supervisor:
         """Say that everything is up. From now on the ready file tells where it is."""
         self._complete = True
         self._write_ready()
-        child.say(f"ready {self.http}")
+        if self._was_cut:
+            self._tell(
+                f"the last run was not stopped, it broke off; here again: {_figures(self.http)}"
+            )
+        self.say(f"ready {self.http}")
         inspector = self._data / "creds" / "inspect-control.creds"
         look = ["nats", "--server", self._server.url, "--creds", str(inspector), "stream", "ls"]
-        child.say(f"  look inside: {platforms.shell_line(look)}")
+        self.say(f"  look inside: {platforms.shell_line(look)}")
 
     def run(self) -> None:
         """Keep everything alive until asked to stop."""
@@ -176,14 +240,14 @@ class Supervisor:
     def _line(self, member: Member, text: str) -> None:
         told = child.heard(text)
         if told is None:
-            child.say(text)
+            self.say(text)
             return
         member.pid = int(str(told["pid"]))
         member.told.update(told)
         if told["kind"] == "ready":
             # That an agent is back is told by its joining.
             if member.restarts.ends and not member.ready and not member.name.startswith(AGENT):
-                _tell(f"{member.name} is back")
+                self._tell(f"{member.name} is back")
             member.ready = True
             self._write_ready()
         elif told["kind"] == "restart_server":
@@ -196,17 +260,27 @@ class Supervisor:
             return
         code = member.process.returncode
         if code == child.REFUSED:
-            _tell(f"{member.name} was refused and is not started again: {_tail(member.log, 1)}")
-            member.ready = True
+            self._tell(
+                f"{member.name} was refused and is not started again: {_tail(member.log, 1)}"
+            )
+            member.ready = member.is_refused = True
+            self._tell_where_no_agent_is_left()
             return
         pause = member.restarts.end(time.monotonic())
         if not self._stopping:
-            _tell(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
+            self._tell(f"{member.name} ended ({_exit_words(code)}); restarting in {pause:g} s")
+
+    def _tell_where_no_agent_is_left(self) -> None:
+        agents = [one for one in self._members.values() if one.name.startswith(AGENT)]
+        if agents and all(one.is_refused for one in agents):
+            attach = ["aghsan", "agent", "--api", self.http, "--worker-id", "NAME"]
+            line = platforms.shell_line(attach)
+            self._tell(f"no agent is left here; attach one under another id: {line}")
 
     def _restart_server(self) -> None:
         """Have nats-server write again: a stream that met a full disk never does by itself."""
         if not self._stopping and self._server.poll() is None:
-            _tell("there is room again on a disk that was full: nats-server is restarted")
+            self._tell("there is room again on a disk that was full: nats-server is restarted")
             self._server.stop()
 
     def _revive_server(self) -> None:
@@ -216,16 +290,18 @@ class Supervisor:
         restarts = self._server_restarts
         if restarts.due is None:
             pause = restarts.end(time.monotonic())
-            _tell(f"nats-server ended ({_exit_words(code)}); restarting in {pause:g} s")
+            self._tell(f"nats-server ended ({_exit_words(code)}); restarting in {pause:g} s")
         elif restarts.is_due(time.monotonic()):
             restarts.begin(time.monotonic())
             try:
-                self._server.start()
+                self.start_server()
+            except errors.LogDamaged:
+                raise  # no pause mends it
             except (errors.AghsanError, OSError) as error:
                 pause = restarts.end(time.monotonic())
-                _tell(f"nats-server did not start, again in {pause:g} s: {error}")
+                self._tell(f"nats-server did not start, again in {pause:g} s: {error}")
             else:
-                _tell("nats-server is back")
+                self._tell("nats-server is back")
                 self._write_ready()
 
     def _write_ready(self) -> None:
@@ -250,19 +326,23 @@ class Supervisor:
         }
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
         try:
-            platforms.write_atomically(self._data / "run.json", text)
+            platforms.write_atomically(self._data / RUN_FILE, text)
             if self._ready_file is not None and self._complete:
                 platforms.write_atomically(self._ready_file, text)
         except OSError as error:  # a full disk ends nobody; it is written again once there is room
             if self._facts_written:
-                _tell(f"run.json and the ready file cannot be written yet: {error}")
+                self._tell(f"run.json and the ready file cannot be written yet: {error}")
             self._facts_written = False
         else:
             self._facts_written = True
 
+    def _tell(self, words: str) -> None:
+        """Say what became of a part, and when, as lines of events do."""
+        self.say(f"{time.strftime('%H:%M:%S')}  {words}")
+
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
-        _tell("stopping")
+        self._tell("stopping")
         self.on_signal()
         agents = [m for m in self._members.values() if m.name.startswith(AGENT)]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
@@ -272,7 +352,7 @@ class Supervisor:
                 self._end([self._members[name]], self._asked + seconds)
         self._server.stop(max(0.5, self._asked + SERVER_STOP_SECONDS - time.monotonic()))
         with contextlib.suppress(OSError):
-            (self._data / "run.json").unlink()
+            (self._data / RUN_FILE).unlink()
 
     def _end(self, members: list[Member], deadline: float) -> None:
         """Ask some members to stop, all at once, and end what has not by the deadline."""
@@ -287,14 +367,17 @@ class Supervisor:
             try:
                 process.wait(max(0.2, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _tell(f"{member.name} did not stop in time and is ended")
+                self._tell(f"{member.name} did not stop in time and is ended")
                 process.kill()
                 process.wait()
 
 
-def _tell(words: str) -> None:
-    """Say what became of a part, and when, as lines of events do."""
-    child.say(f"{time.strftime('%H:%M:%S')}  {words}")
+def _figures(http: str) -> str:
+    """What a server holds, as `aghsan status` says it; why not, where it does not answer."""
+    try:
+        return status.line(Client(http, FIGURES_SECONDS_MAX).get("/status"))
+    except errors.AghsanError as error:
+        return str(error)
 
 
 def _exit_words(code: int | None) -> str:
@@ -305,7 +388,8 @@ def _exit_words(code: int | None) -> str:
 
 
 def _tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])
+    words = path.read_text("utf-8", "replace") if path.exists() else ""
+    return "\n".join(words.splitlines()[-lines:])
 
 
 def default_data() -> Path:
@@ -337,7 +421,7 @@ def default_data() -> Path:
     default=30.0,
     show_default=True,
     type=options.Number(0.2, 86_400),
-    help="Wall seconds per task.",
+    help="Wall seconds per task that names no budget.",
 )
 @click.option(
     "--min-queue",
@@ -349,10 +433,13 @@ def default_data() -> Path:
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
 @options.worker_timeout
 @options.http_lease
+@options.sweeping
+@options.quotas
+@options.artifacts
 @click.option(
     "--accept-loss",
     is_flag=True,
-    help="Go on with a log that lost its end, or was put back to an older day.",
+    help="Go on with a log that lost its end, was damaged, or was put back to an older day.",
 )
 @click.option(
     "--new-judge-key",
@@ -362,8 +449,11 @@ def default_data() -> Path:
 )
 @click.option(
     "--ready-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.File(),
     help="Written as JSON when everything is up: addresses, process ids, credentials.",
+)
+@click.option(
+    "--plain", is_flag=True, help="Lines alone, as into a pipe, on a terminal that could show more."
 )
 def up(
     host: str,
@@ -375,24 +465,31 @@ def up(
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
+    no_sweep: bool,
+    sweep_after_hours: float,
+    quota_gib: float,
+    worker_quota_gib: float,
+    artifacts: str,
     accept_loss: bool,
     new_judge_key: bool,
     ready_file: Path | None,
+    plain: bool,
 ) -> None:
     """Run everything on this machine: server, control plane, judge and local agents."""
     platforms.require_free_port(host, port)
-    data = made(data)
+    data = options.made(data, "The data directory", "Name one by --data")
+    require_room(data)
     with platforms.DataLock(data / "lock"):
         require_keys(data)
+        place = bind(data, artifacts)
         authority = Authority.load_or_create(data / "keys")
         authority.write_credentials(data / "creds")
-        prepare_start(data, authority, accept_loss=accept_loss)
         server = EmbeddedServer(data, authority)
-        supervisor = Supervisor(data, server, ready_file)
+        supervisor = Supervisor(data, authority, server, ready_file, accept_loss=accept_loss)
         signal.signal(signal.SIGINT, supervisor.on_signal)
         signal.signal(signal.SIGTERM, supervisor.on_signal)
-        server.start()
         try:
+            supervisor.start_server()
             _start_members(
                 supervisor,
                 server,
@@ -404,32 +501,30 @@ def up(
                 min_queue=0 if no_orchestrator else min_queue,
                 worker_timeout_sec=worker_timeout_sec,
                 http_lease_sec=http_lease_sec,
-                accept_loss=accept_loss,
+                no_sweep=no_sweep,
+                sweep_after_hours=sweep_after_hours,
+                quota_gib=quota_gib,
+                worker_quota_gib=worker_quota_gib,
+                artifacts=place,
                 new_judge_key=new_judge_key,
             )
             supervisor.announce()
-            supervisor.run()
+            _run(supervisor, plain=plain)
         except KeyboardInterrupt:
             pass
         finally:
             supervisor.stop()
 
 
-def made(data: Path) -> Path:
-    """The data directory, there and with room. Raises DataDirectoryError."""
-    try:
-        data = data.resolve()
-        str(data).encode()
-        data.mkdir(parents=True, exist_ok=True)
-        require_room(data)
-    except (OSError, RuntimeError, UnicodeError) as error:  # RuntimeError: links in a circle
-        named = not isinstance(error, UnicodeError)
-        why = (getattr(error, "strerror", "") or error) if named else "its name is no UTF-8 text"
-        raise errors.DataDirectoryError(
-            f"The data directory {data} cannot be used: {why}. Name one by --data that this user"
-            " may make and write to."
-        ) from error
-    return data
+def _run(supervisor: Supervisor, *, plain: bool) -> None:
+    """Keep everything alive until asked to stop, and show how it goes."""
+    from cli import display
+
+    terminal = None if plain else display.console()
+    with display.shown(terminal, supervisor.http) as shown:
+        if shown is not None:
+            supervisor.say = shown.say
+        supervisor.run()
 
 
 def _start_members(
@@ -444,9 +539,15 @@ def _start_members(
     min_queue: int,
     worker_timeout_sec: float,
     http_lease_sec: float,
-    accept_loss: bool,
+    no_sweep: bool,
+    sweep_after_hours: float,
+    quota_gib: float,
+    worker_quota_gib: float,
+    artifacts: str,
     new_judge_key: bool,
 ) -> None:
+    from agent import limits
+
     supervisor.feeds = min_queue > 0
     control = supervisor.add(
         "gateway",
@@ -454,14 +555,19 @@ def _start_members(
         "--child",
         *("--nats", server.url, "--data", str(data)),
         *("--host", host, "--port", str(port)),
-        *("--min-queue", str(min_queue)),
+        *("--min-queue", str(min_queue), "--train-sec", str(train_sec)),
         *("--worker-timeout-sec", str(worker_timeout_sec)),
         *("--http-lease-sec", str(http_lease_sec)),
-        *(["--accept-loss"] if accept_loss else []),
+        *("--sweep-after-hours", str(sweep_after_hours)),
+        *("--quota-gib", str(quota_gib), "--worker-quota-gib", str(worker_quota_gib)),
+        *("--artifacts", artifacts),
+        *(["--no-sweep"] if no_sweep else []),
+        *(["--accept-loss"] if supervisor.accept_loss else []),
     )
     supervisor.wait_ready(control)
-    if accept_loss:
-        control.argv.remove("--accept-loss")  # this one only
+    if supervisor.accept_loss:
+        supervisor.accept_loss = False  # this one only
+        control.argv.remove("--accept-loss")
     http = str(control.told["http"])
     # A restarted control process must answer where it answered before.
     control.argv[control.argv.index("--port") + 1] = http.rpartition(":")[2]
@@ -472,7 +578,7 @@ def _start_members(
         *("--nats", server.url, "--judge-id", "judge"),
         *("--creds", str(data / "creds" / "judge.creds")),
         *("--fleet-creds", str(data / "creds" / "judge-fleet.creds")),
-        *("--key", str(data / "judge" / "key")),
+        *("--key", str(data / "judge" / "key"), "--artifacts", artifacts),
         *(["--new-key"] if new_judge_key else []),
     )
     members = [
@@ -483,7 +589,9 @@ def _start_members(
             "--direct",
             *("--api", http, "--worker-id", f"{AGENT}{number}"),
             *("--train-sec", str(train_sec)),
+            *("--threads", str(max(1, limits.cores() // max(1, agents)))),
             *("--directory", str(data / "agents" / f"{AGENT}{number}")),
+            *("--bases", str(data / "agents" / ".bases")),
         )
         for number in range(1, agents + 1)
     ]

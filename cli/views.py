@@ -25,6 +25,15 @@ class Network(msgspec.Struct):
     tasks: TaskCounts = msgspec.field(default_factory=TaskCounts)
 
 
+class Unfit(msgspec.Struct, frozen=True):
+    """What a worker found itself unfit for, and why."""
+
+    node_id: str = ""
+    role: str = ""
+    method: str = ""
+    reason: str = ""
+
+
 class Worker(msgspec.Struct):
     """A worker, and what it holds."""
 
@@ -37,14 +46,30 @@ class Worker(msgspec.Struct):
     lane: str | None = None
     task_id: str | None = None
     tasks: list[str] = []
+    rival: str | None = None
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    samples_per_second: float | None = None
+    utilisation: float | None = None
+    memory_bytes: int | None = None
+    unfit: list[Unfit] = []
+    pause: str = ""
 
     @property
     def held(self) -> str:
         """The tasks it works on."""
         return self.task_id or " ".join(self.tasks)
+
+    @property
+    def task(self) -> str:
+        """The task it works on now, "" for none."""
+        return self.task_id or (self.tasks[-1] if self.tasks else "")
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it can be reckoned with."""
+        return self.online is not False and self.status != "offline"
 
     @property
     def progress(self) -> str:
@@ -83,19 +108,117 @@ class LossPoint(msgspec.Struct):
     loss: float | None = None
 
 
+class TelemetryPoint(msgspec.Struct):
+    """A moment of a rival's training."""
+
+    step: int = 0
+    at: str | None = None
+    loss: float | None = None
+    validation: float | None = None
+    learning_rate: float | None = None
+    samples_per_second: float | None = None
+    utilisation: float | None = None
+    memory_bytes: int | None = None
+
+
+class RivalTelemetry(msgspec.Struct):
+    """One rival's training, by step."""
+
+    rival: str = ""
+    total_steps: int = 0
+    points: list[TelemetryPoint] = []
+
+    @property
+    def losses(self) -> list[tuple[float, float]]:
+        """Steps and losses, of the points that have one."""
+        return [(one.step, one.loss) for one in self.points if one.loss is not None]
+
+
+class Telemetry(msgspec.Struct):
+    """How a task goes, or went."""
+
+    status: str | None = None
+    whole: bool = True
+    rivals: list[RivalTelemetry] = []
+    next: str | None = None
+
+
+class TextPart(msgspec.Struct):
+    """A part of a corpus."""
+
+    documents: int = 0
+    bytes: int = 0
+
+
+class Corpus(msgspec.Struct):
+    """The texts that a node trains on."""
+
+    name: str = ""
+    manifest: str = ""
+    hidden: str = ""
+    parts: dict[str, TextPart] = {}
+
+    @property
+    def documents(self) -> int:
+        """Of all parts."""
+        return sum(part.documents for part in self.parts.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts."""
+        return sum(part.bytes for part in self.parts.values())
+
+
+class BaseModel(msgspec.Struct):
+    """The language model that adapters are trained for."""
+
+    name: str = ""
+    digest: str = ""
+
+
 class Workload(msgspec.Struct):
     """What a node trains, and whether an ancestor lent it."""
 
     specialist: str | None = None
     parameters: dict[str, object] = {}
     inherited: bool = False
+    corpus: Corpus | None = None
+    base_model: BaseModel | None = None
+
+
+class BoundCorpus(msgspec.Struct):
+    """A node, and what it trains."""
+
+    node_id: str = ""
+    name: str | None = None
+    workload: Workload = msgspec.field(default_factory=Workload)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus that it trains on."""
+        return self.workload.corpus or Corpus()
 
 
 class Base(msgspec.Struct):
-    """The champion that something starts from or is measured against."""
+    """A model that something starts from, learns from or is made of."""
 
     candidate_id: str | None = None
     weights_sha256: str | None = None
+
+
+class Checkpoint(msgspec.Struct):
+    """A stored state of training, and how it is trained."""
+
+    rival: str = ""
+    method: str = ""
+
+
+class Brought(msgspec.Struct):
+    """A model that a task brought, how it was made and why so."""
+
+    rival: str = ""
+    method: str = ""
+    method_reason: str = ""
 
 
 class Task(msgspec.Struct):
@@ -118,8 +241,12 @@ class Task(msgspec.Struct):
     result: Result | None = None
     workload: Workload | None = None
     base: Base | None = None
+    parents: list[Base] = []
+    resume: list[Checkpoint] = []
+    candidates: list[Brought] = []
     attempts: list[Attempt] = []
     losses: list[LossPoint] = []
+    waits: list[str] = []
     reasons: list[str] = []
     log_tail: str | None = None
 
@@ -174,6 +301,7 @@ class Round(msgspec.Struct):
     base: Base | None = None
     candidates: list[Candidate] = []
     reasons: Reasons | None = None
+    opened_at: str | None = None
     decided_at: str | None = None
 
 
@@ -208,3 +336,16 @@ class Graph(msgspec.Struct):
     """The whole tree, parents before their children."""
 
     nodes: list[Node] = []
+
+
+class Sweep(msgspec.Struct):
+    """What a sweep of the artifact store came to, or would."""
+
+    chunks: int = 0
+    bytes: int = 0
+    spared: int = 0
+    artifacts: int = 0
+    lost: int = 0
+    live_chunks: int = 0
+    live_bytes: int = 0
+    unfinished: str | None = None

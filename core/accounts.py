@@ -36,6 +36,12 @@ class Credentials(msgspec.Struct, frozen=True):
     public_key: str
     seed: str | None
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What a connection takes in place of a file: the JWT, and the seed."""
+        assert self.seed is not None, "whoever made the key connects"
+        return self.jwt, self.seed
+
     def creds_file(self) -> bytes:
         """The content of a `.creds` file, as every NATS client reads it."""
         assert self.seed is not None, "whoever made the key writes the file"

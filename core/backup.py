@@ -32,7 +32,11 @@ import msgspec
 from core import archive, audit, blocks, chunks, errors, events, platforms, replay, runtime, seals
 from core import topology as streams
 from core.accounts import COMPLETE, Authority
-from core.bus import Bus
+from core.audit import artifacts
+from core.audit.findings import Violation
+from core.bus import NO_MESSAGE, Bus
+from core.chunks_jetstream import require_stored
+from core.chunks_s3 import S3Chunks
 from core.log import BATCH_MESSAGES_MAX, Log, Stored
 from core.log_jetstream import JetStreamLog
 from core.nats_server import FREE_BYTES_MIN, EmbeddedServer
@@ -49,7 +53,6 @@ INFORMATION = ("meta.inf", "meta.sum")
 """What the server keeps of a stream's configuration, beside its blocks."""
 
 _BATCH, _COMMIT = b"\r\nNats-Batch-Id:", b"\r\nNats-Batch-Commit:"
-_NO_MESSAGE = 10037
 _PLAIN = re.compile(rf"keys/(?:[a-z_]+\.seed|{COMPLETE})|{JUDGE_KEY}|head|anchor\.json")
 _EVENTS = re.compile(r"events/(meta\.inf|meta\.sum|[1-9][0-9]{0,17}\.blk)\.gz")
 _PACK = re.compile(r"(refusals|chunks)/[0-9]{8}")
@@ -89,7 +92,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int
     refusals: int
     made_at: str
-    violations: list[audit.Violation]
+    violations: list[Violation]
     violations_total: int
     loss: str
 
@@ -143,8 +146,8 @@ class _Maker:
 
     async def make(self) -> Made:
         # Reading CHUNKS whole makes a consumer, which no inspector may.
-        desk = _pair(self._authority, "FLEET")
-        async with replay.connect(self._access._replace(fleet=desk)) as connected:
+        desk = self._authority.desk()
+        async with replay.connect(self._access._replace(fleet=desk.pair)) as connected:
             await seals.require_whole(connected.log, self._data)
             await self._require_room(connected)
             # Before the end is known: an anchor may be older than the log, never newer.
@@ -153,8 +156,13 @@ class _Maker:
             head = seals.Head(end.seq, seals.fingerprint(end.subject, end.data))
             await self._add(seals.HEAD_FILE, msgspec.json.encode(head), seals.HEAD_BYTES)
             await self._add_events(end.seq)
-            refusals = await self._add_messages(connected.control, "REFUSALS", "refused.>")
-            stored = await self._add_messages(connected.fleet, "CHUNKS", "chunk.>")
+            refused = _messages(connected.control, "REFUSALS", "refused.>")
+            refusals = await self._add_messages("refusals", refused)
+            staged = _messages(connected.fleet, "CHUNKS", "chunk.>")
+            stored = await self._add_messages("chunks", staged)
+            if self._access.artifacts:  # they lie in CHUNKS of a restored directory
+                objects = _objects(S3Chunks(self._access.artifacts))
+                stored += await self._add_messages("chunks", objects, stored)
         for path in sorted((self._data / "keys").iterdir()):
             if _PLAIN.fullmatch(f"keys/{path.name}"):
                 await self._add_file(f"keys/{path.name}")
@@ -233,17 +241,19 @@ class _Maker:
         packed = await asyncio.to_thread(gzip.compress, content, GZIP_LEVEL, mtime=0)
         await self._add(name, packed, len(content))
 
-    async def _add_messages(self, bus: Bus, stream: str, subject: str) -> int:
-        count = 0
-        async for found in _packs(bus, stream, await _last_of(bus, stream, subject)):
+    async def _add_messages(
+        self, folder: str, messages: AsyncIterator[Packed], before: int = 0
+    ) -> int:
+        count = before
+        async for found in _packs(messages):
             pack = found
-            if stream == "CHUNKS":
+            if folder == "chunks":
                 pack = await asyncio.to_thread(_sound_chunks, found)
                 self._left_out += len(found) - len(pack)
-            name = f"{stream.lower()}/{count:08}"
+            name = f"{folder}/{count:08}"
             await self._add(name, msgspec.msgpack.encode(pack), sum(len(one.data) for one in pack))
             count += len(pack)
-        return count
+        return count - before
 
 
 def _blocks_of(folder: Path) -> list[tuple[int, Path]]:
@@ -288,23 +298,50 @@ async def _last_of(bus: Bus, stream: str, subject: str) -> int:
     error = answer.get("error")
     if error is None:
         return int(answer["message"]["seq"])
-    if error.get("err_code") == _NO_MESSAGE:
+    if error.get("err_code") == NO_MESSAGE:
         return 0
     raise errors.Unavailable(f"{stream} cannot be read: {error.get('description', error)}.")
 
 
-async def _packs(bus: Bus, stream: str, last: int) -> AsyncIterator[list[Packed]]:
-    pack: list[Packed] = []
-    size = 0
+async def _messages(bus: Bus, stream: str, subject: str) -> AsyncIterator[Packed]:
+    last = await _last_of(bus, stream, subject)
     if not last:
         return
-    async for records in JetStreamLog(bus, stream, REQUEST_SECONDS).read(1, last):
+    # Refusals are forgotten, and chunks swept, while they are read.
+    log = JetStreamLog(bus, stream, REQUEST_SECONDS, may_shrink=True)
+    async for records in log.read(1, last):
         for record in records:
-            pack.append(Packed(record.subject, record.data))
-            size += len(record.subject) + len(record.data)
-            if size >= PACK_BYTES:
-                yield pack
-                pack, size = [], 0
+            yield Packed(record.subject, record.data)
+
+
+async def _objects(store: S3Chunks) -> AsyncIterator[Packed]:
+    """What lies in S3, as if it lay in CHUNKS; a damaged one without its bytes."""
+
+    async def read(item: chunks.Item) -> Packed | None:
+        subject = f"chunk.{item.writer}.{item.digest}"
+        try:
+            return Packed(subject, await store.get(item.writer, item.digest))
+        except errors.ArtifactError:
+            return Packed(subject, b"")
+        except errors.NotFound:  # swept meanwhile
+            return None
+
+    items = [item async for item in store.stored()]
+    for first in range(0, len(items), AT_ONCE):
+        for packed in await asyncio.gather(*map(read, items[first : first + AT_ONCE])):
+            if packed is not None:
+                yield packed
+
+
+async def _packs(messages: AsyncIterator[Packed]) -> AsyncIterator[list[Packed]]:
+    pack: list[Packed] = []
+    size = 0
+    async for message in messages:
+        pack.append(message)
+        size += len(message.subject) + len(message.data)
+        if size >= PACK_BYTES:
+            yield pack
+            pack, size = [], 0
     if pack:
         yield pack
 
@@ -330,7 +367,7 @@ def restore(file: Path, data: Path, progress: Progress, *, accept_violations: bo
         _require_free_place(data)
         if data.exists():
             data.rmdir()
-        work.rename(data)
+        platforms.replace(work, data)
         platforms.sync_folder(data.parent)
     except OSError as error:
         raise errors.BackupError(
@@ -391,7 +428,7 @@ class _Restorer:
         staged = self._work / "events"
         place = replay.streams_of(self._work, authority, "CONTROL") / "EVENTS"
         place.parent.mkdir(parents=True)
-        staged.rename(place)
+        platforms.replace(staged, place)
         reading = blocks.read(place / "msgs", "EVENTS")
         reading.finish()
         with EmbeddedServer(self._work, authority, synced=False) as server:
@@ -410,7 +447,7 @@ class _Restorer:
             elif found := _EVENTS.fullmatch(name):
                 folder = "events/msgs" if found[1].endswith(".blk") else "events"
                 self._write(self._work / folder / found[1], _unzipped(self._file, content))
-            elif name != archive.MANIFEST and not _PACK.fullmatch(name):
+            elif not _PACK.fullmatch(name):
                 raise errors.BackupError(
                     f"{self._file} holds {name!r}, which this version does not know. Upgrade"
                     " Aghsan, then restore."
@@ -428,7 +465,7 @@ class _Restorer:
 
     async def _fill(self, url: str, authority: Authority, reading: blocks.Reading) -> Restored:
         """Append what was not taken as blocks, and audit the whole."""
-        access = replay.Access(url, _pair(authority, "CONTROL"), _pair(authority, "FLEET"), False)
+        access = replay.Access(url, authority.control().pair, authority.desk().pair, running=False)
         async with replay.connect(access) as connected:
             await streams.apply(connected.control.api, "CONTROL", authority.declared)
             await streams.apply(connected.fleet.api, "FLEET", authority.declared)
@@ -458,7 +495,7 @@ class _Restorer:
         if kind not in ("chunk", "refused"):
             raise errors.BackupError(f"{self._file} holds a message for {one.subject!r}.")
         bus = connected.fleet if kind == "chunk" else connected.control
-        chunks.require_stored(await bus.request(one.subject, one.data, REQUEST_SECONDS))
+        require_stored(await bus.request(one.subject, one.data, REQUEST_SECONDS))
 
     async def _audited(self, connected: replay.Connected, reading: blocks.Reading) -> Restored:
         last = await connected.log.last_seq()
@@ -470,8 +507,7 @@ class _Restorer:
         auditor = await audit.read_log(connected.log, reading)
         for seq, words in await seals.find_losses(connected.log, self._work):
             auditor.findings.add("head", seq, words)
-        store = chunks.JetStreamChunks(connected.fleet)
-        await audit.check_artifacts(store, auditor.named(), auditor.findings)
+        await artifacts.check(connected.store, auditor.named(), auditor.findings)
         losses = await seals.find_losses(connected.log, self._data)
         return Restored(
             data=str(self._data),
@@ -491,12 +527,6 @@ def _unzipped(file: Path, content: bytes) -> bytes:
         return gzip.decompress(content)
     except (OSError, EOFError, ValueError) as error:
         raise errors.BackupError(f"{file} holds what cannot be unpacked: {error}.") from error
-
-
-def _pair(authority: Authority, account: str) -> tuple[str, str]:
-    credentials = authority.control() if account == "CONTROL" else authority.desk()
-    assert credentials.seed is not None, "its key was made here"
-    return credentials.jwt, credentials.seed
 
 
 def _words_of(restored: Restored) -> str:

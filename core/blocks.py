@@ -17,12 +17,12 @@ Where headers end is seen from their blank line. Where a subject ends that no he
 a caller knows who can tell how payloads begin.
 """
 
+import functools
 import hashlib
 import itertools
-import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,16 +39,16 @@ _FIXED = struct.Struct("<IQqH")
 _CHECKSUM_BYTES = 8
 _RECORD_BYTES_MIN = _FIXED.size + _CHECKSUM_BYTES
 _HAS_HEADERS = 1 << 31
-_ERASED = 1 << 63
-_TOMBSTONE = 1 << 62
+ERASED = 1 << 63
+TOMBSTONE = 1 << 62
 
-_NAME = re.compile(r"([1-9][0-9]{0,17})\.blk")
+NAME = re.compile(r"([1-9][0-9]{0,17})\.blk")
 _COMPRESSED = b"cmp\x01"
-_INDEX, _INDEX_START = "index.db", b"\x0b\x04"
+INDEX, _INDEX_START = "index.db", b"\x0b\x04"
 _is_subject = re.compile(rb"[^\x00-\x20\x7f.]+(?:\.[^\x00-\x20\x7f.]+)*").fullmatch
 _HEADERS_START, _HEADERS_END = b"NATS/1.0", b"\r\n\r\n"
 
-_SEARCHES_MAX = 256
+SEARCHES_MAX = 256
 _SEARCHED_BYTES = 256 * 1024
 _TRIED_BYTES_MAX = 128 * 1024
 
@@ -88,7 +88,7 @@ def indexed_last_seq(folder: Path, stream: str, above: int = 0) -> int:
     0 also where it is not above `above`: a large index takes seconds to hash.
     """
     try:
-        content = (folder / _INDEX).read_bytes()
+        content = (folder / INDEX).read_bytes()
     except OSError:
         return 0
     key = hashlib.sha256(stream.encode()).digest()
@@ -164,7 +164,7 @@ class Reading(Iterator[StoredRecord]):
             self._add(0, 0, f"{self._folder} cannot be read: {error}")
             return []
         for path in paths:
-            if matched := _NAME.fullmatch(path.name):
+            if matched := NAME.fullmatch(path.name):
                 found.append((int(matched[1]), path))
             elif path.suffix == ".blk":
                 self._add(0, 0, f"{path.name!r} is no name of a block")
@@ -190,11 +190,11 @@ class Reading(Iterator[StoredRecord]):
         return content
 
     def _read_block(self, index: int, content: bytes) -> Iterator[StoredRecord]:
-        key = hashlib.sha256(f"{self._stream}-{index}".encode()).digest()
+        check = checksums(self._stream, index)
         offset = searches = 0
         while offset < len(content):
-            chain = _follow(content, offset)
-            sound = _verify(key, content, chain.spans)
+            chain = follow(content, offset)
+            sound = check(content, chain.spans)
             trusted = max((at for at, is_sound in enumerate(sound) if is_sound), default=-1) + 1
             for span, is_sound in zip(chain.spans[:trusted], sound, strict=False):
                 if record := self._take(index, content, span, is_sound):
@@ -207,8 +207,8 @@ class Reading(Iterator[StoredRecord]):
             searches += 1
             unsound = {span.offset for span in rest}
             found = None
-            if searches < _SEARCHES_MAX:
-                found = _search(key, content, offset, self._next, unsound)
+            if searches < SEARCHES_MAX:
+                found = search(check, content, offset, self._next, unsound)
             if found is None and not chain.fault:
                 for span in rest:
                     self._take(index, content, span, is_sound=False)
@@ -220,34 +220,29 @@ class Reading(Iterator[StoredRecord]):
             offset = until
 
     def _take(
-        self, index: int, content: bytes, span: "_Span", is_sound: bool
+        self, index: int, content: bytes, span: "Span", is_sound: bool
     ) -> StoredRecord | None:
         """The record, if nothing is wrong with it."""
         if not is_sound:
             self._add(index, span.offset, span.fault or "its checksum does not match")
             self._next += 1
             return None
-        seq = span.seq & ~(_ERASED | _TOMBSTONE)
-        if span.seq & _TOMBSTONE:
+        seq = span.seq & ~(ERASED | TOMBSTONE)
+        if span.seq & TOMBSTONE:
             if seq < self._next:
                 self._add(index, span.offset, "a tombstone says that it was deleted", seq)
             return None
         if not self._is_in_order(index, span.offset, seq):
             return None
         self._next, self._known, self._absent = seq + 1, True, ""
-        if span.seq & _ERASED:
+        if span.seq & ERASED:
             self._add(index, span.offset, "the record was erased", seq)
             return None
-        subject = content[span.offset + _FIXED.size : span.subject_end]
-        headers = content[span.headers_start : span.payload_start]
-        payload = content[span.payload_start : span.end - _CHECKSUM_BYTES]
-        if fault := self._fault_of_bounds(subject, headers, payload):
+        if fault := self._fault_of_bounds(span, content):
             self._add(index, span.offset, fault, seq)
             return None
         self.last_seq = seq
-        return StoredRecord(
-            seq, span.at_ns, subject.decode("utf-8", "surrogateescape"), headers, payload
-        )
+        return span.record(content)
 
     def _is_in_order(self, index: int, offset: int, seq: int) -> bool:
         """Whether a record comes after the last one; what is missing between them is damage."""
@@ -259,14 +254,13 @@ class Reading(Iterator[StoredRecord]):
             self._add(index, offset, f"{missing} missing{self._absent}")
         return True
 
-    def _fault_of_bounds(self, subject: bytes, headers: bytes, payload: bytes) -> str:
+    def _fault_of_bounds(self, span: "Span", content: bytes) -> str:
         """What is wrong with the lengths, which no checksum covers."""
-        if headers and not (
-            headers.startswith(_HEADERS_START)
-            and headers.find(_HEADERS_END) == len(headers) - len(_HEADERS_END)
-        ):
+        if not span.has_sane_headers(content):
             return "its headers do not end where they are said to"
-        if not _is_subject(subject) or not payload.startswith(self._opening):
+        if not (
+            _is_subject(span.subject(content)) and span.payload(content).startswith(self._opening)
+        ):
             return "its subject does not end where it is said to"
         return ""
 
@@ -281,7 +275,7 @@ def _words_of_absent(first: int, last: int) -> str:
     return f", and there is no {one}"
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """Where the parts of a record lie. With a `fault` they do not fit, and nothing else holds."""
 
     offset: int
@@ -293,30 +287,55 @@ class _Span(NamedTuple):
     payload_start: int = 0
     fault: str = ""
 
+    def subject(self, block: bytes) -> bytes:
+        """The subject of this record of a block."""
+        return block[self.offset + _FIXED.size : self.subject_end]
 
-class _Chain(NamedTuple):
+    def payload(self, block: bytes) -> bytes:
+        """The payload of this record of a block."""
+        return block[self.payload_start : self.end - _CHECKSUM_BYTES]
+
+    def headers(self, block: bytes) -> bytes:
+        """The headers of this record of a block, empty where there are none."""
+        return block[self.headers_start : self.payload_start]
+
+    def has_sane_headers(self, block: bytes) -> bool:
+        """Whether they end where they are said to."""
+        headers = self.headers(block)
+        return not headers or (
+            headers.startswith(_HEADERS_START)
+            and headers.find(_HEADERS_END) == len(headers) - len(_HEADERS_END)
+        )
+
+    def record(self, block: bytes) -> StoredRecord:
+        """This record of a block."""
+        subject = self.subject(block).decode("utf-8", "surrogateescape")
+        return StoredRecord(self.seq, self.at_ns, subject, self.headers(block), self.payload(block))
+
+
+class Chain(NamedTuple):
     """Records that follow each other, up to the end or to what is none."""
 
-    spans: list[_Span]
+    spans: list[Span]
     stop: int
     fault: str
 
 
-def _follow(content: bytes, offset: int, spans_max: int = BLOCK_BYTES_MAX) -> _Chain:
-    spans: list[_Span] = []
+def follow(content: bytes, offset: int, spans_max: int = BLOCK_BYTES_MAX) -> Chain:
+    spans: list[Span] = []
     size = len(content)
     while offset < size and len(spans) < spans_max:
         left = size - offset
         if left < _FIXED.size:
-            return _Chain(spans, offset, f"{left} bytes are too few for a record")
+            return Chain(spans, offset, f"{left} bytes are too few for a record")
         length, seq, at_ns, subject_bytes = _FIXED.unpack_from(content, offset)
         has_headers = length & _HAS_HEADERS
         length &= ~_HAS_HEADERS
         if length < _RECORD_BYTES_MIN:
-            return _Chain(spans, offset, f"a record of {length} bytes is none")
+            return Chain(spans, offset, f"a record of {length} bytes is none")
         if length > left:
             fault = f"a record is said to have {length} bytes, {left} are left"
-            return _Chain(spans, offset, fault)
+            return Chain(spans, offset, fault)
         end = offset + length
         room_end = end - _CHECKSUM_BYTES
         subject_end = headers_start = payload_start = offset + _FIXED.size + subject_bytes
@@ -325,16 +344,28 @@ def _follow(content: bytes, offset: int, spans_max: int = BLOCK_BYTES_MAX) -> _C
             headers_bytes = int.from_bytes(content[subject_end:headers_start], "little")
             payload_start = headers_start + headers_bytes
         if payload_start > room_end or (has_headers and payload_start == headers_start):
-            spans.append(_Span(offset, end, fault="its subject and headers do not fit in it"))
+            spans.append(Span(offset, end, fault="its subject and headers do not fit in it"))
         else:
             places = (subject_end, headers_start, payload_start)
-            spans.append(_Span(offset, end, seq, at_ns, *places))
+            spans.append(Span(offset, end, seq, at_ns, *places))
         offset = end
-    return _Chain(spans, offset, "")
+    return Chain(spans, offset, "")
 
 
-def _verify(key: bytes, content: bytes, spans: list[_Span]) -> list[bool]:
-    """Which records have the checksum that stands in them."""
+Check = Callable[[bytes, "list[Span]"], list[bool]]
+"""Which of some records of a block are sound."""
+
+
+def checksums(stream: str, index: int) -> Check:
+    """The check of a block that compares the checksums which stand in it."""
+    return functools.partial(_verify, _key(stream, index))
+
+
+def _key(stream: str, index: int) -> bytes:
+    return hashlib.sha256(f"{stream}-{index}".encode()).digest()
+
+
+def _verify(key: bytes, content: bytes, spans: list[Span]) -> list[bool]:
     if not spans:
         return []
     # What is hashed is moved together: the sequence and the time right before the subject, all
@@ -347,8 +378,7 @@ def _verify(key: bytes, content: bytes, spans: list[_Span]) -> list[bool]:
         starts.append(start)
         moved[start : start + 16] = content[span.offset + 4 : span.offset + 20]
         if gap and not span.fault:
-            subject = content[span.offset + _FIXED.size : span.subject_end]
-            moved[start + 16 : span.headers_start] = subject
+            moved[start + 16 : span.headers_start] = span.subject(content)
     ends = np.array([span.end for span in spans]) - _CHECKSUM_BYTES
     begins = np.array(starts)
     hashes = highwayhash.hash_pieces(key, moved, begins, ends - begins)
@@ -357,10 +387,38 @@ def _verify(key: bytes, content: bytes, spans: list[_Span]) -> list[bool]:
     return [match and not span.fault for match, span in zip(matching.tolist(), spans, strict=True)]
 
 
-def _search(key: bytes, content: bytes, offset: int, seq: int, unsound: set[int]) -> int | None:
+def encode(stream: str, index: int, records: Sequence[StoredRecord]) -> bytes:
+    """Records as they stand in a block."""
+    heads: list[bytes] = []
+    bodies: list[bytes] = []
+    hashed: list[bytes] = []
+    for one in records:
+        subject = one.subject.encode("utf-8", "surrogateescape")
+        size = len(one.headers).to_bytes(4, "little") if one.headers else b""
+        length = _RECORD_BYTES_MIN + len(subject) + len(size) + len(one.headers) + len(one.payload)
+        flag = _HAS_HEADERS if one.headers else 0
+        heads.append(_FIXED.pack(length | flag, one.seq, one.at_ns, len(subject)))
+        bodies.append(subject + size + one.headers + one.payload)
+        hashed.append(heads[-1][4:20] + subject + one.headers + one.payload)
+    lengths = np.array([len(one) for one in hashed])
+    starts = np.cumsum(lengths) - lengths
+    found = highwayhash.hash_pieces(_key(stream, index), b"".join(hashed), starts, lengths)
+    ends = (int(one).to_bytes(_CHECKSUM_BYTES, "little") for one in found)
+    return b"".join(itertools.chain.from_iterable(zip(heads, bodies, ends, strict=True)))
+
+
+def search(
+    check: Check,
+    content: bytes,
+    offset: int,
+    seq: int,
+    unsound: Container[int],
+    opening: bytes = b"",
+) -> int | None:
     """Where behind `offset` a sound record begins, of `seq` or one that can still come here.
 
-    `unsound` are places where none does.
+    `unsound` are places where none does; `opening` is how every subject begins, if that is known:
+    without it not all that looks like a record can be tried.
     """
     words = np.ndarray(max(len(content) - 7, 0), "<u8", content, strides=(1,))
     count = np.uint64((len(content) - offset) // _RECORD_BYTES_MIN + 1)
@@ -371,55 +429,16 @@ def _search(key: bytes, content: bytes, offset: int, seq: int, unsound: set[int]
             start = first + place - 4
             if start in unsound:
                 continue
-            spans = _follow(content, start, spans_max=1).spans
-            if not spans or spans[0].fault:
+            spans = follow(content, start, spans_max=1).spans
+            if not spans or spans[0].fault or not spans[0].subject(content).startswith(opening):
                 continue
             piece = content[start : spans[0].end]
-            if all(_verify(key, piece, _follow(piece, 0).spans)):
+            if all(check(piece, follow(piece, 0).spans)):
                 return start
             tried += len(piece)
-            if tried > _TRIED_BYTES_MAX:
+            if tried > _TRIED_BYTES_MAX and not opening:
                 return None
     return None
-
-
-# Before a server starts
-
-
-def last_seq(folder: Path) -> int:
-    """The last record whose length lies within its block, unchecked; 0 where there is none.
-
-    Raises OSError.
-    """
-    return next((span.seq & ~_ERASED for _, span in _last_records(folder)), 0)
-
-
-def cut_end(folder: Path) -> None:
-    """Have the server go by the records alone: it believes `index.db`, and tombstones that an
-    earlier start left for what was missing, where they say more. Raises OSError.
-    """
-    (folder / _INDEX).unlink(missing_ok=True)
-    path, span = next(_last_records(folder), (None, None))
-    for later in folder.glob("*.blk"):
-        if path is not None and _index_of(later) > _index_of(path):
-            later.unlink()
-    if path is not None and span is not None:
-        os.truncate(path, span.end)
-
-
-def _last_records(folder: Path) -> "Iterator[tuple[Path, _Span]]":
-    """Of each block that holds a record its last one; the last block first."""
-    for path in sorted(folder.glob("*.blk"), key=_index_of, reverse=True):
-        spans = _follow(path.read_bytes(), 0).spans
-        for span in reversed(spans):
-            if not span.fault and not span.seq & _TOMBSTONE:
-                yield path, span
-                break
-
-
-def _index_of(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
-    return int(found[1]) if found else 0
 
 
 # While a server writes
@@ -433,14 +452,12 @@ def up_to(content: bytes, stream: str, index: int, first: int, last: int) -> tup
     """
     spans = list(
         itertools.takewhile(
-            lambda span: not span.fault and span.seq <= last, _follow(content, 0).spans
+            lambda span: not span.fault and span.seq <= last, follow(content, 0).spans
         )
     )
     end = spans[-1].end if spans else 0
-    key = hashlib.sha256(f"{stream}-{index}".encode()).digest()
-    for seq, span, is_sound in zip(
-        itertools.count(first), spans, _verify(key, content[:end], spans), strict=False
-    ):
+    sound = checksums(stream, index)(content[:end], spans)
+    for seq, span, is_sound in zip(itertools.count(first), spans, sound, strict=False):
         if span.seq != seq:
             raise ValueError(f"{index}.blk holds {span.seq} where {seq} comes next")
         if not is_sound:

@@ -54,8 +54,13 @@ STATUS = "Status"
 NO_RESPONDERS = "503"
 SEQUENCE = "Nats-Sequence"
 """The header that JetStream gives to every message it hands out on request, and to nothing else."""
+NO_MESSAGE = 10037
+"""JetStream's error code where no message stands at a sequence, or of a subject."""
+STORE_FULL = frozenset({10002, 10023, 10028, 10047, 10077})
+"""JetStream's error codes where a store does not grow: limits of account, server and storage, and
+what the store itself refused (bytes, messages, disk)."""
 
-_LINGER_NONE = struct.pack("ii", 1, 0)
+LINGER_NONE = struct.pack("ii", 1, 0)
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _JWT = re.compile(r"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+")
 _SEED = re.compile(r"-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+")
@@ -167,6 +172,12 @@ class Subscription:
         await asyncio.gather(*others, return_exceptions=True)
 
 
+def _status_of(answer: Incoming) -> str:
+    """What the server itself says in place of a message, "" for one: a stored message comes with
+    whatever headers its writer liked."""
+    return "" if SEQUENCE in answer.headers else answer.headers.get(STATUS, "")
+
+
 class _Question:
     """Answers gathered for one reply subject, until `is_last` says that no more will come."""
 
@@ -225,7 +236,7 @@ class _Client(nats.aio.client.Client):
         end = stream.get_extra_info("socket") if stream is not None else None
         if end is not None:
             with contextlib.suppress(OSError):  # it is broken already
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
                 end.shutdown(socket.SHUT_RDWR)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
@@ -368,13 +379,13 @@ class Bus:
     async def ask_many(
         self, subject: str, data: bytes = b"", timeout_seconds: float = 5.0
     ) -> list[Incoming]:
-        """Ask, and return every answer up to and including the first with a status header.
+        """Ask, and return every answer up to and including the first that is a status.
 
         For questions whose own bounds limit the answers, as direct gets of batches. Raises as
         `request` does.
         """
         return await self._question(
-            subject, data, timeout_seconds, None, is_last=lambda answer: STATUS in answer.headers
+            subject, data, timeout_seconds, None, is_last=lambda answer: bool(_status_of(answer))
         )
 
     async def api(
@@ -533,9 +544,7 @@ class Bus:
         finally:
             del self._questions[token]
         first = question.answers[0]
-        # A stored message comes with whatever headers its writer liked.
-        stored = SEQUENCE in first.headers
-        if not first.data and first.headers.get(STATUS) == NO_RESPONDERS and not stored:
+        if not first.data and _status_of(first) == NO_RESPONDERS:
             raise errors.Unavailable(f"Nobody listens on {subject}; try again later.")
         return question.answers
 

@@ -1,60 +1,76 @@
 """Artifacts: a manifest of files, each cut into chunks that are named by their SHA-256.
 
-A chunk belongs to its writer (`chunk.<writer>.<sha256>`) and is written once. Manifests are written
-by the desk alone, after it has verified every chunk that they name.
+A chunk belongs to its writer (`chunk.<writer>.<sha256>`) and is written once; manifests of others
+may name it too, as lent. Manifests are written by the desk alone, after it has verified every chunk
+that they name.
 """
 
 import asyncio
 import builtins
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from core import errors
-from core.bus import SEQUENCE, STATUS, Bus
+from core import deltas, errors
+from core.deltas import DELTAS_MAX
 
 DESK = "desk"
 """The writer of manifests, and of what control stores itself."""
 CHUNK_BYTES = 1024 * 1024 - 4096
+ARTIFACT_BYTES_MAX = 4 * 1024**3
+"""A quarter of CHUNKS, as streams.yaml has it: the last two checkpoints of a task stay while the
+next one comes, and room is left for results. Full training takes 12 bytes a number. It has to come
+within an hour, before a sweep may take what came first: 1.2 MB/s for the largest."""
+MODEL_BYTES_MAX = 512 * 1024 * 1024
+"""Of the weights of a candidate: a judge holds some at once, whole."""
 FILES_MAX = 64
 MANIFEST_CHUNKS_MAX = CHUNK_BYTES // 67
 """More digests, in quotes and with their commas, fit into no manifest."""
-WRITTEN_ALREADY = 10077
-"""JetStream's error code where a subject's only message stands already (and for a full stream)."""
-NO_MESSAGE = frozenset({10037, 10043})
-"""JetStream's error codes where nothing stands: none of this subject, none of this sequence."""
-NOT_FOUND = "404"
-FULL = frozenset({WRITTEN_ALREADY, 10002, 10023, 10028, 10047})
-REQUEST_SECONDS = 10.0
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9_-])?")
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of an artifact: its plain name, size, digest, and chunks in order."""
+class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of an artifact: its plain name, size, digest, and chunks in order. `deltas` are the
+    chunks that make of one of these, by its place, what the file holds there (`core.deltas`)."""
 
     name: str
     bytes: int
     sha256: str
     chunks: list[str]
+    deltas: dict[int, list[str]] = {}
+
+    def named(self) -> Iterator[str]:
+        """The digests of all chunks that it names."""
+        return itertools.chain(self.chunks, *self.deltas.values())
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an artifact is made of. `kind` is "checkpoint" or "candidate"."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an artifact is made of. `kind` is "checkpoint" or "candidate"; `lent` are those of its
+    chunks that other writers stored, by writer."""
 
     kind: str
     writer: str
     files: list[File]
+    lent: dict[str, list[str]] = {}
 
     @property
     def bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.bytes for file in self.files)
+
+    def places(self) -> dict[str, str]:
+        """The writer of every chunk that it names, by digest."""
+        places = {digest: self.writer for file in self.files for digest in file.named()}
+        places.update((digest, writer) for writer, some in self.lent.items() for digest in some)
+        return places
 
     def encode(self) -> builtins.bytes:
         """The bytes that are stored, and whose SHA-256 names the artifact."""
@@ -86,13 +102,36 @@ def require_sound(manifest: Manifest) -> None:
     names = {file.name.lower() for file in manifest.files}
     if len(names) != len(manifest.files):
         raise errors.ArtifactError("a manifest that names a file twice")
+    count = sum(1 for file in manifest.files for _ in file.named())
+    if count > MANIFEST_CHUNKS_MAX:
+        raise errors.ArtifactError(
+            f"a manifest that names {count} chunks; it may name {MANIFEST_CHUNKS_MAX}"
+        )
     for file in manifest.files:
         if not _NAME.fullmatch(file.name):
             raise errors.ArtifactError(f"{file.name[:80]!r} is no plain file name")
         if file.bytes < 0:
             raise errors.ArtifactError(f"{file.name} is said to have {file.bytes} bytes")
-        for digest in (file.sha256, *file.chunks):
+        if len(file.chunks) > file.bytes:
+            raise errors.ArtifactError(
+                f"{file.name} is said to be {len(file.chunks)} chunks of {file.bytes} bytes"
+            )
+        for digest in (file.sha256, *file.named()):
             require_name(digest)
+        places = range(len(file.chunks))
+        if any(at not in places or len(some) > DELTAS_MAX for at, some in file.deltas.items()):
+            raise errors.ArtifactError(f"{file.name} has deltas of no chunk, or too many of one")
+    _require_sound_lenders(manifest)
+
+
+def _require_sound_lenders(manifest: Manifest) -> None:
+    named = {digest for file in manifest.files for digest in file.named()}
+    for writer, digests in manifest.lent.items():
+        if not _WRITER.fullmatch(writer) or writer in (DESK, manifest.writer):
+            raise errors.ArtifactError(f"{writer[:80]!r} lends nothing to {manifest.writer}")
+        if not named.issuperset(digests):
+            raise errors.ArtifactError(f"{writer} lends chunks that no file is made of")
+        named.difference_update(digests)
 
 
 def require_name(digest: str) -> None:
@@ -106,10 +145,23 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def split(data: bytes) -> Iterator[bytes]:
-    """Cut a file into chunks; an empty file has none."""
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
+def digest_of_file(path: Path) -> str:
+    """The SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def split(data: bytes, cuts: Sequence[int] = ()) -> Iterator[bytes]:
+    """Cut a file into chunks, as `ranges` has it; an empty one has none."""
+    return (data[start:end] for start, end in ranges(len(data), cuts))
+
+
+def ranges(size: int, cuts: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
+    """From where to where the chunks of a file go: it is cut at these places, in ascending order,
+    and where a part between two of them is too long for one."""
+    for start, end in itertools.pairwise((0, *cuts, size)):
+        for at in range(start, end, CHUNK_BYTES):
+            yield at, min(end, at + CHUNK_BYTES)
 
 
 def require_digest(piece: bytes, digest: str) -> None:
@@ -122,41 +174,29 @@ def require_digest(piece: bytes, digest: str) -> None:
         )
 
 
-class _Fault(msgspec.Struct):
-    err_code: int = 0
-    description: str = ""
+class Item(NamedTuple):
+    """A stored chunk: where it stands (its sequence in CHUNKS, 0 elsewhere), the room it takes
+    (headers too, if its writer gave it any), and when it was stored, in microseconds since 1970.
+    `digest` is its name, which its writer chose: it may be none."""
+
+    seq: int
+    writer: str
+    digest: str
+    bytes: int
+    at: int
 
 
-class _Receipt(msgspec.Struct):
-    error: _Fault | None = None
-
-
-def require_stored(raw: bytes) -> None:
-    """Check JetStream's answer to writing a chunk; one that stands already is as good.
-
-    Raises errors.LogFull when the store has no room, errors.Unavailable otherwise.
-    """
-    try:
-        fault = msgspec.json.decode(raw, type=_Receipt).error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise errors.Unavailable(f"the chunk store answers nonsense: {raw[:80]!r}") from error
-    if fault is None:
-        return
-    if fault.err_code == WRITTEN_ALREADY and "per subject" in fault.description:
-        return
-    if fault.err_code in FULL:
-        raise errors.LogFull(
-            f"the chunk store is full: {fault.description}; free space or raise its bound"
-        )
-    raise errors.Unavailable(f"the chunk store does not take a chunk: {fault.description}")
+Booked = Callable[[str, str, int], None]
+"""Hears of a chunk that was put: its writer, its digest, its bytes."""
 
 
 class ChunkStore(Protocol):
-    """Where chunks and manifests lie. Implementations: MemoryChunks, JetStreamChunks."""
+    """Where chunks and manifests lie. Implementations: MemoryChunks, `core.chunks_jetstream` and
+    `core.chunks_s3`."""
 
-    async def has(self, writer: str, digest: str) -> int | None:
-        """The size of a stored chunk, or None. Raises ArtifactError for a name that is no digest,
-        as all questions here do, and Unavailable."""
+    async def has(self, writer: str, digest: str) -> bool:
+        """Whether a chunk is stored. Raises ArtifactError for a name that is no digest, as all
+        questions here do, and Unavailable."""
         ...
 
     async def get(self, writer: str, digest: str) -> bytes:
@@ -166,13 +206,33 @@ class ChunkStore(Protocol):
         """
         ...
 
+    async def take(self, writer: str, digest: str) -> bytes:
+        """As `get`, of a chunk that is about to be named: from now on it lies where it stays."""
+        ...
+
     async def put(self, writer: str, data: bytes) -> str:
         """Store a chunk; its digest. Storing it again changes nothing. Raises LogFull,
         Unavailable."""
         ...
 
+    async def writers(self, digest: str) -> list[str]:
+        """Who stored a chunk of this name, manifests aside. Raises Unavailable."""
+        ...
+
     async def delete(self, writer: str, digest: str) -> None:
         """Take away a chunk that is not what its name says, so that it can be written again.
+
+        Raises Unavailable.
+        """
+        ...
+
+    def stored(self, after: int | None = None) -> AsyncIterator[Item]:
+        """Everything that is stored, without its bytes; or only what came to CHUNKS after a
+        sequence. Raises LogUnavailable, Unavailable."""
+        ...
+
+    async def sweep(self, item: Item) -> None:
+        """Take away what `stored` told of; one that was written again since stays.
 
         Raises Unavailable.
         """
@@ -184,16 +244,62 @@ async def assemble(store: ChunkStore, manifest: Manifest, name: str) -> bytes:
     file = next((file for file in manifest.files if file.name == name), None)
     if file is None:
         raise errors.NotFound(f"the artifact has no file {name}")
-    data = b"".join([await store.get(manifest.writer, digest) for digest in file.chunks])
-    if len(data) != file.bytes:
-        raise errors.ArtifactError(
-            f"{name} is said to have {file.bytes} bytes, its chunks have {len(data)}"
-        )
-    # A sum over megabytes holds the loop up; digests are taken in threads.
-    found = await asyncio.to_thread(digest_of, data)
-    if found != file.sha256:
-        raise errors.ArtifactError(f"{name} does not hash to what its manifest says")
+    places, allowance, pieces = manifest.places(), Allowance(file), {}
+    for digest in dict.fromkeys(file.named()):
+        pieces[digest] = allowance.take(await store.get(places[digest], digest))
+    # Sums over megabytes hold the loop up.
+    return await asyncio.to_thread(join, file, pieces)
+
+
+class Allowance:
+    """What the chunks of a file may have together while it is put together: its own bytes, and as
+    many again for each delta that may lie on one another."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._left = (1 + DELTAS_MAX) * file.bytes
+
+    def take(self, piece: bytes) -> bytes:
+        """A chunk that was fetched. Raises errors.ArtifactError where that makes too much."""
+        self._left -= len(piece)
+        if self._left < 0:
+            raise errors.ArtifactError(
+                f"{self._file.name} is said to have {self._file.bytes} bytes, its chunks have more"
+            )
+        return piece
+
+
+def join(file: File, pieces: Mapping[str, bytes]) -> bytes:
+    """A whole file of the chunks that it names, its digest checked. Raises errors.ArtifactError."""
+    # A few chunks, named often, would be put together to any size; deltas change none.
+    _require_size(file, sum(len(pieces[digest]) for digest in file.chunks))
+    data = b"".join(
+        patched(pieces[digest], [pieces[one] for one in file.deltas.get(at, ())])
+        for at, digest in enumerate(file.chunks)
+    )
+    require_whole(file, len(data), digest_of(data))
     return data
+
+
+def patched(piece: bytes, changes: Sequence[bytes]) -> bytes:
+    """What deltas make of a chunk, one after another. Raises errors.ArtifactError."""
+    for change in changes:
+        piece = deltas.apply(piece, change)
+    return piece
+
+
+def require_whole(file: File, size: int, sha256: str) -> None:
+    """Raise errors.ArtifactError unless a file has this size and digest."""
+    _require_size(file, size)
+    if sha256 != file.sha256:
+        raise errors.ArtifactError(f"{file.name} does not hash to what its manifest says")
+
+
+def _require_size(file: File, size: int) -> None:
+    if size != file.bytes:
+        raise errors.ArtifactError(
+            f"{file.name} is said to have {file.bytes} bytes, its chunks have {size}"
+        )
 
 
 async def put_file(store: ChunkStore, writer: str, kind: str, name: str, data: bytes) -> str:
@@ -215,86 +321,47 @@ class MemoryChunks:
     """A chunk store that ends with its process."""
 
     def __init__(self) -> None:
-        self.stored: dict[tuple[str, str], bytes] = {}
+        self.held: dict[tuple[str, str], bytes] = {}
 
-    async def has(self, writer: str, digest: str) -> int | None:
+    async def has(self, writer: str, digest: str) -> bool:
         """As ChunkStore.has."""
         require_name(digest)
-        data = self.stored.get((writer, digest))
-        return None if data is None else len(data)
+        return (writer, digest) in self.held
 
     async def get(self, writer: str, digest: str) -> bytes:
         """As ChunkStore.get."""
         require_name(digest)
-        data = self.stored.get((writer, digest))
+        data = self.held.get((writer, digest))
         if data is None:
             raise errors.NotFound(f"no chunk {digest[:12]}… of {writer} is stored")
         require_digest(data, digest)
         return data
 
+    async def take(self, writer: str, digest: str) -> bytes:
+        """As ChunkStore.take."""
+        return await self.get(writer, digest)
+
     async def put(self, writer: str, data: bytes) -> str:
         """As ChunkStore.put."""
         digest = digest_of(data)
-        self.stored.setdefault((writer, digest), data)
+        self.held.setdefault((writer, digest), data)
         return digest
+
+    async def writers(self, digest: str) -> list[str]:
+        """As ChunkStore.writers."""
+        require_name(digest)
+        return [writer for writer, name in self.held if name == digest and writer != DESK]
 
     async def delete(self, writer: str, digest: str) -> None:
         """As ChunkStore.delete."""
         require_name(digest)
-        self.stored.pop((writer, digest), None)
+        self.held.pop((writer, digest), None)
 
+    async def stored(self, after: int | None = None) -> AsyncIterator[Item]:
+        """As ChunkStore.stored."""
+        for (writer, digest), data in [] if after is not None else list(self.held.items()):
+            yield Item(0, writer, digest, len(data), 0)
 
-class JetStreamChunks:
-    """Chunks in the stream CHUNKS, one message a chunk; reading needs direct gets only."""
-
-    def __init__(self, fleet: Bus) -> None:
-        self._fleet = fleet
-
-    async def has(self, writer: str, digest: str) -> int | None:
-        """As ChunkStore.has. Its whole bytes travel; only the desk asks, beside the server."""
-        found = await self._direct(writer, digest)
-        return None if found is None else len(found)
-
-    async def get(self, writer: str, digest: str) -> bytes:
-        """As ChunkStore.get."""
-        data = await self._direct(writer, digest)
-        if data is None:
-            raise errors.NotFound(f"no chunk {digest[:12]}… of {writer} is stored")
-        await asyncio.to_thread(require_digest, data, digest)
-        return data
-
-    async def put(self, writer: str, data: bytes) -> str:
-        """As ChunkStore.put."""
-        digest = await asyncio.to_thread(digest_of, data)
-        raw = await self._fleet.request(f"chunk.{writer}.{digest}", data, REQUEST_SECONDS)
-        require_stored(raw)
-        return digest
-
-    async def delete(self, writer: str, digest: str) -> None:
-        """As ChunkStore.delete."""
-        require_name(digest)
-        found = await self._api("MSG.GET", {"last_by_subj": f"chunk.{writer}.{digest}"})
-        if found is not None:
-            await self._api("MSG.DELETE", {"seq": found["message"]["seq"], "no_erase": True})
-
-    async def _api(self, endpoint: str, body: dict[str, object]) -> dict[str, Any] | None:
-        """The answer about a message of CHUNKS, or None when it is not there (any more)."""
-        answer = await self._fleet.api(f"STREAM.{endpoint}.CHUNKS", body, REQUEST_SECONDS)
-        error = answer.get("error")
-        if error is None:
-            return answer
-        if error.get("err_code") in NO_MESSAGE:
-            return None
-        raise errors.Unavailable(f"the chunk store refuses: {error.get('description', error)}")
-
-    async def _direct(self, writer: str, digest: str) -> bytes | None:
-        require_name(digest)
-        answer = await self._fleet.ask(
-            f"$JS.API.DIRECT.GET.CHUNKS.chunk.{writer}.{digest}", b"", REQUEST_SECONDS
-        )
-        if SEQUENCE in answer.headers:  # then all other headers are its writer's
-            return answer.data
-        status = answer.headers.get(STATUS)
-        if status == NOT_FOUND:
-            return None
-        raise errors.Unavailable(f"the chunk store answers with status {status}; try again later")
+    async def sweep(self, item: Item) -> None:
+        """As ChunkStore.sweep."""
+        self.held.pop((item.writer, item.digest), None)

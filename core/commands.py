@@ -5,9 +5,12 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from core.events import (
+    BaseModel,
     Candidate,
     CandidateVerdict,
     Checkpoint,
+    Corpus,
+    Pause,
     Reasons,
     Requires,
     Role,
@@ -44,8 +47,17 @@ class ExpandNode(Command, frozen=True, kw_only=True):
     workload: Workload | None = None
 
 
+class BindCorpus(Command, frozen=True, kw_only=True):
+    """Let a node train on a corpus from now on, whose texts are stored; None: on none any more."""
+
+    node_id: str
+    corpus: Corpus | None
+    base_model: BaseModel | None = None
+
+
 class EnqueueTask(Command, frozen=True, kw_only=True):
-    """Ask for training. `is_seed_drawn`: nobody asked for this seed, a repetition has another."""
+    """Ask for training. `is_seed_drawn`: nobody asked for this seed, a repetition has another.
+    `parents`: what a merge is made of, by candidate or weights; empty: what there is."""
 
     task_id: str
     node_id: str
@@ -57,6 +69,7 @@ class EnqueueTask(Command, frozen=True, kw_only=True):
     is_seed_drawn: bool = False
     budget_seconds: float | None = None
     requires: Requires = Requires()
+    parents: list[str] = []
     idempotency_key: str = ""
 
 
@@ -95,6 +108,7 @@ class CompleteTask(Command, frozen=True, kw_only=True):
     artifact_name: str | None = None
     artifact_digest: str = ""
     candidates: list[Candidate] = []
+    telemetry_digest: str = ""
 
 
 class FailAttempt(Command, frozen=True, kw_only=True):
@@ -105,15 +119,17 @@ class FailAttempt(Command, frozen=True, kw_only=True):
     session: str
     reason: str
     log_tail: str = ""
+    telemetry_digest: str = ""
 
 
 class ReleaseClaim(Command, frozen=True, kw_only=True):
-    """A holder gives the task back."""
+    """A holder gives the task back; `unfit`: since it lacks what the task takes."""
 
     token: Token
     worker_id: str
     session: str
     reason: str
+    unfit: bool = False
 
 
 class ReattachClaim(Command, frozen=True, kw_only=True):
@@ -140,9 +156,10 @@ class CancelTask(Command, frozen=True, kw_only=True):
 
 
 class RetryTask(Command, frozen=True, kw_only=True):
-    """A person queues a failed or cancelled task again."""
+    """A person queues a failed or cancelled task again; `topic` is the one it was queued with."""
 
     task_id: str
+    topic: str = ""
 
 
 class RegisterWorker(Command, frozen=True, kw_only=True):
@@ -187,6 +204,19 @@ class MarkOnline(Command, frozen=True, kw_only=True):
 
     worker_id: str
     session: str = ""
+
+
+class PauseWorker(Command, frozen=True, kw_only=True):
+    """A person gives a worker nothing more to do, as WorkerPaused has it."""
+
+    worker_id: str
+    how: Pause
+
+
+class ResumeWorker(Command, frozen=True, kw_only=True):
+    """A person lets a worker have work again."""
+
+    worker_id: str
 
 
 class DepositCommitments(Command, frozen=True, kw_only=True):
@@ -259,9 +289,18 @@ class AcceptLoss(Command, frozen=True, kw_only=True):
     details: list[str]
 
 
+class SweepArtifacts(Command, frozen=True, kw_only=True):
+    """Say what is about to be taken out of the artifact store."""
+
+    chunks: int
+    bytes: int
+    manifests: list[str] = []
+
+
 AnyCommand: TypeAlias = (
     SeedTree
     | ExpandNode
+    | BindCorpus
     | EnqueueTask
     | ClaimTask
     | StoreCheckpoint
@@ -277,6 +316,8 @@ AnyCommand: TypeAlias = (
     | OpenSession
     | MarkOffline
     | MarkOnline
+    | PauseWorker
+    | ResumeWorker
     | DepositCommitments
     | WithdrawCommitments
     | CloseRound
@@ -285,4 +326,5 @@ AnyCommand: TypeAlias = (
     | StartWriter
     | SealLog
     | AcceptLoss
+    | SweepArtifacts
 )

@@ -7,7 +7,7 @@ AghsanError
 │   ├── Conflict            it exists, in a state that forbids this          409 / exit 5
 │   │   ├── StaleAttempt    the fencing token was overtaken
 │   │   ├── SupersededSession  a newer session of the same worker took over
-│   │   └── ReadOnlyAggregate  a newer program wrote here; upgrade
+│   │   └── ReadOnlyAggregate  a record of it cannot be read
 │   ├── NotOwner            another worker owns this task                    400
 │   └── QuotaExceeded       a bound of the system is reached                 507
 ├── Unavailable             try again later                                  503 / exit 69
@@ -21,11 +21,13 @@ AghsanError
 ├── TopologyMismatch        a stream differs in a way that may not be migrated
 ├── DiskFull                this machine has no room for what it was to write
 ├── DataDirectoryError      the data directory cannot be used as it is
-│   └── DirectoryInUse      another process uses it
+│   └── DirectoryInUse      another process uses it                                exit 5
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
 ├── SnapshotUnusable        a snapshot that is damaged, or not of this log and program
+├── ExtraMissing            an optional package that this needs is not installed
 └── TrainingError           a training run ended without a result
+    └── Unfit               this device lacks what the training takes; another may have it
 
 An error says what happened, why, and what to do next.
 """
@@ -60,7 +62,7 @@ class SupersededSession(Conflict):
 
 
 class ReadOnlyAggregate(Conflict):
-    """A newer program wrote to this aggregate; this one must not."""
+    """A record of this aggregate cannot be read, so that nobody knows what may follow on it."""
 
 
 class NotOwner(Refused):
@@ -131,5 +133,13 @@ class SnapshotUnusable(AghsanError):
     """A snapshot that is damaged, or not of this log and this program; it is passed over."""
 
 
+class ExtraMissing(AghsanError):
+    """An optional package that what was asked for needs is not installed."""
+
+
 class TrainingError(AghsanError):
     """A training run ended without a result."""
+
+
+class Unfit(TrainingError):
+    """This device lacks what the training takes (memory, a base model), and another may have it."""

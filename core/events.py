@@ -21,23 +21,54 @@ from core.log import Record
 Role: TypeAlias = Literal["dual", "evolver", "reinventor", "merge"]
 Rival: TypeAlias = Literal["evolver", "reinventor", "merge"]
 Via: TypeAlias = Literal["http", "nats"]
+Pause: TypeAlias = Literal["drain", "pause"]
 
 EVENT_BYTES_MAX = 64 * 1024
 DATA_BYTES_MAX = EVENT_BYTES_MAX - 1024
 """What an event's data may take, leaving room for the envelope."""
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+_AT_MIN, _AT_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""The years 1 to 9999 in UTC. An offset can name a time beyond, which could not be written down."""
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A value inside events and rows."""
 
 
+class Part(Value, frozen=True, kw_only=True):
+    """One part of a corpus: how many documents, and how many bytes of UTF-8."""
+
+    documents: int
+    bytes: int
+
+
+class Corpus(Value, frozen=True, kw_only=True):
+    """A folder of text in the artifact store. `manifest` names what agents train and validate on,
+    `hidden` what judges draw hidden cases from and no agent may read."""
+
+    name: str
+    manifest: str
+    hidden: str
+    parts: dict[str, Part]
+
+
+class BaseModel(Value, frozen=True, kw_only=True):
+    """A language model that devices have of their own: a hub id or the name of a folder. `digest`
+    is that of its files, `bytes` what they take."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
 class Workload(Value, frozen=True, kw_only=True):
-    """What a node trains: a specialist and its parameters."""
+    """What a node trains: a specialist and its parameters, on a corpus where it takes one."""
 
     specialist: str
     parameters: dict[str, float] = {}
+    corpus: Corpus | None = None
+    base_model: BaseModel | None = None
 
 
 class Requires(Value, frozen=True, kw_only=True):
@@ -56,7 +87,8 @@ class Token(Value, frozen=True, kw_only=True):
 
 
 class Checkpoint(Value, frozen=True, kw_only=True):
-    """A stored state of training that another worker can go on from."""
+    """A stored state of training that another worker can go on from. `method` is what its worker
+    chose ("" in logs from before it was kept)."""
 
     rival: Rival
     step: int
@@ -65,10 +97,12 @@ class Checkpoint(Value, frozen=True, kw_only=True):
     writer: str
     bytes: int
     final: bool = False
+    method: str = ""
 
 
 class Candidate(Value, frozen=True, kw_only=True):
-    """A stored model asking to be champion. `claims` are its worker's own measurements."""
+    """A stored model asking to be champion. `claims` are its worker's own measurements, `method` is
+    how it was made, and `method_reason` why so."""
 
     candidate_id: str
     rival: Rival
@@ -77,6 +111,8 @@ class Candidate(Value, frozen=True, kw_only=True):
     weights_sha256: str
     bytes: int
     claims: dict[str, float] = {}
+    method: str = ""
+    method_reason: str = ""
 
 
 class Reasons(Value, frozen=True, kw_only=True):
@@ -122,7 +158,7 @@ class Champion(Value, frozen=True, kw_only=True):
 
 
 class Base(Value, frozen=True, kw_only=True):
-    """Which champion something starts from or is measured against."""
+    """Which model something starts from, learns from, is made of, or is measured against."""
 
     candidate_id: str
     manifest: str
@@ -157,6 +193,21 @@ class ChampionPromoted(Data, frozen=True, kw_only=True):
     instead_of: str = ""
 
 
+class WorkloadChanged(Data, frozen=True, kw_only=True):
+    """The node trains something else from now on, and so does whoever inherits it."""
+
+    node_id: str
+    workload: Workload
+
+
+class ChampionRetired(Data, frozen=True, kw_only=True):
+    """A champion's reign ended without a successor: its node trains something else now."""
+
+    node_id: str
+    candidate_id: str
+    reason: str = ""
+
+
 # ── tasks ── ev.task.<task_id>
 
 
@@ -177,10 +228,13 @@ class TaskQueued(Data, frozen=True, kw_only=True):
     idempotency_key: str = ""
     request: str = ""
     """A digest of what was asked for under the key; not derived, since a seed may be drawn."""
+    parents: list[Base] = []
+    """What a merge is made of."""
 
 
 class TaskClaimed(Data, frozen=True, kw_only=True):
-    """A worker holds the task; its evolver starts from `base`, its training from `resume`."""
+    """A worker holds the task; its evolver starts from `base`, or its student learns from it, and
+    its training goes on from `resume`."""
 
     task_id: str
     attempt: int
@@ -222,12 +276,13 @@ class ClaimRevived(Data, frozen=True, kw_only=True):
 
 
 class ClaimReleased(Data, frozen=True, kw_only=True):
-    """The holder gave the task back."""
+    """The holder gave the task back; `unfit`: since it is no match for it, and others may be."""
 
     task_id: str
     attempt: int
     claim_id: str
     reason: str
+    unfit: bool = False
 
 
 class CheckpointStored(Data, frozen=True, kw_only=True):
@@ -247,10 +302,12 @@ class AttemptFailed(Data, frozen=True, kw_only=True):
     claim_id: str
     reason: str
     log_tail: str = ""
+    telemetry_digest: str = ""
 
 
 class TaskCompleted(Data, frozen=True, kw_only=True):
-    """The first result of the task; it stands. Large metrics lie in the artifact store."""
+    """The first result of the task; it stands. Telemetry lies in the artifact store, and so do
+    large metrics."""
 
     task_id: str
     attempt: int
@@ -262,6 +319,7 @@ class TaskCompleted(Data, frozen=True, kw_only=True):
     artifact_uploaded: bool = False
     artifact_digest: str = ""
     candidates: list[Candidate] = []
+    telemetry_digest: str = ""
 
 
 class TaskFailed(Data, frozen=True, kw_only=True):
@@ -280,9 +338,11 @@ class TaskCancelled(Data, frozen=True, kw_only=True):
 
 
 class TaskRetried(Data, frozen=True, kw_only=True):
-    """A failed or cancelled task is queued again, with all its attempts."""
+    """A failed or cancelled task is queued again, with all its attempts; with its topic, where the
+    state held it no more."""
 
     task_id: str
+    topic: str = ""
 
 
 # ── workers ── ev.worker.<worker_id>
@@ -327,6 +387,20 @@ class WorkerWentOffline(Data, frozen=True, kw_only=True):
 
 class WorkerCameOnline(Data, frozen=True, kw_only=True):
     """A worker taken for offline was heard of again."""
+
+    worker_id: str
+
+
+class WorkerPaused(Data, frozen=True, kw_only=True):
+    """A person gives a worker nothing more to do: a "drain" lets it finish what it holds, a "pause"
+    has it give that back at once. It holds for sessions to come, until WorkerResumed."""
+
+    worker_id: str
+    how: Pause
+
+
+class WorkerResumed(Data, frozen=True, kw_only=True):
+    """A person lets a worker have work again."""
 
     worker_id: str
 
@@ -447,14 +521,24 @@ class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
 
 
 class LossAccepted(Data, frozen=True, kw_only=True):
-    """A person let a log go on that no longer held what its notes told of: from the record `first`
-    on, in the words of `details`, one a note."""
+    """A person let a log go on that no longer held what its notes told of, or whose artifacts were
+    gone: from the record `first` on, in the words of `details`, one for each."""
 
     first: int
     details: list[str]
 
 
-OfTree: TypeAlias = NodeAdded | ChampionPromoted
+class ArtifactsSwept(Data, frozen=True, kw_only=True):
+    """What nothing needs any more is being taken out of the artifact store: so many messages, and
+    so many bytes. `manifests` are those among them that the log named as checkpoints; candidates,
+    champions, metrics, payloads and telemetry are never swept."""
+
+    chunks: int
+    bytes: int
+    manifests: list[str] = []
+
+
+OfTree: TypeAlias = NodeAdded | ChampionPromoted | WorkloadChanged | ChampionRetired
 OfTasks: TypeAlias = (
     TaskQueued
     | TaskClaimed
@@ -470,7 +554,13 @@ OfTasks: TypeAlias = (
     | TaskRetried
 )
 OfWorkers: TypeAlias = (
-    WorkerRegistered | WorkerChanged | SessionOpened | WorkerWentOffline | WorkerCameOnline
+    WorkerRegistered
+    | WorkerChanged
+    | SessionOpened
+    | WorkerWentOffline
+    | WorkerCameOnline
+    | WorkerPaused
+    | WorkerResumed
 )
 OfRounds: TypeAlias = (
     RoundOpened
@@ -482,7 +572,12 @@ OfRounds: TypeAlias = (
     | RoundDecided
 )
 OfLog: TypeAlias = (
-    WriterStarted | CommitmentsDeposited | CommitmentsWithdrawn | LogSealed | LossAccepted
+    WriterStarted
+    | CommitmentsDeposited
+    | CommitmentsWithdrawn
+    | LogSealed
+    | LossAccepted
+    | ArtifactsSwept
 )
 """Events by what they are of. Who looks at one kind sets the others aside by these names and
 matches the rest to the end: a new event belongs in a group here, and in each match on that group.
@@ -491,6 +586,9 @@ matches the rest to the end: a new event belongs in a group here, and in each ma
 EventData: TypeAlias = OfTree | OfTasks | OfWorkers | OfRounds | OfLog
 
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
+RECORD_LOST = "RecordLost"
+"""The type that a record has which stands in for a lost one; no event has it."""
+
 VERSIONS: dict[str, int] = {}
 """The current version of each type that is not at 1."""
 UPCASTERS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
@@ -589,6 +687,14 @@ def encode(event: Event, raw: msgspec.Raw | None = None) -> bytes:
     )
 
 
+def lost_record(seq: int, at: int) -> bytes:
+    """What takes the place of a record that was lost, so that the sequence stays whole: no event,
+    and read back as undecodable. `at` is in microseconds."""
+    moment = _EPOCH + datetime.timedelta(microseconds=at)
+    nothing = msgspec.Raw(b"{}")
+    return _encode(_EnvelopeOut(RECORD_LOST, 1, f"lost-{seq}", moment, "person", "", "", nothing))
+
+
 class Reread(NamedTuple):
     """An event's data as the log will give it back, and its stored form."""
 
@@ -616,21 +722,25 @@ def decode(seq: int, subject: str, raw: bytes) -> Event | Undecodable:
     try:
         envelope = _decode_envelope(raw)
         decoder = _decode_data.get(envelope.type)
+        if envelope.type == RECORD_LOST:
+            return Undecodable(seq, subject, "the record was lost, and that accepted")
         if decoder is None:
             return Undecodable(seq, subject, f"unknown type {envelope.type[:80]!r}")
         version = VERSIONS.get(envelope.type, 1)
-        if envelope.v > version:
+        if not 1 <= envelope.v <= version:
             return Undecodable(
                 seq,
                 subject,
-                f"{envelope.type} has version {envelope.v}, this program knows {version}",
+                f"{envelope.type} has version {envelope.v}, this program knows 1 to {version}",
             )
         data = decoder(_upcast(envelope)) if envelope.v < version else decoder(envelope.data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, errors.UnfitEvent) as error:
         return Undecodable(seq, subject, f"cannot be decoded: {error}")
     if subject != subject_of(data):
         return Undecodable(seq, subject, f"{envelope.type} does not belong on this subject")
     at = (envelope.at - _EPOCH) // _MICROSECOND
+    if not _AT_MIN <= at <= _AT_MAX:
+        return Undecodable(seq, subject, f"{envelope.at.isoformat()} is no time that can be told")
     return Event(seq, at, envelope.id, envelope.by, envelope.cause, envelope.corr, data)
 
 
@@ -658,14 +768,20 @@ def read_facts(records: Sequence[Record]) -> list[Fact] | None:
         if not usual and subject != subject_of(data):
             return None
         # Microseconds since 1970 stay exact in a float until the year 2255.
-        facts.append((seq, round(envelope.at.timestamp() * 1e6), data))
+        at = round(envelope.at.timestamp() * 1e6)
+        if not _AT_MIN <= at <= _AT_MAX:
+            return None
+        facts.append((seq, at, data))
     return facts
 
 
 def _upcast(envelope: _Envelope) -> bytes:
     data = msgspec.json.decode(envelope.data)
     for version in range(envelope.v, VERSIONS[envelope.type]):
-        data = UPCASTERS[envelope.type, version](data)
+        try:
+            data = UPCASTERS[envelope.type, version](data)
+        except Exception as error:  # whatever it trips over, only this record is unfit
+            raise errors.UnfitEvent(f"not lifted from version {version}: {error!r}") from error
     return msgspec.json.encode(data)
 
 
@@ -692,6 +808,8 @@ def _aggregate(cls: type[EventData]) -> tuple[str, str]:
         return subjects.LOG_SEAL, ""
     if cls is LossAccepted:
         return subjects.LOG_LOSS, ""
+    if cls is ArtifactsSwept:
+        return subjects.LOG_SWEEP, ""
     fields = cls.__struct_fields__
     for kind, field in (
         ("node", "node_id"),

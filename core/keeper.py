@@ -46,7 +46,8 @@ class Keeper:
     async def newest(self) -> State:
         """The state of the newest snapshot of this log and program; a fresh one if there is none.
 
-        What is wrong with a snapshot is logged, and never stops a start.
+        What is wrong with a snapshot, or their store, is logged, and never stops a start. Raises
+        LogUnavailable where the log does not answer: asked again, it spares folding all of it.
         """
         try:
             last = await self._log.last_seq()
@@ -58,6 +59,8 @@ class Keeper:
                 else:
                     self._seq = state.seq
                     return state
+        except errors.LogUnavailable:
+            raise
         except errors.Unavailable as error:
             log.warning("snapshots cannot be read: %s", error, extra={"action": "snapshot"})
         log.info("no snapshot is used, the whole log is folded", extra={"action": "snapshot"})

@@ -32,11 +32,12 @@ SUBJECT_BATCH = 1_000
 SUBJECT_BATCH_BYTES = 8 * 1024 * 1024
 
 WRONG_LAST_SEQUENCE = 10071
-NO_MESSAGE = 10037
-# Account, server and storage limits, and what the store itself refused (bytes, messages, disk).
-FULL = frozenset({10002, 10023, 10028, 10047, 10077})
 
 _SUBJECT = re.compile(r"[^\s*>]+")
+_PLAIN = b"NATS/1.0\r\n"
+# The server writes its line behind all that a message brought, which may look like it.
+_size = re.compile(rb"Nats-Msg-Size: (\d{1,10})\r\n\r\n\Z").search
+_SIZE_BYTES_MAX = len("Nats-Msg-Size: \r\n\r\n") + 10
 
 
 class JetStreamLog:
@@ -47,11 +48,18 @@ class JetStreamLog:
     """
 
     def __init__(
-        self, connection: bus.Bus, stream: str = "EVENTS", timeout_seconds: float = 5.0
+        self,
+        connection: bus.Bus,
+        stream: str = "EVENTS",
+        timeout_seconds: float = 5.0,
+        *,
+        may_shrink: bool = False,
     ) -> None:
+        """`may_shrink`: messages of this stream may be deleted while it is read, its last too."""
         self._bus = connection
         self._stream = stream
         self._timeout_seconds = timeout_seconds
+        self._may_shrink = may_shrink
         self._appender = _Appender(connection, timeout_seconds)
 
     async def append(self, messages: Sequence[Message], expected_last: int) -> int:
@@ -68,7 +76,7 @@ class JetStreamLog:
                 raise errors.SequenceConflict(
                     f"{self._stream} does not end at {expected_last} ({words}); read what is there."
                 )
-            case code if code in FULL:
+            case code if code in bus.STORE_FULL:
                 raise errors.LogFull(f"{self._stream} refuses to grow: {words}. Free some space.")
             case _:
                 raise errors.LogUnavailable(f"{self._stream} refused the append: {words}.")
@@ -84,7 +92,7 @@ class JetStreamLog:
         if seq < 1:
             return None
         answer = await self._api(f"STREAM.MSG.GET.{self._stream}", {"seq": seq})
-        if answer.get("error", {}).get("err_code") == NO_MESSAGE:
+        if answer.get("error", {}).get("err_code") == bus.NO_MESSAGE:
             return None
         _require_success(answer)
         message = answer["message"]
@@ -115,8 +123,15 @@ class JetStreamLog:
             async for frames in blocks:
                 yield frames.stored
 
+    async def read_headers(self, start: int = 1) -> AsyncIterator[list[Stored]]:
+        """As `read_stored`, without payloads; `bytes_of` says how long each is."""
+        blocks = self._read(start, None, whole=True, headers_only=True)
+        async with contextlib.aclosing(blocks):
+            async for frames in blocks:
+                yield frames.stored
+
     async def _read(
-        self, start: int, stop: int | None, *, whole: bool
+        self, start: int, stop: int | None, *, whole: bool, headers_only: bool = False
     ) -> AsyncGenerator[nats_wire.Frames, None]:
         start = max(start, 1)
         last = await self.last_seq()
@@ -125,12 +140,14 @@ class JetStreamLog:
             return
         reader = _Reader(self._bus, self._stream, self._timeout_seconds, whole=whole)
         try:
-            await reader.open(start)
+            await reader.open(start, headers_only=headers_only)
             while frames := await reader.next():
                 if (frames.stored or frames.records)[-1].seq >= stop:
                     yield _up_to(frames, stop)
                     return
                 yield frames
+            if self._may_shrink:
+                return
             raise errors.LogDamaged(
                 f"{self._stream} ends before {stop}, which it says it holds; `aghsan audit` tells"
                 " what is missing. Restore the data directory from a backup, or go on with what is"
@@ -181,6 +198,15 @@ class JetStreamLog:
             Record(int(message.headers["Nats-Sequence"]), subject, message.data)
             for message in found
         ], more and bool(found)
+
+
+def bytes_of(headers: bytes) -> int | None:
+    """The bytes of a message whose payload was left out, with what its writer put into its headers;
+    None where the server does not say."""
+    found = _size(headers[-_SIZE_BYTES_MAX:])
+    if found is None:
+        return None
+    return int(found[1]) + max(len(headers) - len(found[0]) - len(_PLAIN), 0)
 
 
 class _Appender:
@@ -289,7 +315,7 @@ class _Reader:
         self._pulls: dict[str, int] = {}  # by reply subject, oldest first: messages still to come
         self._pulls_ahead = PULLS_AHEAD
 
-    async def open(self, start: int) -> None:
+    async def open(self, start: int, *, headers_only: bool) -> None:
         """Create the consumer. Raises Unavailable, Invalid."""
         self._wire = await nats_wire.Wire.connect(
             self._bus.url,
@@ -308,6 +334,7 @@ class _Reader:
             "replay_policy": "instant",
             "mem_storage": True,
             "inactive_threshold": CONSUMER_IDLE_SECONDS_MAX * 1_000_000_000,
+            "headers_only": headers_only,
         }
         self._call(
             f"CONSUMER.CREATE.{self._stream}.{self._consumer}",

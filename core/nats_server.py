@@ -65,10 +65,15 @@ def find_binary() -> Path:
     return Path(found)
 
 
+def has_room(folder: Path) -> bool:
+    """Whether the disk has room enough for a server to start there. Raises OSError."""
+    return shutil.disk_usage(folder).free >= FREE_BYTES_MIN
+
+
 def require_room(folder: Path) -> None:
     """Raises DataDirectoryError where the disk has too little room to start; OSError."""
-    free = shutil.disk_usage(folder).free
-    if free < FREE_BYTES_MIN:
+    if not has_room(folder):
+        free = shutil.disk_usage(folder).free
         raise errors.DataDirectoryError(
             f"The disk of {folder} is full: {free // MIB} MiB are free, at least"
             f" {FREE_BYTES_MIN // MIB} MiB are needed. Make room, then start again."

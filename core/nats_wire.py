@@ -56,8 +56,9 @@ def split(block: bytes, whole: bool = False) -> Frames:
     """Split whole frames off the beginning of `block`; what is left is an unfinished one.
 
     A message delivered by a JetStream consumer becomes a Record, with the stream sequence that its
-    reply subject carries, and loses its headers; or, with `whole`, a Stored. The loop is written
-    for speed: it is most of what a rebuild of the state costs.
+    reply subject carries, and loses its headers; or, with `whole`, a Stored. What is no text in a
+    subject, as agents may choose it, is replaced. The loop is written for speed: it is most of what
+    a rebuild of the state costs.
     """
     records: list[Record] = []
     stored: list[Stored] = []
@@ -73,11 +74,15 @@ def split(block: bytes, whole: bool = False) -> Frames:
                 break
             start = body + int(header_bytes)
             data = block[start:stop]
+            try:
+                subject = name.decode()
+            except UnicodeDecodeError:
+                subject = name.decode("utf-8", "replace")
             if whole:
                 headers = block[body:start]
-                stored.append(Stored(int(number), name.decode(), data, int(time), headers))
+                stored.append(Stored(int(number), subject, data, int(time), headers))
             else:
-                add(_new(Record, (int(number), name.decode(), data)))
+                add(_new(Record, (int(number), subject, data)))
             at = stop + 2
             continue
         end = find(b"\r\n", at)
@@ -89,21 +94,22 @@ def split(block: bytes, whole: bool = False) -> Frames:
             controls.append(line)
             at = body
             continue
-        subject, reply, header_bytes, total = heading
+        named, reply, header_bytes, total = heading
         start, stop = body + int(header_bytes), body + int(total)
         if stop + 2 > size:
             break
         at = stop + 2
+        subject = named.decode("utf-8", "replace")
         if reply.startswith(b"$JS.ACK."):
             seq, at_ns = _sequence(reply)
             data = block[start:stop]
             if whole:
-                stored.append(Stored(seq, subject.decode(), data, at_ns, block[body:start]))
+                stored.append(Stored(seq, subject, data, at_ns, block[body:start]))
             else:
-                add(_new(Record, (seq, subject.decode(), data)))
+                add(_new(Record, (seq, subject, data)))
         else:
             status = _status(block[body:start]) if start > body else ""
-            replies.append(Reply(subject.decode(), status, block[start:stop]))
+            replies.append(Reply(subject, status, block[start:stop]))
     return Frames(records, stored, replies, controls, at)
 
 

@@ -79,8 +79,9 @@ class DataLock:
                 " first, or choose another data directory."
             ) from error
         if not self._traceless:
-            os.lseek(file, 1, os.SEEK_SET)
-            os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
+            with contextlib.suppress(OSError):  # on a full disk: it holds, by whom is not told
+                os.lseek(file, 1, os.SEEK_SET)
+                os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
         self._file = file
 
     def release(self) -> None:
@@ -140,20 +141,24 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.flush()
             sync_file(file.fileno())
         temporary.chmod(mode)  # past the umask
-        _replace(temporary, path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
-def _replace(source: Path, target: Path) -> None:
+def replace(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of another, as os.replace does, where that needs patience.
+
+    Raises OSError. On Windows it may take REPLACE_TRIES times REPLACE_PAUSE_SECONDS.
+    """
     for attempt in range(1, REPLACE_TRIES + 1):
         try:
             os.replace(source, target)
             return
         except PermissionError:
-            # On Windows whoever has the target open, a virus scanner for one, forbids it meanwhile.
+            # On Windows whoever has either open, a virus scanner for one, forbids it meanwhile.
             if not WINDOWS or attempt == REPLACE_TRIES:
                 raise
             time.sleep(REPLACE_PAUSE_SECONDS)

@@ -1,12 +1,11 @@
 """Presence: who was heard of when. Folded from heartbeats, never part of the state hash."""
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from core.events import Token
 from core.wire import TaskBeat
 
-LOSSES_MAX = 400
 LISTED_MAX = 128
 LOST_SECONDS_MAX = 60
 LARGE_FLEET = 1_000
@@ -18,7 +17,6 @@ class Seen:
     """What is known of a worker from its own signs of life. Times are microseconds, 0 = never."""
 
     last_seen: int = 0
-    via: str = "http"
     session: str = ""
     disconnected_at: int = 0
     signalled_at: int = 0
@@ -28,7 +26,8 @@ class Seen:
     executor_pid: int = 0
     tasks: dict[str, TaskBeat] = field(default_factory=dict)
     listed_at: dict[tuple[str, int], int] = field(default_factory=dict)
-    """When a heartbeat last listed an attempt (task_id, attempt), for the newest LISTED_MAX."""
+    """When the agent last spoke of an attempt (task_id, attempt) as its own, for the newest
+    LISTED_MAX."""
 
 
 def heartbeat_seconds(online: int) -> float:
@@ -44,8 +43,6 @@ class Presence:
         self.last_beat = started_at
         """When any agent at all was last heard of."""
         self.workers: dict[str, Seen] = {}
-        self.losses: dict[str, deque[tuple[str, int, float]]] = {}
-        """(rival, step, loss) of running tasks, the newest LOSSES_MAX each."""
         self._heard: dict[str, None] = {}
         """Agents that sent a heartbeat since `take_heard` last asked."""
         self._lost: dict[str, int] = {}
@@ -67,17 +64,29 @@ class Presence:
         """Fold an agent's heartbeat; `tasks` are those of its tasks that it holds."""
         seen = self.of(worker_id)
         self.last_beat = at
-        seen.last_seen, seen.via, seen.session, seen.executor_pid = at, "nats", session, pid
+        seen.last_seen, seen.session, seen.executor_pid = at, session, pid
         self.found(worker_id)
         self._heard[worker_id] = None
         seen.tasks = {task.task_id: task for task in tasks}
         for task in tasks:
-            seen.listed_at.pop((task.task_id, task.attempt), None)
-            seen.listed_at[task.task_id, task.attempt] = at
-            if len(seen.listed_at) > LISTED_MAX:
-                del seen.listed_at[next(iter(seen.listed_at))]
-            if task.loss is not None:
-                self._loss(task)
+            self._listed(seen, task.task_id, task.attempt, at)
+
+    def speaks_of(self, worker_id: str, at: int, claims: Iterable[Token]) -> None:
+        """An agent asks for these claims as its own, and their leases begin anew, if they are.
+
+        That its connection stands, and is no matter of a time of grace any more, its heartbeats
+        show.
+        """
+        seen = self.of(worker_id)
+        for claim in claims:
+            self._listed(seen, claim.task_id, claim.attempt, at)
+
+    @staticmethod
+    def _listed(seen: Seen, task_id: str, attempt: int, at: int) -> None:
+        seen.listed_at.pop((task_id, attempt), None)
+        seen.listed_at[task_id, attempt] = at
+        if len(seen.listed_at) > LISTED_MAX:
+            del seen.listed_at[next(iter(seen.listed_at))]
 
     def take_heard(self) -> list[str]:
         """The agents that sent a heartbeat since this was last asked."""
@@ -104,16 +113,6 @@ class Presence:
             if at < moment:
                 return
             yield worker_id
-
-    def _loss(self, task: TaskBeat) -> None:
-        losses = self.losses.setdefault(task.task_id, deque(maxlen=LOSSES_MAX))
-        assert task.loss is not None, "only a measured loss is kept"
-        if not losses or losses[-1][:2] != (task.rival, task.step):
-            losses.append((task.rival, task.step, task.loss))
-
-    def task_ended(self, task_id: str) -> None:
-        """Forget the running record of a task."""
-        self.losses.pop(task_id, None)
 
     def progress(self, worker_id: str, task_id: str) -> TaskBeat | None:
         """Where a task stands by its holder's last heartbeat."""

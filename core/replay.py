@@ -2,8 +2,9 @@
 
 Whoever runs on a data directory holds its lock (`platforms.DataLock`) and names its nats-server in
 `run.json`. With the lock held the log is read from that server; with the lock free a server is
-started for as long as the reading takes: for a backup on the directory, else on a copy of what is
-read, since a server that starts repairs what it finds, and the directory may be read-only.
+started for as long as the reading takes: for a backup on the directory, unless its disk is full,
+else on a copy of what is read, since a server that starts repairs what it finds, and the directory
+may be read-only.
 """
 
 import contextlib
@@ -17,28 +18,28 @@ from typing import NamedTuple
 
 import msgspec
 
-from core import blocks, errors, platforms, seals
+from core import blocks, errors, intact, platforms, seals, stores
 from core.accounts import COMPLETE, Authority
 from core.bus import Bus
+from core.chunks import ChunkStore
 from core.log import Log
 from core.log_jetstream import JetStreamLog
-from core.nats_server import FREE_BYTES_MIN, EmbeddedServer
+from core.nats_server import FREE_BYTES_MIN, EmbeddedServer, has_room
 from core.projections.state import State
 from core.runtime import fold
-from core.topology import MIB
-
-_STREAM_NOT_FOUND = 10059
-
+from core.topology import MIB, STREAM_NOT_FOUND, has_stream
 
 # The data directory
 
 
 class Copied(NamedTuple):
     """What is read from a copy of a directory that no server runs on: streams, by their account,
-    and whether the blocks of the log are read before a server sees them."""
+    and whether the blocks of the log are read before a server sees them. `why` it is read is told
+    where a copy has no room."""
 
     streams: Mapping[str, tuple[str, ...]]
     blocks: bool
+    why: str = "Without a running server a copy is read"
 
 
 LOG_ALONE = Copied({"CONTROL": ("EVENTS",)}, blocks=False)
@@ -48,7 +49,9 @@ ALL_AUDITED = Copied({"CONTROL": ("EVENTS", "REFUSALS"), "FLEET": ("CHUNKS",)}, 
 class Access(NamedTuple):
     """A running nats-server on a log, and who may read there; `running` where others use it.
 
-    `stored` is what the blocks of the log held before the server started, where they were read.
+    `stored` is what the blocks of the log held before the server started, where they were read;
+    `artifacts` is where artifacts lie, as `core.stores` has it; `chunks` is the folder of CHUNKS,
+    where nobody else runs.
     """
 
     url: str
@@ -56,14 +59,17 @@ class Access(NamedTuple):
     fleet: Path | tuple[str, str]
     running: bool
     stored: blocks.Reading | None = None
+    artifacts: str = ""
+    chunks: Path | None = None
 
 
 class Connected(NamedTuple):
-    """Connections to both accounts that store something, and the log."""
+    """Connections to both accounts that store something, the log, and the artifacts."""
 
     control: Bus
     fleet: Bus
     log: Log
+    store: ChunkStore
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -85,16 +91,15 @@ def serving(data: Path, copied: Copied | None = None) -> Iterator[Access]:
     _require_ours(data)
     lock_path = data / "lock"
     held = _find_holder(lock_path)
+    artifacts = stores.bound_to(data)
     if held is not None:
-        yield _running(data, held)
+        yield _running(data, held)._replace(artifacts=artifacts)
     elif copied is not None:
         with _copied(data, lock_path, copied) as access:
-            yield access
+            yield access._replace(artifacts=artifacts)
     else:
-        with platforms.DataLock(lock_path):
-            prepare_start(data, Authority.load_or_create(data / "keys"))
-            with _started(data) as access:
-                yield access
+        with _own(data, lock_path) as access:
+            yield access._replace(artifacts=artifacts)
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +123,23 @@ async def connect(access: Access) -> AsyncIterator[Connected]:
 
         control = await opened(access.control, "aghsan-reader")
         fleet = await opened(access.fleet, "aghsan-reader")
-        yield Connected(control, fleet, JetStreamLog(control))
+        store = stores.store_of(fleet, access.artifacts)
+        yield Connected(control, fleet, JetStreamLog(control), store)
+
+
+async def find_lost_chunks(access: Access, connected: Connected) -> str:
+    """Why no artifact can be read, "" where CHUNKS is there. Raises Unavailable."""
+    if await has_stream(connected.fleet.api, "CHUNKS"):
+        return ""
+    place = f"There is no folder {access.chunks}" if access.chunks else "There is no stream CHUNKS"
+    if access.artifacts:
+        what = f"through which artifacts come to {access.artifacts}, so none was read"
+    else:
+        what = "which held all artifacts, so all that the log names are gone"
+    return (
+        f"{place}, {what}. Put it back or restore a backup; `aghsan up --accept-loss` goes on"
+        " without it."
+    )
 
 
 async def count_refusals(control: Bus) -> int:
@@ -127,7 +148,7 @@ async def count_refusals(control: Bus) -> int:
     error = info.get("error")
     if not error:
         return int(info["state"]["messages"])
-    if error.get("err_code") == _STREAM_NOT_FOUND:
+    if error.get("err_code") == STREAM_NOT_FOUND:
         return 0
     raise errors.Unavailable(f"REFUSALS cannot be counted: {error.get('description', error)}.")
 
@@ -187,25 +208,35 @@ def _started(data: Path) -> Iterator[Access]:
     with EmbeddedServer(data, authority) as server:
         yield Access(
             server.url,
-            _pair(authority, "CONTROL"),
-            _pair(authority, "FLEET"),
+            authority.control().pair,  # reading the log makes a consumer, which no inspector may
+            authority.inspector("FLEET").pair,
             running=False,
+            chunks=chunks_of(data, authority),
         )
 
 
-def _pair(authority: Authority, account: str) -> tuple[str, str]:
-    # Reading the log makes a consumer, which no inspector may.
-    control = account == "CONTROL"
-    credentials = authority.control() if control else authority.inspector(account)
-    assert credentials.seed is not None, "its key was made here"
-    return credentials.jwt, credentials.seed
+@contextlib.contextmanager
+def _own(data: Path, lock_path: Path) -> Iterator[Access]:
+    """A server on the directory itself; on a copy elsewhere where the disk has no room for it."""
+    authority = Authority.load_or_create(data / "keys")
+    if has_room(data):
+        with platforms.DataLock(lock_path):
+            prepare_start(data, authority)
+            with _started(data) as access:
+                yield access
+    else:
+        with platforms.DataLock(lock_path, traceless=True):
+            prepare_start(data, authority)
+        why = f"The disk of {data} is full, so a copy is read"
+        with _copied(data, lock_path, ALL_AUDITED._replace(blocks=False, why=why)) as access:
+            yield access
 
 
 @contextlib.contextmanager
 def _copied(data: Path, lock_path: Path, wanted: Copied) -> Iterator[Access]:
     """A server on a temporary copy of the streams that are wanted, and of the keys."""
     # The folder is for its owner only, as the keys in it need.
-    with tempfile.TemporaryDirectory(prefix="aghsan-") as folder:
+    with _temporary() as folder:
         copy = Path(folder)
         with contextlib.ExitStack() as stack:
             if lock_path.exists():  # else it is a copy, and nobody ever ran there
@@ -218,24 +249,36 @@ def _copied(data: Path, lock_path: Path, wanted: Copied) -> Iterator[Access]:
             except shutil.Error as error:
                 raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
         stored = None
+        events = Path("EVENTS", "msgs")
+        read = streams_of(copy, authority, "CONTROL") / events
         if wanted.blocks:
-            events = streams_of(copy, authority, "CONTROL") / "EVENTS"
-            stored = blocks.read(events / "msgs", "EVENTS")
+            stored = blocks.read(read, "EVENTS")
             stored.finish()
+        intact.mend_copy(data, streams_of(data, authority, "CONTROL") / events, read)
         with _started(copy) as access:
-            yield access._replace(stored=stored)
+            yield access._replace(stored=stored, chunks=chunks_of(data, authority))
 
 
 def _require_log(data: Path, authority: Authority) -> None:
-    if not (streams_of(data, authority, "CONTROL") / "EVENTS").is_dir():
-        raise errors.DataDirectoryError(
-            f"{data} holds no log yet: `aghsan up` was never ready on it."
+    events = streams_of(data, authority, "CONTROL") / "EVENTS"
+    if events.is_dir():
+        return
+    if seals.has_head(data) or chunks_of(data, authority).is_dir():
+        raise errors.LogDamaged(
+            f"the log is gone: there is no folder {events}, and nothing else says what happened."
+            " Put it back, or restore a backup"
         )
+    raise errors.DataDirectoryError(f"{data} holds no log yet: `aghsan up` was never ready on it.")
 
 
 def streams_of(data: Path, authority: Authority, account: str) -> Path:
     """Where the server keeps the streams of an account."""
     return _store_of(data) / "jetstream" / authority.public_key(account) / "streams"
+
+
+def chunks_of(data: Path, authority: Authority) -> Path:
+    """Where the server keeps CHUNKS."""
+    return streams_of(data, authority, "FLEET") / "CHUNKS"
 
 
 def require_keys(data: Path) -> None:
@@ -247,22 +290,37 @@ def require_keys(data: Path) -> None:
         )
 
 
-def prepare_start(data: Path, authority: Authority, *, accept_loss: bool = False) -> None:
-    """Refuse a log that ends before `head` says, or whose artifacts are gone, before a server
-    starts on it and repairs it.
+def prepare_start(
+    data: Path,
+    authority: Authority,
+    progress: intact.Progress = lambda *_: None,
+    *,
+    accept_loss: bool = False,
+) -> None:
+    """Refuse a log that is damaged or ends before `head` says, or whose artifacts are gone, before
+    a server starts on it and repairs it.
 
     Where the loss is accepted, have that server go by what is stored. Raises LogDamaged,
     DataDirectoryError.
     """
-    folder = streams_of(data, authority, "CONTROL") / "EVENTS" / "msgs"
-    if not folder.is_dir():
-        return
+    folders = {
+        name: streams_of(data, authority, account) / name / "msgs"
+        for account, names in intact.LASTING.items()
+        for name in names
+    }
     if accept_loss:
-        blocks.cut_end(folder)
+        intact.accept(data, folders, progress)
         return
-    seals.require_end(folder, data)
-    chunks = streams_of(data, authority, "FLEET") / "CHUNKS"
-    if seals.read_head(data) is not None and not chunks.is_dir():
+    last_seq = intact.require(data, folders, progress)
+    seals.require_end(last_seq, data)
+    intact.require_end(last_seq, folders)
+    chunks = chunks_of(data, authority)
+    if last_seq == 0 and any(one.stat().st_size for one in chunks.glob("msgs/*.blk")):
+        raise errors.LogDamaged(
+            f"the log is gone: there is nothing in {folders[intact.LOG]}, and {chunks} holds"
+            " artifacts. Restore a backup, or begin anew by `aghsan up --accept-loss`"
+        )
+    if seals.has_head(data) and not chunks.is_dir():
         raise errors.LogDamaged(
             f"all artifacts are gone: there is no {chunks}, and the log names what it held. Restore"
             " a backup, or go on without them by `aghsan up --accept-loss`"
@@ -279,18 +337,28 @@ def _copy_streams(data: Path, copy: Path, authority: Authority, wanted: Copied) 
             for path in (*(source / name).glob("*"), *(source / name / "msgs").glob("*")):
                 if path.is_file():
                     files.append((path, target / path.relative_to(source)))
-    _require_room(copy, sum(path.stat().st_size for path, _ in files))
+    _require_room(copy, sum(path.stat().st_size for path, _ in files), wanted.why)
     for path, target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The bytes without permissions: the source may be read-only.
         shutil.copyfile(path, target)
 
 
-def _require_room(folder: Path, copied_bytes: int) -> None:
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="aghsan-")
+    except OSError as error:
+        raise errors.DataDirectoryError(
+            f"There is no folder for the copy that is read: {error.strerror}. Set TMPDIR to one"
+            " with room."
+        ) from error
+
+
+def _require_room(folder: Path, copied_bytes: int, why: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < copied_bytes + FREE_BYTES_MIN:
         raise errors.DataDirectoryError(
-            f"Without a running server a copy is read: {copied_bytes // MIB} MiB, and"
+            f"{why}: {copied_bytes // MIB} MiB, and"
             f" {FREE_BYTES_MIN // MIB} MiB to work in, but the disk of {folder.parent} has"
             f" {free // MIB} MiB free. Set TMPDIR to a folder with room, or do it while it runs."
         )

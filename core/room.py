@@ -37,8 +37,25 @@ UNANSWERED_SECONDS_MAX = 8.0
 MENDING_PAUSE_SECONDS = 15.0
 
 
+_SWEPT = (
+    "what nothing needs is swept in time, and work goes on then (`aghsan artifact gc --dry-run` "
+    "says how much that is by now); or "
+)
+_RAISE = "raise its max_mib, and disk_mib of its account, in streams.yaml, and start again"
+_WHAT = {
+    "EVENTS": "the stream EVENTS holds",
+    "CHUNKS": "the stream CHUNKS holds",
+    "artifacts": "all artifacts take",
+}
+_ADVICE = {
+    "EVENTS": _RAISE,
+    "CHUNKS": _SWEPT + _RAISE,
+    "artifacts": _SWEPT + "start again with a larger --quota-gib",
+}
+
+
 class Filling(NamedTuple):
-    """What a stream holds and the most it may."""
+    """What a stream holds, or all artifacts together, and the most it may."""
 
     bytes: int
     bytes_max: int
@@ -60,20 +77,21 @@ def reserve_bytes(disk: Disk) -> int:
 def shortage(disk: Disk, streams: Mapping[str, Filling], *, short: bool) -> str:
     """Why there is no room for new work, "" where there is. Once `short`, some more room than was
     missed must come back, so that it does not change to and fro."""
-    reserve = int(reserve_bytes(disk) * (RESUME_FACTOR if short else 1.0))
-    if disk.free_bytes < reserve:
+    reserve = reserve_bytes(disk)
+    resume = int(reserve * RESUME_FACTOR)
+    if disk.free_bytes < (resume if short else reserve):
         return (
             f"no room for new work: {disk.free_bytes // MIB} MiB are free on the disk of the data "
-            f"directory, and {reserve // MIB} MiB are needed so that what was begun can be saved; "
-            f"make room there, and work goes on by itself"
+            f"directory, and {reserve // MIB} MiB are kept so that what was begun can be saved; "
+            f"make room there, and with {resume // MIB} MiB work goes on by itself"
         )
     share = STREAM_SHARE_RESUME if short else STREAM_SHARE_MAX
     for name, filling in streams.items():
         if filling.bytes >= filling.bytes_max * share:
             return (
-                f"no room for new work: the stream {name} holds {filling.bytes // MIB} of at most "
-                f"{filling.bytes_max // MIB} MiB, and the rest is kept for what was begun; raise "
-                f"its max_mib, and disk_mib of its account, in streams.yaml, and start again"
+                f"no room for new work: {_WHAT[name]} {filling.bytes // MIB} of at most "
+                f"{filling.bytes_max // MIB} MiB, and the rest is kept for what was begun; "
+                f"{_ADVICE[name]}"
             )
     return ""
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 PENDING_MAX = 20_000
 PENDING_BYTES_MAX = 64 * 1024 * 1024
 FOLLOWING_MAX = 10_000
+ANSWERS_PER_TURN = 50
 SETTLE_SECONDS_MAX = 2.0
 START_TRIES_MAX = 5
 PATIENCE_SECONDS = 4.0
@@ -40,6 +41,11 @@ _SIDE_EFFECTS = (
     events.RoleClosed,
 )
 """Events that may concern another aggregate than the one a command is about."""
+_INSTEAD = {
+    "task": "enqueue it anew",
+    "worker": "come under another id (`--worker-id`)",
+}
+"""What to do where an aggregate is closed, by its kind."""
 
 
 @dataclass(slots=True)
@@ -92,6 +98,13 @@ class Runtime:
         self._begin = begin
         self.state = State()
         self.durable_seq = 0
+        """Up to where the log is known to be on disk."""
+        self._appended_seq = 0
+        """Up to where it is believed to go: a server whose write failed says so of a record that it
+        holds in memory alone, until it is asked to write another."""
+        self._unproven: list[_Work] = []
+        """Stored, as a server said after it had not answered; to be told when a later append is."""
+        self._is_proven = True
         self.appends = Appends()
         self.stepped_down = False
         self.shortage = ""
@@ -103,6 +116,8 @@ class Runtime:
         self._pending_bytes = 0
         self._wake = asyncio.Event()
         self._in_flight: list[_Work] = []
+        self._answers: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        """Who is to be told what, of what is durable."""
         self._readers: deque[tuple[int, asyncio.Future[bool]]] = deque()
         self._observers: list[Callable[[events.Event], None]] = []
         self.note_head: Callable[[int, Message], None] | None = None
@@ -115,7 +130,7 @@ class Runtime:
     @property
     def pending(self) -> int:
         """How many commands wait for an append."""
-        return len(self._pending) + len(self._in_flight)
+        return len(self._pending) + len(self._in_flight) + len(self._unproven)
 
     @property
     def unanswered_seconds(self) -> float:
@@ -164,7 +179,9 @@ class Runtime:
         """
         while True:
             if self._unanswered_from is not None and not self._is_durable():
-                return view(await self._behind())
+                if (behind := await self._behind()) is not None:
+                    return view(behind)
+                continue
             if self._rebuilding:
                 await self._durable(self.durable_seq + 1)
                 continue
@@ -202,6 +219,8 @@ class Runtime:
             yield
         finally:
             timer.cancel()
+            if self._refolding is not None:
+                self._refolding.cancel()
             self._unanswered_from = self._refolding = None
 
     def _lose_patience(self, began: float) -> None:
@@ -219,18 +238,19 @@ class Runtime:
         why = f" ({self.shortage})" if self.shortage else ""
         return f"the log has not answered for {self.unanswered_seconds:.0f} s{why}"
 
-    async def _behind(self) -> State:
+    async def _behind(self) -> State | None:
         """The state up to the last acknowledged record, from the log: the one here is ahead of it,
-        and gives nothing back. Made once for each append that is not answered."""
-        if self._refolding is None:
+        and gives nothing back. Made once for each append that is not answered; None when its answer
+        came meanwhile."""
+        if self._refolding is None or (self._refolding.done() and self._refolding.exception()):
             self._refolding = asyncio.create_task(self._refold(self.durable_seq))
         refolding = self._refolding
+        await asyncio.wait((refolding,), timeout=PATIENCE_SECONDS)
+        if refolding.cancelled():
+            return None
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                return await asyncio.shield(refolding)
-        except (TimeoutError, errors.LogUnavailable) as error:
-            if refolding.done() and refolding is self._refolding:
-                self._refolding = None
+            return refolding.result()
+        except (asyncio.InvalidStateError, errors.LogUnavailable) as error:
             raise errors.LogUnavailable(
                 f"{self._words()}, and what it held before cannot be read yet. Ask again later"
             ) from error
@@ -288,10 +308,7 @@ class Runtime:
     def _storable(self, data: events.EventData) -> events.Reread:
         """The data as the log will give it back. Raises errors.Refused where it cannot take it."""
         if self._is_read_only(data):
-            raise errors.ReadOnlyAggregate(
-                f"{events.subject_of(data)} holds a record this program cannot read; "
-                f"it is read-only here until the program is upgraded"
-            )
+            raise errors.ReadOnlyAggregate(_words_of_closed(events.subject_of(data)))
         stored = events.reread(data)
         size = memoryview(stored.raw).nbytes
         if size > events.DATA_BYTES_MAX:
@@ -338,7 +355,8 @@ class Runtime:
             )
             self._decide(work)
             if await self._settle(work.messages):
-                self._epoch, self.durable_seq = self.state.epoch, self.state.seq
+                self._epoch = self.state.epoch
+                self._appended_seq = self.durable_seq = self.state.seq
                 return
         raise errors.SteppedDown("another control process keeps becoming the writer first")
 
@@ -375,31 +393,51 @@ class Runtime:
         self._in_flight = self._take_batch()
         messages = [message for work in self._in_flight for message in work.messages]
         began = time.perf_counter()
-        if messages and not await self._settle(messages):
+        if not await (self._settle(messages) if messages else self._is_newest()):
             await self._recover()
             return
-        self.durable_seq += len(messages)
+        self._appended_seq += len(messages)
         if messages:
             self.appends.note(len(messages), time.perf_counter() - began)
-            if self.note_head is not None:
-                self.note_head(self.durable_seq, messages[-1])
+        self._unproven += self._in_flight
+        self._in_flight = []
+        if not self._is_proven:
+            if not self._pending:
+                self._prove()
+            return
+        self._in_flight, self._unproven = self._unproven, []
+        self.durable_seq = self._appended_seq
+        if messages and self.note_head is not None:
+            self.note_head(self.durable_seq, messages[-1])
         self._publish()
+
+    def _prove(self) -> None:
+        """Have something appended, which proves what was appended before: the next epoch."""
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_let_be)  # nobody waits for it
+        work = _Work(StartWriter(process=self._process), new_meta(self._process), nothing, future)
+        self._decide(work)
+        self._pending.append(work)
+        self._pending_bytes += work.bytes
 
     async def _settle(self, messages: list[Message]) -> bool:
         """Append until the answer is definite: True stored, False the log holds something else.
 
         After a lost answer the identical bytes go out again under the identical expectation; a
-        conflict then is settled by comparing what stands at the first sequence.
+        conflict then is settled by comparing what stands at the first sequence, and is proven only
+        by a later append.
         """
-        expected = self.durable_seq
+        expected = self._appended_seq
         pause = 0.05
         doubtful = False
         while True:
             try:
                 await self._store.append(messages, expected)
+                self._is_proven = True
                 return True
             except errors.SequenceConflict:
                 stored = await self._get_settled(expected + 1)
+                self._is_proven = False
                 return doubtful and stored == messages[0].data
             except (errors.LogUnavailable, errors.LogFull) as error:
                 log.warning("an append is tried again: %s", error, extra={"action": "append"})
@@ -407,6 +445,17 @@ class Runtime:
                 self.appends.unanswered += 1
                 await asyncio.sleep(pause)
                 pause = min(SETTLE_SECONDS_MAX, pause * 2)
+
+    async def _is_newest(self) -> bool:
+        """Whether the log ends where this writer believes: what was appended proves it, a refusal
+        alone does not, and one who was overtaken would refuse what his successor took."""
+        if not any(isinstance(work.result, errors.Refused) for work in self._in_flight):
+            return True
+        while True:
+            try:
+                return await self._store.last_seq() == self._appended_seq
+            except errors.LogUnavailable:
+                await asyncio.sleep(SETTLE_SECONDS_MAX)
 
     async def _get_settled(self, seq: int) -> bytes | None:
         while True:
@@ -417,21 +466,33 @@ class Runtime:
                 await asyncio.sleep(SETTLE_SECONDS_MAX)
 
     def _publish(self) -> None:
-        """Answer the batch that just became durable, and whoever waited to read it."""
+        """Show what just became durable, and answer it and whoever waited to read it."""
         batch, self._in_flight = self._in_flight, []
-        for work in batch:
-            if not work.answer.done():
-                if isinstance(work.result, Exception):
-                    work.answer.set_exception(work.result)
-                else:
-                    work.answer.set_result(work.result)
         for work in batch:
             for event in work.happened:
                 self._show(event)
+                if isinstance(event.data, events.WriterStarted):
+                    self._epoch = event.data.epoch
+        answering = bool(self._answers)
+        self._answers += [(work.answer, work.result) for work in batch]
         while self._readers and self._readers[0][0] <= self.durable_seq:
-            _, future = self._readers.popleft()
-            if not future.done():
-                future.set_result(True)
+            self._answers.append((self._readers.popleft()[1], True))
+        if not answering:
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        """Wake a few of those who wait, and the others in later turns of the loop: each of them has
+        an answer to write, and all at once would hold up everybody else."""
+        for _ in range(min(ANSWERS_PER_TURN, len(self._answers))):
+            future, result = self._answers.popleft()
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if self._answers:
+            asyncio.get_running_loop().call_soon(self._answer_some)
 
     def _show(self, event: events.Event) -> None:
         for observer in self._observers:
@@ -445,8 +506,9 @@ class Runtime:
     async def _recover(self) -> None:
         """Read what others wrote; step down for a newer epoch, else decide the waiting again."""
         undecided, held = [*self._in_flight, *self._pending], self.durable_seq
-        self._in_flight = []
-        self._pending = deque(undecided)
+        unproven, end = self._unproven, self._appended_seq
+        self._in_flight, self._unproven = [], []
+        self._pending = deque([*unproven, *undecided])
         self._rebuilding = True
         try:
             await self._rebuild()
@@ -458,6 +520,9 @@ class Runtime:
                     f"the log ended at {held}, and ends at {self.state.seq} now; `aghsan audit`"
                     " tells what is missing"
                 )
+            if self.state.seq >= end and unproven:  # still there, and not to be decided twice
+                self._unproven, self._pending = unproven, deque(undecided)
+                self.durable_seq, self._is_proven = held, False
         finally:
             self._rebuilding = False
         self._pending_bytes = 0
@@ -465,6 +530,8 @@ class Runtime:
             work.messages, work.happened = [], []
             self._decide(work)
             self._pending_bytes += work.bytes
+        if self._unproven and not self._pending:
+            self._prove()
         self._tell_readers(False)
 
     def _tell_readers(self, durable: bool) -> None:
@@ -489,15 +556,16 @@ class Runtime:
     async def _rebuild(self) -> None:
         """Fold the log into the state that a rebuild begins with."""
         while True:
-            state = await self._begin()
             try:
+                state = await self._begin()
                 await fold(self._store, state)
                 break
             except errors.LogUnavailable as error:
                 log.warning("the log cannot be read, trying again", extra={"action": str(error)})
                 await asyncio.sleep(SETTLE_SECONDS_MAX)
         self.state = state
-        self.durable_seq = state.seq
+        self.durable_seq = self._appended_seq = state.seq
+        self._is_proven = True
 
     async def catch_up(self) -> None:
         """Notice records somebody else appended while this writer was idle."""
@@ -507,6 +575,20 @@ class Runtime:
             with self._patience():
                 if await self._store.last_seq() > self.state.seq:
                     await self._recover()
+
+
+def _let_be(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _words_of_closed(subject: str) -> str:
+    _, kind, token = subject.split(".")
+    instead = _INSTEAD.get(kind, "restore a backup if you cannot do without it")
+    return (
+        f"{kind} {token} is closed: a record of it cannot be read, since it was lost or a newer "
+        f"program wrote it, so nobody knows how it stands. It stays as it is; {instead}"
+    )
 
 
 async def fold(store: Log, state: State, stop: int | None = None) -> None:
@@ -521,7 +603,7 @@ async def fold(store: Log, state: State, stop: int | None = None) -> None:
             missing = next(seq for seq in itertools.count(state.seq + 1) if seq not in present)
             raise errors.LogDamaged(
                 f"record {missing} of the log is missing; `aghsan audit` tells all that is wrong."
-                " Restore the data directory from a backup"
+                " Restore a backup, or go on with what is left by `aghsan up --accept-loss`"
             )
         facts = events.read_facts(records)
         if facts is not None:

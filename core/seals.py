@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from core import blocks, errors, events, platforms
+from core import errors, events, platforms
 from core.log import Log, Message, Record, Stored
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 HEAD_BYTES = 256
 HEAD_FILE = "head"
 ANCHOR_FILE = "anchor.json"
+UNREADABLE = ".unreadable"
 READINGS = 3
 
 _lengths = struct.Struct("<QQIII").pack
@@ -91,6 +92,11 @@ def read_head(data: Path) -> Head | None:
     return _read(data / HEAD_FILE, Head)
 
 
+def has_head(data: Path) -> bool:
+    """Whether somebody ever wrote this log, be its `head` readable or not."""
+    return (data / HEAD_FILE).exists()
+
+
 class Anchor(msgspec.Struct, frozen=True, kw_only=True):
     """The newest seal of a log: where it stands and what it says. `log` is that log's identity."""
 
@@ -149,16 +155,40 @@ async def find_losses(store: Log, data: Path) -> list[tuple[int, str]]:
 
 
 async def find_unreadable(store: Log, data: Path) -> list[str]:
-    """Notes that are there and cannot be read. A start goes on without them, as it does without
-    any; to an audit they are damage. `head`, which is not synced, may be empty, or zeros, after a
-    power cut. Raises LogUnavailable."""
-    paths: list[tuple[Path, type[msgspec.Struct]]] = [(data / HEAD_FILE, Head)]
-    paths += [(path, Anchor) for path in anchor_paths(data, await identity_of(store))]
+    """Notes that are there and cannot be read: to an audit they are damage. `head`, which is not
+    synced, may be empty, or zeros, after a power cut. Raises LogUnavailable."""
     return [
-        f"{path} holds no {kind.__name__.lower()} that can be read"
-        for path, kind in paths
-        if _is_unreadable(path, kind)
+        f"{path} holds no {kind} that can be read" for path, kind in await _unreadable(store, data)
     ]
+
+
+async def set_aside_unreadable(store: Log, data: Path) -> list[str]:
+    """Keep notes that cannot be read under another name, before a start writes new ones; what to
+    tell people of each. They prove no loss, so that a start goes on without them.
+
+    Raises DataDirectoryError, LogUnavailable.
+    """
+    told = []
+    for path, _ in await _unreadable(store, data):
+        kept = path.with_name(path.name + UNREADABLE)
+        try:
+            platforms.replace(path, kept)
+        except OSError as error:
+            raise errors.DataDirectoryError(
+                f"{path} cannot be read, and not be kept as {kept.name} either: {error.strerror}."
+                " Move it away, then start again."
+            ) from error
+        told.append(
+            f"{path} cannot be read and is kept as {kept.name}. So it did not show"
+            " whether the log lost its end: where records are missing, restore a backup."
+        )
+    return told
+
+
+async def _unreadable(store: Log, data: Path) -> list[tuple[Path, str]]:
+    notes: list[tuple[Path, type[msgspec.Struct]]] = [(data / HEAD_FILE, Head)]
+    notes += [(path, Anchor) for path in anchor_paths(data, await identity_of(store))]
+    return [(path, kind.__name__.lower()) for path, kind in notes if _is_unreadable(path, kind)]
 
 
 def _is_unreadable(path: Path, kind: type[msgspec.Struct]) -> bool:
@@ -234,20 +264,18 @@ async def require_whole(store: Log, data: Path) -> None:
         raise refusal(losses)
 
 
-def require_end(folder: Path, data: Path) -> None:
-    """Refuse blocks that end before `head`, while no server runs that would repair them.
+def require_end(last: int, data: Path) -> None:
+    """Refuse a log that ends at `last`, before `head` or the anchor say. Raises LogDamaged."""
+    notes = (read_head(data), _read(data / ANCHOR_FILE, Anchor))
+    known = max((note.seq for note in notes if note is not None), default=0)
+    if known > last:
+        raise refusal([(last + 1, _words_of_cut(known, last))])
 
-    Raises LogDamaged, and DataDirectoryError where they cannot be read.
-    """
-    head = read_head(data)
-    if head is None:
-        return
-    try:
-        last = blocks.last_seq(folder)
-    except OSError as error:
-        raise errors.DataDirectoryError(f"The log in {folder} cannot be read: {error}.") from error
-    if head.seq > last:
-        raise refusal([(last + 1, _words_of_cut(head.seq, last))])
+
+def anchored_identity(data: Path) -> str:
+    """Of which log the anchor beside the data is; "" where there is none."""
+    anchor = _read(data / ANCHOR_FILE, Anchor)
+    return anchor.log if anchor is not None else ""
 
 
 def forget_anchors(data: Path, identity: str) -> None:

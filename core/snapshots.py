@@ -343,20 +343,7 @@ class Loader:
         return made
 
 
-def load(head: Head, parts: Iterable[bytes]) -> State:
-    """The state of a whole snapshot. Raises errors.SnapshotUnusable."""
-    loader = Loader(head)
-    for data in parts:
-        loader.take(data)
-    return loader.finish()
-
-
 # Sections
-
-
-def decoder_of(section: str) -> Callable[[bytes], list[Any]]:
-    """What decodes the parts of a section."""
-    return _SECTIONS[section].decode
 
 
 class Section(NamedTuple):
@@ -453,16 +440,21 @@ def _groups(kind: Any, of: Callable[[State], dict[Any, dict[str, None]]]) -> Sec
     )
 
 
-def _put_nodes(into: State, rows: list[graph.Node]) -> None:
-    into.graph.nodes.rows.update((row.node_id, row) for row in rows)
-
-
 def _put_node_rounds(into: State, rows: list[rounds.NodeRounds]) -> None:
     into.rounds.nodes.rows.update((row.node_id, row) for row in rows)
 
 
+def _close(into: State, subjects: list[str]) -> None:
+    for subject in subjects:
+        into.close(subject)
+
+
 _SECTIONS: dict[str, Section] = {
-    "nodes": _section(graph.Node, lambda of: list(of.graph.nodes), _put_nodes),
+    "nodes": _section(
+        graph.Node,
+        lambda of: list(of.graph.nodes),
+        lambda into, rows: into.graph.restore(rows),
+    ),
     "champions": _table(Champion, lambda of: of.graph.champions),
     "promotions": _mapping(int, lambda of: of.graph.promotions),
     "tasks": _large("tasks", tasks.Task | tasks.Done, lambda into, rows: into.tasks.restore(rows)),
@@ -494,6 +486,6 @@ _SECTIONS: dict[str, Section] = {
     "read_only": _section(
         str,
         lambda of: list(of.read_only),
-        lambda into, rows: into.read_only.update(rows),
+        _close,
     ),
 }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from core import errors
-from core.bus import SEQUENCE, STATUS, Bus, Incoming
+from core.bus import SEQUENCE, STATUS, STORE_FULL, Bus, Incoming
 from core.snapshots import Kept
 
 BUCKET = "SNAPSHOTS"
@@ -25,7 +25,6 @@ _HEADS = f"$O.{BUCKET}.M."
 READ_PARTS = 16
 READ_BYTES = 16 * 1024 * 1024
 REQUEST_SECONDS = 10.0
-FULL = frozenset({10002, 10023, 10028, 10047, 10077})
 
 
 class _Fault(msgspec.Struct):
@@ -132,6 +131,7 @@ class JetStreamSnapshots:
             for subject in await self._subjects(prefix):
                 if subject not in wanted:
                     await self._api("STREAM.PURGE", {"filter": subject})
+        self._drafts = {name: draft for name, draft in self._drafts.items() if name in keep}
 
     async def _write(self, subject: str, data: bytes) -> None:
         raw = await self._bus.request(subject, data, REQUEST_SECONDS)
@@ -141,7 +141,7 @@ class JetStreamSnapshots:
             raise errors.Unavailable(f"{STREAM} answers nonsense: {raw[:80]!r}") from error
         if fault is None:
             return
-        if fault.err_code in FULL:
+        if fault.err_code in STORE_FULL:
             raise errors.LogFull(f"{STREAM} is full: {fault.description}")
         raise errors.Unavailable(f"{STREAM} does not take a part: {fault.description}")
 

@@ -7,11 +7,13 @@ from core import errors
 DEPTH_MAX = 16
 CHILDREN_MAX = 64
 NODES_MAX = 10_000
+TREE_CHARS_MAX = 8 * 1024 * 1024
+"""Of what all nodes say of themselves: who asks for the tree gets it whole, in one answer."""
 ROOT = "root-math"
 
 
 class Seed(NamedTuple):
-    """One seeded node. `label` is its segment of the path, `specialist` what it trains itself."""
+    """One seeded node. `label` is its segment of the path; it trains the specialist of its id."""
 
     node_id: str
     parent_id: str | None
@@ -19,7 +21,6 @@ class Seed(NamedTuple):
     label: str
     ai_name: str
     description: str
-    specialist: str = ""
 
 
 SEEDS: tuple[Seed, ...] = (
@@ -30,7 +31,6 @@ SEEDS: tuple[Seed, ...] = (
         "الرياضيات",
         "Math",
         "الجذر الذي تتفرع منه علوم المنطق والنمذجة",
-        "root-math",
     ),
     Seed(
         "math-physics",
@@ -79,7 +79,6 @@ SEEDS: tuple[Seed, ...] = (
         "الاستدلال البايزي",
         "Bayes",
         "تحديث الاعتقاد مع كل مشاهدة جديدة",
-        "stats-bayesian",
     ),
     Seed(
         "stats-time-series",
@@ -96,7 +95,6 @@ SEEDS: tuple[Seed, ...] = (
         "التحسين المحدب",
         "Convex",
         "مسائل لها قاع واحد وبرهان على بلوغه",
-        "opt-convex",
     ),
     Seed(
         "opt-discrete",
@@ -108,20 +106,13 @@ SEEDS: tuple[Seed, ...] = (
     ),
 )
 
-_BY_ID = {seed.node_id: seed for seed in SEEDS}
 
-
-def workload_of(node_id: str) -> tuple[str, bool]:
-    """The specialist a seeded node trains, and whether it is inherited from an ancestor.
-
-    Raises errors.NotFound for a node that is not seeded.
-    """
-    seed = _BY_ID.get(node_id)
-    if seed is None:
-        known = ", ".join(_BY_ID)
-        raise errors.NotFound(f"no seeded node is called {node_id!r}; the seeded ones are: {known}")
-    inherited = False
-    while not seed.specialist:
-        assert seed.parent_id is not None, "the root has a specialist of its own"
-        seed, inherited = _BY_ID[seed.parent_id], True
-    return seed.specialist, inherited
+def require_seeded(node_id: str) -> None:
+    """Raise errors.NotFound for a node that is not seeded. One that is trains its own work, the
+    specialist of its name."""
+    known = [seed.node_id for seed in SEEDS]
+    if node_id not in known:
+        raise errors.NotFound(
+            f"no seeded node is called {node_id!r}; the seeded ones are: {', '.join(known)}; of "
+            "another say what it trains, by --specialist NAME or --corpus DIR"
+        )

@@ -5,10 +5,13 @@ import hashlib
 import re
 
 LOG = "ev.log."
+TASKS = "ev.task."
+"""Of tasks, whose ids stand in subjects as they are."""
 LOG_WRITER = "ev.log.writer"
 LOG_COMMITMENTS = "ev.log.commitments"
 LOG_SEAL = "ev.log.seal"
 LOG_LOSS = "ev.log.loss"
+LOG_SWEEP = "ev.log.sweep"
 
 is_plain = re.compile(r"(?!x-)[A-Za-z0-9_-]{1,64}").fullmatch
 """Whether an id stands in subjects as it is."""

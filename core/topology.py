@@ -375,6 +375,11 @@ async def apply(api: Api, account: str, topology: Topology) -> list[Change]:
     return await plan.perform(api)
 
 
+async def has_stream(api: Api, name: str) -> bool:
+    """Whether there is a stream of this name. Raises Unavailable."""
+    return await _config(api, f"STREAM.INFO.{name}", STREAM_NOT_FOUND) is not None
+
+
 async def ensure_lane(api: Api, topology: Topology, lane: str) -> Change | None:
     """Make sure that agents of a lane have a consumer to pull from; what was done for it.
 

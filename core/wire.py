@@ -4,6 +4,7 @@ An answer is `{"ok": {...}}` or `{"error": NAME, "detail": TEXT}`, where NAME is
 `core.errors`. Chunks travel as they are, behind one byte that says whether they do.
 """
 
+import hmac
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -23,15 +24,20 @@ from core.events import (
     Via,
     Workload,
 )
+from core.telemetry import Curves
 
 PROTOCOL = 1
 BEAT_TASKS_MAX = 128
 """Twice what a worker may hold: it also speaks of claims that expired and may be revived."""
+REASON_CHARS_MAX = 500
+"""Why a model was made as it was."""
 
 T = TypeVar("T")
 
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Method: TypeAlias = Annotated[str, msgspec.Meta(max_length=32)]
+_Reason: TypeAlias = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
 _Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _ChunkBytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=chunks.CHUNK_BYTES)]
 
@@ -44,7 +50,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskBeat(Wire, frozen=True, kw_only=True):
-    """Where a held task stands; `loss` is a training loss, in the specialist's own terms."""
+    """Where a held task stands; the last figures are those of `core.telemetry.Point`."""
 
     task_id: str
     attempt: int
@@ -52,6 +58,18 @@ class TaskBeat(Wire, frozen=True, kw_only=True):
     step: _Count = 0
     total_steps: _Count = 0
     loss: float | None = None
+    samples_per_second: float | None = None
+    utilisation: float | None = None
+    memory_bytes: _Count | None = None
+
+
+class Telemetry(Wire, frozen=True, kw_only=True):
+    """How the training of a task goes, on `telemetry.<worker>.<task>`: what is new, or all of it in
+    thinned form (`whole`), in place of what was told before."""
+
+    attempt: int
+    whole: bool = False
+    curves: Curves
 
 
 class Beat(Wire, frozen=True, kw_only=True):
@@ -61,12 +79,15 @@ class Beat(Wire, frozen=True, kw_only=True):
     via: Via = "nats"
     session: str = ""
     status: str = "online"
+    pause: str = ""
+    """What the agent believes that a person wants; told to those who err."""
     executor_pid: int = 0
     tasks: Annotated[list[TaskBeat], msgspec.Meta(max_length=BEAT_TASKS_MAX)] = []
 
 
 class Notice(Wire, frozen=True, kw_only=True):
-    """Pushed to an agent's inbox: `superseded` (that session must end), or `stop` (one task)."""
+    """Pushed to an agent's inbox: `superseded` (that session must end), `stop` (one task), or what
+    a person wants of it: `drain`, `pause`, `resume` (see WorkerPaused)."""
 
     kind: str
     session: str = ""
@@ -96,6 +117,7 @@ class Welcome(Wire, frozen=True, kw_only=True):
     heartbeat_seconds: float
     lease_seconds: float
     holding: list[Token] = []
+    pause: str = ""
 
 
 class Bye(Wire, frozen=True, kw_only=True):
@@ -142,6 +164,7 @@ class Assignment(Wire, frozen=True, kw_only=True):
     requires: Requires = Requires()
     base: Base | None = None
     resume: list[Checkpoint] = []
+    parents: list[Base] = []
 
 
 class ClaimAnswer(Wire, frozen=True, kw_only=True):
@@ -151,11 +174,13 @@ class ClaimAnswer(Wire, frozen=True, kw_only=True):
 
 
 class TokenRequest(Wire, frozen=True, kw_only=True):
-    """A request about a held claim: reattach, release."""
+    """A request about a held claim: reattach, release. `unfit`: what is released takes more than
+    the agent has."""
 
     session: str
     token: Token
     reason: str = ""
+    unfit: bool = False
 
 
 class FailRequest(Wire, frozen=True, kw_only=True):
@@ -165,22 +190,38 @@ class FailRequest(Wire, frozen=True, kw_only=True):
     token: Token
     reason: str
     log_tail: str = ""
+    telemetry: Curves = []
 
 
 class MissingRequest(Wire, frozen=True, kw_only=True):
-    """Which of these chunks (digest to bytes) are not stored yet?"""
+    """Which of these chunks (digest to bytes) are not stored yet? Those of others are lent where a
+    proof shows that the agent holds the very bytes."""
 
     session: str
     token: Token
     chunks: Annotated[
         dict[_Digest, _ChunkBytes], msgspec.Meta(max_length=chunks.MANIFEST_CHUNKS_MAX)
     ]
+    kind: str = "checkpoint"
+    """Of the artifact; some room is kept for a "candidate"."""
+    proofs: Annotated[
+        dict[_Digest, _Digest], msgspec.Meta(max_length=chunks.MANIFEST_CHUNKS_MAX)
+    ] = {}
 
 
 class MissingAnswer(Wire, frozen=True, kw_only=True):
-    """The digests to write."""
+    """The digests to write; those of them that others stored, and would lend; and those that a
+    manifest may name as lent, by writer."""
 
     missing: list[str]
+    elsewhere: list[str] = []
+    lent: dict[str, list[str]] = {}
+
+
+def proof(session: str, piece: bytes) -> str:
+    """What only who holds a chunk can say of it: its HMAC-SHA256 under the session, which nobody
+    else has."""
+    return hmac.digest(session.encode(), piece, "sha256").hex()
 
 
 class CheckpointRequest(Wire, frozen=True, kw_only=True):
@@ -193,15 +234,19 @@ class CheckpointRequest(Wire, frozen=True, kw_only=True):
     total_steps: int
     manifest: Manifest
     final: bool = False
+    method: _Method = ""
 
 
 class BroughtCandidate(Wire, frozen=True, kw_only=True):
-    """A model that a completed task brings; `claims` are its agent's own measurements."""
+    """A model that a completed task brings; `claims` are its agent's own measurements, `method` is
+    how it made the model."""
 
     rival: Rival
     manifest: Manifest
     weights_sha256: str
     claims: dict[str, float] = {}
+    method: _Method = ""
+    method_reason: _Reason = ""
 
 
 class CompleteRequest(Wire, frozen=True, kw_only=True):
@@ -211,6 +256,7 @@ class CompleteRequest(Wire, frozen=True, kw_only=True):
     token: Token
     metrics: dict[str, Any]
     candidates: list[BroughtCandidate] = []
+    telemetry: Curves = []
 
 
 class ChunkRequest(Wire, frozen=True, kw_only=True):
@@ -304,7 +350,8 @@ class Brought(Wire, frozen=True, kw_only=True):
 
 
 class RoundBrief(Wire, frozen=True, kw_only=True):
-    """A round as its judge needs it; `withdrawn` when the key behind its commitment is lost."""
+    """A round as its judge needs it; `withdrawn` when the key behind its commitment is lost,
+    `outdated` when its node trains something else now."""
 
     round_id: str
     node_id: str
@@ -315,6 +362,7 @@ class RoundBrief(Wire, frozen=True, kw_only=True):
     champion: Base | None
     candidates: list[Brought]
     withdrawn: bool = False
+    outdated: bool = False
 
 
 # ── frames ──

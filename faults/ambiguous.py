@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import tempfile
-from pathlib import Path
 
 from core import commands, runtime
 from core.bus import Bus
 from core.log_jetstream import JetStreamLog
+from faults import harness
 from faults.harness import Run, Told, Verdict, check_log
 from tests import nats_fixture
 from tests.contract.test_log import Proxy
@@ -22,8 +21,8 @@ async def attack(run: Run) -> Verdict:
     choices = run.random(NAME)
     told: list[Told] = []
     async with contextlib.AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-faults-"))
-        server = stack.enter_context(nats_fixture.running(Path(folder) / "data"))
+        folder = stack.enter_context(harness.folder_of(verdict))
+        server = stack.enter_context(nats_fixture.running(folder / "data"))
         await server.apply()
         proxy = await stack.enter_async_context(Proxy(server.url).running())
         bus = await Bus.connect(

@@ -1,4 +1,5 @@
-"""The stored log of a stopped server is damaged, at random: the audit sees it every time.
+"""The stored log of a stopped server is damaged, at random: the audit sees it every time, and no
+server is started on what it would cut off.
 
 Hundreds of audits are made in this process, by the code of `aghsan audit` on what lies in the
 blocks; now and then the command itself, with the server it starts, has to see the same.
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core import audit, blocks, highwayhash, replay, seals
+from core import audit, blocks, errors, highwayhash, replay, seals
 from core.accounts import Authority
 from core.blocks import StoredRecord
 from core.log import Record, Stored
@@ -35,6 +36,8 @@ LEASE_SECONDS = 30.0
 ENDED_SECONDS_MAX = 60.0
 RESULTS = 5
 NOTES = (seals.HEAD_FILE, seals.ANCHOR_FILE)
+MISPLACED = ("not end where it is said to", "not end where they are said to")
+"""What checksums do not cover: a server reads such a record, and what follows it, all the same."""
 
 
 class Place(NamedTuple):
@@ -140,6 +143,21 @@ class Directory:
         found += [f"head at {seq}" for seq, _ in losses]
         found += [f"head: {one}" for one in await seals.find_unreadable(log, self.data)]
         return found, records == self.records and self._notes() == self._notes_before()
+
+    def start(self) -> tuple[bool, str]:
+        """Whether a start is refused as it lies there, and what is wrong with that: a start that is
+        refused changes nothing, one that is not starts a server that can read all of it."""
+        before = self._content()
+        try:
+            replay.prepare_start(self.data, Authority.load_or_create(self.data / "keys"))
+        except errors.LogDamaged:
+            return True, "" if self._content() == before else "a start that is refused changes it"
+        reading = blocks.read(self.folder, STREAM)
+        cut = [one.what for one in reading.finish() if not one.what.endswith(MISPLACED)]
+        return False, f"a server is started on {cut[0]!r}" if cut else ""
+
+    def _content(self) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in self.before if path.exists()}
 
     def _notes(self) -> list[object]:
         return [_said_by((self.data / one).read_bytes()) for one in NOTES]
@@ -302,6 +320,7 @@ async def _damage(
         verdict.wrong.append(f"the audit of what is not damaged finds {clean[0]}")
     detected: Counter[str] = Counter()
     harmless: Counter[str] = Counter()
+    refused = 0
     damages, weights = zip(*KINDS, strict=True)
     for number in range(tries):
         (damage,) = choices.choices(damages, weights)
@@ -313,6 +332,10 @@ async def _damage(
             harmless[where] += 1
         else:
             verdict.wrong.append(f"try {number}: damage to {where} is not seen")
+        is_refused, wrong = directory.start()
+        refused += is_refused
+        if wrong:
+            verdict.wrong.append(f"try {number}: {wrong}, after damage to {where}")
         if number % command_every == 0 and not await _command_agrees(directory, bool(found)):
             verdict.wrong.append(f"try {number}: `aghsan audit` differs on {where}: {found}")
         directory.restore()
@@ -320,6 +343,7 @@ async def _damage(
         listed = ", ".join(f"{where} {count}" for where, count in sorted(counted.items()))
         log = f"{len(directory.records)} records in {len(directory.blocks)} blocks"
         verdict.notes.append(f"{log}: {counted.total()} {name}: {listed or 'none'}")
+    verdict.notes.append(f"{log}: {refused} starts refused")
 
 
 async def _command_agrees(directory: Directory, is_damaged: bool) -> bool:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +15,7 @@ from typing import Any
 
 from core import replay
 from core.topology import MIB
-from faults import disks
+from faults import disks, harness
 from faults.harness import Run, Told, Verdict, check_log
 from tests.acceptance.stack import PREFIX, Stack
 
@@ -42,7 +41,7 @@ async def attack(run: Run) -> Verdict:
     if verdict.unable:
         return verdict
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-faults-")))
+        folder = stack.enter_context(harness.folder_of(verdict))
         disk = stack.enter_context(disks.mounted(folder, DISK_MIB)).folder
         up = Stack(disk, "--agents", "0", "--no-orchestrator")
         stack.callback(up.close)
@@ -108,7 +107,7 @@ class Ballast:
     def fill(self, left_bytes: int) -> None:
         """Leave so much free; 0: not a byte."""
         with self._path.open("ab") as file:
-            for step in (64 * MIB, MIB, 64 * 1024, 4 * 1024):
+            for step in (64 * MIB, MIB, 64 * 1024, 4 * 1024, 1024):
                 with contextlib.suppress(OSError):
                     while shutil.disk_usage(self._path.parent).free - step >= left_bytes:
                         os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
@@ -157,12 +156,14 @@ class Clients:
     ) -> None:
         """Wait until something is so; that it does not come is wrong."""
         self._last.clear()
-        deadline = time.monotonic() + RESUME_SECONDS_MAX
-        while not ready():
-            if time.monotonic() > deadline:
-                wrong(f"not {what} within {RESUME_SECONDS_MAX:g} s, but answered {self._last}")
-                return
-            await asyncio.sleep(PAUSE_SECONDS)
+
+        async def is_so() -> bool:
+            return ready()
+
+        try:
+            await harness.until(is_so, what, RESUME_SECONDS_MAX)
+        except TimeoutError as error:
+            wrong(f"{error}; the clients were answered {self._last}")
 
     async def _enqueue(self, client: int) -> None:
         while True:

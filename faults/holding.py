@@ -11,6 +11,7 @@ from agent import artifacts, machine
 from agent.link import Link
 from core import chunks, errors, wire
 from core.events import Token
+from core.projections.rounds import rivals_of
 
 BEAT_SECONDS = 0.3
 
@@ -42,7 +43,7 @@ async def hold(api: str, worker_id: str) -> None:
     beating = asyncio.create_task(_beat(link, token))
     early = await _upload(link, token, b"early")
     request = wire.CheckpointRequest(
-        token=token, rival="evolver", step=1, total_steps=2, manifest=early
+        token=token, rival=rivals_of(assignment.role)[0], step=1, total_steps=2, manifest=early
     )
     await link.checkpoint(request)
     _say(claimed=token.task_id, attempt=token.attempt, stored=early.files[0].sha256)

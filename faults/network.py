@@ -3,8 +3,13 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+
+from core import errors, platforms
 
 HERE = "10.231.77.1"
 THERE = "10.231.77.2"
@@ -60,6 +65,42 @@ def apart() -> Iterator[Cable]:
 
     Raises OSError where it cannot be made.
     """
+    with _alone():
+        _sweep()
+        with _made() as cable:
+            yield cable
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Addresses and names are those of one run at a time."""
+    lock = platforms.DataLock(Path(tempfile.gettempdir()) / f"{NAMESPACE}.lock")
+    try:
+        lock.acquire()
+    except errors.DirectoryInUse as error:
+        raise OSError(
+            f"another run uses the network namespace {NAMESPACE}: wait for its end"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sweep() -> None:
+    """Remove what a run that was killed left: its processes there, the namespace, the cable."""
+    if NAMESPACE in _run("ip", "netns", "list").split():
+        for pid in _run("ip", "netns", "pids", NAMESPACE).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        _run("ip", "netns", "del", NAMESPACE)
+    # The cable outlives the name, for as long as a process there takes to end.
+    with contextlib.suppress(OSError):
+        _run("ip", "link", "del", CABLE[0])
+
+
+@contextlib.contextmanager
+def _made() -> Iterator[Cable]:
     _run("ip", "netns", "add", NAMESPACE)
     try:
         _run("ip", "link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1])
@@ -75,7 +116,8 @@ def apart() -> Iterator[Cable]:
         _run("ip", "netns", "del", NAMESPACE)  # and with it both ends of the cable
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise OSError(f"{' '.join(command)}: {ran.stderr.strip()}")
+    return ran.stdout

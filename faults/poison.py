@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ SETTLED_SECONDS_MAX = 20.0
 """Less than the half minute after which a server gives an unanswered offer out again."""
 ENDED_SECONDS_MAX = 180.0
 BORN_SECONDS = 0.5
-"""An executor lives so long before it is killed: it can say something by then."""
+"""An executor has worked so long, in time of CPU, before it is killed: it can speak by then."""
 LAST_WORDS = "Extension modules:"
 OFFERS: tuple[tuple[bytes, dict[str, str]], ...] = (
     (b"", {}),
@@ -122,7 +121,8 @@ async def _kill_until_ended(load: Load, task_id: str, agent: parts.Part) -> None
             is_last = len(task["attempts"]) >= ATTEMPTS_MAX
             for child in psutil.Process(agent.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if time.time() - child.create_time() > BORN_SECONDS:
+                    spent = child.cpu_times()
+                    if spent.user + spent.system > BORN_SECONDS:
                         child.send_signal(signal.SIGABRT if is_last else signal.SIGKILL)
             await asyncio.sleep(0.05)
 

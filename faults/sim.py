@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -89,5 +90,12 @@ def _seeds(run: Run) -> Iterator[list[int]]:
 
 
 def simulate_all(seeds: list[int]) -> list[Outcome]:
-    """One seed after another."""
-    return [simulate(seed) for seed in seeds]
+    """One seed after another; one that cannot be lived to its end is a failing one."""
+    return [_outcome(seed) for seed in seeds]
+
+
+def _outcome(seed: int) -> Outcome:
+    try:
+        return simulate(seed)
+    except Exception:  # noqa: BLE001  the other seeds still have their turn
+        return Outcome(seed, "", Counter(), 0, 0.0, 0, [traceback.format_exc()])

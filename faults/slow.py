@@ -123,11 +123,15 @@ class Watch:
         self._peak = max(self._peak, self._process.memory_info().rss)
         grown = self._peak - before
         figures = f"{grown / MIB:.0f} of {bound.bytes / MIB:.0f} MiB"
-        delay = (await self.figures())["aghsan_loop_delay_max_seconds"]
+        told = await self.figures()
+        late, computing = (
+            f"{told[f'aghsan_loop_{name}_max_seconds'] * 1_000:.0f} ms"
+            for name in ("delay", "turn_cpu")
+        )
         self._verdict.notes.append(
             f"{what}: memory grew by {figures}; an honest answer took at most "
-            f"{self._slowest_seconds:.2f} s, the loop was late by {delay * 1_000:.0f} ms (of the "
-            "last minute)"
+            f"{self._slowest_seconds:.2f} s, the loop was late by {late} and computed {computing} "
+            "in one turn (of the last minute)"
         )
         if grown > bound.bytes:
             self._note(f"{what}: memory grew by {figures} allowed")

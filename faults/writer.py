@@ -5,11 +5,10 @@ import contextlib
 import json
 import signal
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from core.log_jetstream import JetStreamLog
+from faults import harness
 from faults.harness import Run, Told, Verdict, check_log
 from tests import nats_fixture
 
@@ -65,8 +64,8 @@ async def attack(run: Run) -> Verdict:
     choices = run.random(NAME)
     told: list[Told] = []
     async with contextlib.AsyncExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-faults-"))
-        server = stack.enter_context(nats_fixture.running(Path(folder) / "data"))
+        folder = stack.enter_context(harness.folder_of(verdict))
+        server = stack.enter_context(nats_fixture.running(folder / "data"))
         await server.apply()
         first = 0
         for number in range(verdict.tries):

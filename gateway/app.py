@@ -13,6 +13,7 @@ from core import commands, errors, lanes, platforms, runtime, subjects, wire
 from core.accounts import Authority
 from gateway import docs, http, openapi, schemas
 from gateway.control import Control
+from gateway.corpora import CorpusRoutes
 from gateway.http import PREFIX, Page, Route, route
 from gateway.metrics import Metrics
 from gateway.network import NetworkRoutes
@@ -20,6 +21,8 @@ from gateway.reads import ReadRoutes
 from gateway.records import Records
 from gateway.refusals import Refusals
 from gateway.relay import Relay
+from gateway.sweeper import Sweeper
+from gateway.telemetry import Telemetry
 
 RELAY_PATH = "/nats"
 HEARTBEAT_SECONDS = 1.0
@@ -91,6 +94,30 @@ def _lane(capabilities: msgspec.Raw) -> str:
     return lanes.nearest(named)
 
 
+class ArtifactRoutes:
+    """What people do with stored artifacts."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self._sweeper = sweeper
+
+    async def sweep(self, _: web.Request, asked: schemas.SweepRequest) -> schemas.SweepAnswer:
+        """Sweep now."""
+        done = await self._sweeper.sweep(dry_run=asked.dry_run)
+        return schemas.SweepAnswer(
+            sweep=schemas.Sweep(
+                dry_run=asked.dry_run,
+                chunks=done.chunks,
+                bytes=done.bytes,
+                spared=done.spared,
+                artifacts=done.overview.artifacts,
+                lost=done.overview.lost,
+                live_chunks=done.overview.live_chunks,
+                live_bytes=done.overview.live_bytes,
+                unfinished=done.unfinished or None,
+            )
+        )
+
+
 class HealthRoutes:
     """Whether all is well, for supervisors and load balancers."""
 
@@ -128,6 +155,8 @@ def routes(
     network: NetworkRoutes,
     reads: ReadRoutes,
     join: JoinRoutes,
+    stored: ArtifactRoutes,
+    texts: CorpusRoutes,
     health: HealthRoutes,
     figures: Metrics,
 ) -> list[Route | Page]:
@@ -159,11 +188,20 @@ def routes(
         route("GET", below("/tasks"), reads.tasks, s.TasksQuery, s.TasksAnswer, "List Tasks"),
         route("GET", below("/tasks/{task_id}"), reads.task, s.NoQuery, s.TaskDetailAnswer,
               "Show Task"),
+        route("GET", below("/tasks/{task_id}/telemetry"), reads.task_telemetry, s.TelemetryQuery,
+              s.TelemetryAnswer, "Show Telemetry"),
         route("POST", below("/tasks/{task_id}/cancel"), reads.cancel, s.CancelRequest,
               s.TaskDetailAnswer, "Cancel Task"),
         route("POST", below("/tasks/{task_id}/retry"), reads.retry, nothing,
               s.TaskDetailAnswer, "Retry Task"),
-        route("GET", below("/workers"), reads.workers, s.NoQuery, s.WorkersAnswer, "List Workers"),
+        route("GET", below("/workers"), reads.workers, s.WorkersQuery, s.WorkersAnswer,
+              "List Workers"),
+        route("POST", below("/workers/{worker_id}/pause"), reads.pause, nothing,
+              s.WorkerSummaryAnswer, "Pause Worker"),
+        route("POST", below("/workers/{worker_id}/drain"), reads.drain, nothing,
+              s.WorkerSummaryAnswer, "Drain Worker"),
+        route("POST", below("/workers/{worker_id}/resume"), reads.resume, nothing,
+              s.WorkerSummaryAnswer, "Resume Worker"),
         route("GET", below("/nodes/{node_id}"), reads.node, s.NoQuery, s.NodeDetailAnswer,
               "Show Node"),
         route("GET", below("/rounds"), reads.rounds, s.RoundsQuery, s.RoundsAnswer,
@@ -174,6 +212,18 @@ def routes(
               "Log State"),
         route("GET", below("/log/refusals"), reads.log_refusals, s.RefusalsQuery,
               s.RefusalsAnswer, "List Refusals"),
+        route("GET", below("/corpora"), texts.listed, s.NoQuery, s.CorporaAnswer,
+              "List Corpora"),
+        route("POST", below("/corpora/missing"), texts.missing, s.MissingRequest,
+              s.MissingAnswer, "Missing Chunks"),
+        route("POST", below("/corpora/chunks"), texts.chunk, s.ChunkRequest, s.ChunkAnswer,
+              "Store Chunk"),
+        route("POST", below("/nodes/{node_id}/corpus"), texts.bind, s.CorpusRequest,
+              s.CorpusAnswer, "Bind Corpus"),
+        route("POST", below("/nodes/{node_id}/corpus/remove"), texts.unbind, nothing,
+              s.CorpusAnswer, "Unbind Corpus"),
+        route("POST", below("/artifacts/gc"), stored.sweep, s.SweepRequest, s.SweepAnswer,
+              "Sweep Artifacts"),
         route("POST", below("/agents/join"), join.join, s.JoinRequest, s.JoinAnswer,
               "Join As Agent"),
         Page("/healthz", health.healthz, "Whether the process lives"),
@@ -234,12 +284,15 @@ async def serve(
         control.connections.fleet,
         http_lease_seconds,
     )
-    reads = ReadRoutes(control.door, control.presence, records, refusals)
+    told = Telemetry(control.connections.fleet, control.store)
+    reads = ReadRoutes(control.door, control.presence, records, refusals, told)
     address = urllib.parse.urlsplit(nats_url)
     relay = Relay(lambda: (address.hostname or "127.0.0.1", address.port or 4222))
-    figures = Metrics(control, refusals, waiting_pulls, lambda: relay.connections)
+    figures = Metrics(control, refusals, waiting_pulls, relay)
     joining, health = JoinRoutes(control, nats_url), HealthRoutes(control)
-    table = documented(routes(network, reads, joining, health, figures))
+    stored = ArtifactRoutes(control.sweeper)
+    texts = CorpusRoutes(control.door, control.store, control.usage)
+    table = documented(routes(network, reads, joining, stored, texts, health, figures))
     app = http.application(table, on_answer=figures.requests.count)
     relay.mount(app, RELAY_PATH)
     measuring = asyncio.create_task(figures.delay.run())

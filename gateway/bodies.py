@@ -234,6 +234,13 @@ def _object(value: object, loc: Loc, faults: list[Fault]) -> object:
     return None
 
 
+def _truth(value: object, loc: Loc, faults: list[Fault]) -> object:
+    """Only true and false: what else might be meant by them is not for a guess."""
+    if not isinstance(value, bool):
+        faults.append(_fault("bool_type", loc, "Input should be a valid boolean", value))
+    return value
+
+
 def compact(value: object) -> bytes:
     """The compact UTF-8 JSON of a clean value, integers of any size as they are."""
     try:
@@ -329,6 +336,21 @@ def _to_number(value: object) -> float:
     if not math.isfinite(result):
         raise _Unfit("finite_number", "Input should be a finite number")
     return result
+
+
+def _list(read: Reader, length_max: int) -> Reader:
+    def items(value: object, loc: Loc, faults: list[Fault]) -> object:
+        if not isinstance(value, list):
+            faults.append(_fault("list_type", loc, "Input should be a valid list", value))
+            return None
+        if len(value) > length_max:
+            words = f"List should have at most {length_max} items, not {len(value)}"
+            ctx = {"max_length": length_max, "actual_length": len(value)}
+            faults.append(_fault("too_long", loc, words, value[:length_max], ctx))
+            return None
+        return [read(item, (*loc, index), faults) for index, item in enumerate(value)]
+
+    return items
 
 
 class _Bound(NamedTuple):
@@ -442,6 +464,8 @@ def _reader(kind: inspect.Type) -> Reader:
             return _text
         case inspect.RawType():
             return _object
+        case inspect.BoolType():
+            return _truth
         case inspect.IntType(ge=least, le=most):
             return _numeric(_to_integer, _Bound(least, most))
         case inspect.FloatType(ge=least, le=most):
@@ -450,6 +474,8 @@ def _reader(kind: inspect.Type) -> Reader:
             return _choice(values)
         case inspect.StructType(cls=cls):
             return _form(cls).read
+        case inspect.ListType(item_type=item, max_length=int(length_max)):
+            return _list(_reader(item), length_max)
         case _:
             raise AssertionError(f"no request holds a {type(kind).__name__}")
 

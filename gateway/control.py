@@ -3,23 +3,35 @@
 import asyncio
 import base64
 import contextlib
+import functools
+import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-from core import commands, errors, keeper, room, runtime, seals, topology
+from core import commands, errors, intact, keeper, room, runtime, seals, stores, subjects, topology
 from core.accounts import Authority
 from core.bus import Bus, Incoming
-from core.chunks import ChunkStore, JetStreamChunks
+from core.chunks import ChunkStore
+from core.chunks_s3 import StagedChunks
 from core.log import Log
 from core.log_jetstream import JetStreamLog
 from core.presence import Presence
+from core.promises import Promises
 from core.snapshots_jetstream import JetStreamSnapshots
+from gateway.sweeper import GRACE_SECONDS, Access, ChildSurvey, Sweeper
+from gateway.usage import NO_QUOTAS, Quotas, Usage
 
 log = logging.getLogger(__name__)
+
+RECALLED_AT_ONCE = 500
+"""Workers that HEARTBEATS is asked for in one question; nats-server answers no more than 1,024."""
+DETAILS_MAX = 100
+"""Of losses, in words."""
 
 
 @dataclass
@@ -54,8 +66,13 @@ class Control:
     snapshots: keeper.Keeper
     room: room.Watch
     presence: Presence
+    promises: Promises
+    usage: Usage
+    sweeper: Sweeper
     losses: list[tuple[int, str]]
-    """What the log lost, and a person accepted, as `seals.find_losses` has it."""
+    """What was lost, and a person accepted, as `seals.find_losses` has it."""
+    set_aside: list[str]
+    """Of which notes beside the log could not be read, in words for people."""
     _making_lane: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def ensure_lane(self, lane: str) -> None:
@@ -64,21 +81,34 @@ class Control:
             await topology.ensure_lane(self.connections.fleet.api, self.topology, lane)
 
     async def accept_losses(self, data: Path) -> None:
-        """Write down what was lost and accepted. Until that is stored the next start refuses."""
+        """Write down what was lost and accepted, before anything else is written: until that is
+        stored the next start refuses."""
         if self.losses:
             first, details = min(seq for seq, _ in self.losses), [words for _, words in self.losses]
+            if len(details) > DETAILS_MAX:
+                details[DETAILS_MAX:] = [f"{len(details) - DETAILS_MAX} more"]
             command = commands.AcceptLoss(first=first, details=details)
             await self.door.execute(command, runtime.new_meta("person"), runtime.nothing)
             seals.forget_anchors(data, await seals.identity_of(self.log))
+            intact.note_lost(data)
+            await topology.apply(self.connections.fleet.api, "FLEET", self.topology)
 
 
 @contextlib.asynccontextmanager
 async def open_control(
-    url: str, data: Path, on_server_back: Callable[[], None], *, accept_loss: bool = False
+    url: str,
+    data: Path,
+    on_server_back: Callable[[], None],
+    *,
+    accept_loss: bool = False,
+    grace_seconds: float = GRACE_SECONDS,
+    quotas: Quotas = NO_QUOTAS,
+    artifacts: str = "",
 ) -> AsyncIterator[Control]:
     """Connect, bring the streams to what streams.yaml says, rebuild, become the writer.
 
-    Raises LogDamaged where the log lost what it held, unless that is accepted.
+    `artifacts` is where artifacts stay, as `stores.bind` has it. Raises LogDamaged where the log
+    lost what it held, unless that is accepted, DataDirectoryError where artifacts lie elsewhere.
     """
     authority = Authority.load_or_create(data / "keys")
     declared = topology.load()
@@ -102,11 +132,15 @@ async def open_control(
             system=await connect("system"),
         )
         await topology.apply(connections.control.api, "CONTROL", declared)
-        await topology.apply(connections.fleet.api, "FLEET", declared)
         store = JetStreamLog(connections.control)
-        if not accept_loss:
-            await seals.require_whole(store, data)
-        losses = await seals.find_losses(store, data) if accept_loss else []
+        losses = await _find_losses(store, connections.fleet, data)
+        if losses and not accept_loss:
+            raise seals.refusal(losses)
+        if not losses:  # else once they are written down: a new CHUNKS would hide that one is gone
+            await topology.apply(connections.fleet.api, "FLEET", declared)
+        set_aside = await seals.set_aside_unreadable(store, data)
+        for words in set_aside:
+            log.warning("%s", words, extra={"action": "start"})
         head = seals.HeadFile(data / seals.HEAD_FILE)
         stack.callback(head.close)
         kept = keeper.Keeper(JetStreamSnapshots(connections.control), store)
@@ -114,24 +148,86 @@ async def open_control(
         door.note_head = head.note
         await door.start()
 
+        presence = Presence(runtime.now())
+        await recall(
+            presence,
+            list(itertools.chain(*door.state.workers.online_by.values())),
+            connections.fleet,
+        )
+
+        promises = Promises()
+        place = stores.bind(data, artifacts)
+        bound = 0 if place else declared.streams["CHUNKS"].max_mib * topology.MIB
+        usage = Usage(quotas.completed(bound))
+
         async def filling() -> dict[str, room.Filling]:
-            return {
-                "EVENTS": await _filling(connections.control, "EVENTS"),
-                "CHUNKS": await _filling(connections.fleet, "CHUNKS"),
-            }
+            events = {"EVENTS": await _filling(connections.control, "EVENTS")}
+            return events | await filling_of_artifacts()
+
+        async def filling_of_artifacts() -> dict[str, room.Filling]:
+            return {"CHUNKS": await _filling(connections.fleet, "CHUNKS"), **usage.filling()}
+
+        chunks = stores.store_of(connections.fleet, place, promises, usage.book)
+        if isinstance(chunks, StagedChunks):
+            # A log that lost its first record, and that accepted, is another one by that.
+            before = seals.anchored_identity(data) if losses else ""
+            await chunks.require_own(await seals.identity_of(store), before)
+        creds = data / "creds"
+        found = Access(url, creds / "control.creds", creds / "desk.creds", place)
 
         yield Control(
             authority=authority,
             topology=declared,
             connections=connections,
             log=store,
-            store=JetStreamChunks(connections.fleet),
+            store=chunks,
             door=door,
             snapshots=kept,
             room=room.Watch(door, data, filling),
-            presence=Presence(runtime.now()),
+            presence=presence,
+            promises=promises,
+            usage=usage,
+            sweeper=Sweeper(
+                door,
+                chunks,
+                promises,
+                functools.partial(ChildSurvey, found),
+                usage,
+                filling_of_artifacts,
+                grace_seconds,
+            ),
             losses=losses,
+            set_aside=set_aside,
         )
+
+
+async def _find_losses(store: Log, fleet: Bus, data: Path) -> list[tuple[int, str]]:
+    """As `seals.find_losses`, what was damaged in the store, and whether all artifacts are gone.
+
+    Raises Unavailable.
+    """
+    losses = await seals.find_losses(store, data) + intact.lost(data)
+    if seals.has_head(data) and not await topology.has_stream(fleet.api, "CHUNKS"):
+        losses.append((1, "all artifacts are gone, and the log names what CHUNKS held"))
+    return losses
+
+
+async def recall(presence: Presence, worker_ids: Sequence[str], fleet: Bus) -> None:
+    """Take from HEARTBEATS when workers were last heard of before this process was there: some may
+    not come back, and still be online until their silence has lasted."""
+    for first in range(0, len(worker_ids), RECALLED_AT_ONCE):
+        part = worker_ids[first : first + RECALLED_AT_ONCE]
+        by_subject = {f"hb.{subjects.token(worker_id)}": worker_id for worker_id in part}
+        question = msgspec.json.encode({"multi_last": list(by_subject)})
+        try:
+            *found, _ = await fleet.ask_many("$JS.API.DIRECT.GET.HEARTBEATS", question)
+        except errors.Unavailable as error:
+            log.warning("HEARTBEATS cannot be read: %s", error, extra={"action": "recall"})
+            return
+        for message in found:
+            said = datetime.fromisoformat(message.headers["Nats-Time-Stamp"])
+            at = min(int(said.timestamp() * 1e6), presence.started_at)
+            presence.of(by_subject[message.headers["Nats-Subject"]]).last_seen = at
 
 
 async def _filling(bus: Bus, stream: str) -> room.Filling:

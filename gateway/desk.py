@@ -7,15 +7,15 @@ import itertools
 import logging
 import re
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, assert_never
 
 import msgspec
 
-from core import chunks, commands, errors, events, runtime, subjects, wire
+from core import commands, errors, events, runtime, subjects, wire
 from core.bus import Bus, Incoming
-from core.chunks import ChunkStore, Manifest
+from core.chunks import ChunkStore
 from core.decide import tasks as rules
 from core.presence import Presence, heartbeat_seconds
 from core.projections.rounds import Round
@@ -23,13 +23,13 @@ from core.projections.state import State
 from core.projections.tables import Table
 from core.projections.tasks import Task, token_of
 from core.projections.workers import Worker
+from core.promises import Promises
+from gateway import telemetry
+from gateway.artifacts import Artifacts, store_metrics
+from gateway.usage import Usage
 
 log = logging.getLogger(__name__)
 
-ARTIFACT_BYTES_MAX = 1024 * 1024 * 1024
-METRICS_BYTES_INLINE = 32 * 1024
-VERIFIED_MAX = 100_000
-MANIFESTS_MAX = 4_096
 REASON_CHARS_MAX = 2_000
 REQUESTS_CONCURRENT = 256
 REQUESTS_PER_WORKER = 32
@@ -75,6 +75,8 @@ class Desk:
         door: runtime.Runtime,
         presence: Presence,
         store: ChunkStore,
+        promises: Promises,
+        usage: Usage,
         *,
         refusals: Refusals,
         fleet: Bus,
@@ -87,6 +89,8 @@ class Desk:
         self._door = door
         self._presence = presence
         self._store = store
+        self._usage = usage
+        self._artifacts = Artifacts(store, promises, usage)
         self._refusals = refusals
         self._fleet = fleet
         self._control = control
@@ -94,14 +98,14 @@ class Desk:
         self._offers = offers
         self._ensure_lane = ensure_lane
         self._terms = terms
-        self._verified: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
         self._ids: dict[str, str] = {}
         """Worker ids by token, of the workers in `_indexed`."""
         self._indexed: Table[Worker] | None = None
         self._connections: dict[str, int] = {}
         """The number of each agent's newest connection, where it was seen to come."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._corrected: set[str] = set()
+        """Workers that are just being told what their heartbeats are mistaken in."""
         self._in_hand: Counter[str] = Counter()
         """Requests being answered, by subject token, of those that have any."""
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
@@ -157,9 +161,23 @@ class Desk:
         try:
             answer = await handler(worker, message.data)
         except errors.AghsanError as error:
-            self._note(worker, verb, message.data, error)
-            answer = wire.refusal(error)
+            founded = await self._founded(error)
+            self._note(worker, verb, message.data, founded)
+            answer = wire.refusal(founded)
         await message.respond(answer)
+
+    async def _founded(self, error: errors.AghsanError) -> errors.AghsanError:
+        """A refusal, once what it may rest on is durable; while that is unknown, that it is."""
+        if not isinstance(error, errors.Refused):
+            return error
+        rests_on = self._door.state.seq
+        try:
+            durable = await self._door.read(lambda state: state.seq)
+        except errors.Unavailable as unknown:
+            return unknown
+        if durable < rests_on:
+            return errors.LogUnavailable("the log does not answer now; ask again later")
+        return error
 
     def _note(self, worker: str, verb: str, raw: bytes, error: errors.AghsanError) -> None:
         """Keep what the audit wants to know: stale tokens, forged and senseless requests."""
@@ -189,7 +207,8 @@ class Desk:
         # Tokens of strange ids are hashes. Workers only ever join, at the end of the table.
         for worker_id in itertools.islice(reversed(workers.rows), len(workers) - len(self._ids)):
             self._ids[subjects.token(worker_id)] = worker_id
-        return workers.get(self._ids.get(token, ""))
+        known = self._ids.get(token)
+        return None if known is None else workers.get(known)
 
     # ── sessions ──
 
@@ -212,12 +231,16 @@ class Desk:
             capabilities=msgspec.json.encode(hello.capabilities),
             holding=hello.holding,
         )
-        held, online = await self._door.execute(
+        if hello.worker_id in self._door.state.workers.table:
+            # Before anybody looks at the claims that this brings back.
+            self._presence.speaks_of(hello.worker_id, runtime.now(), hello.holding)
+        held, online, pause = await self._door.execute(
             command,
             runtime.new_meta(f"agent:{token}"),
             lambda state: (
                 set(state.tasks.held.get(hello.worker_id, ())),
                 state.workers.online,
+                state.workers.table.rows[hello.worker_id].pause,
             ),
         )
         self._presence.beat(hello.worker_id, runtime.now(), session, 0, [])
@@ -228,6 +251,7 @@ class Desk:
                 heartbeat_seconds=heartbeat_seconds(online),
                 lease_seconds=self._terms.lease_seconds,
                 holding=[claim for claim in hello.holding if claim.task_id in held],
+                pause=pause,
             )
         )
 
@@ -253,29 +277,46 @@ class Desk:
             return
         if beat.via != "nats":
             return
-        worker = self._door.state.workers.table.get(beat.worker_id)
-        if worker is None or worker.session != beat.session:
-            await self._tell(
-                beat.worker_id,
-                wire.Notice(kind="superseded", session=beat.session, detail=_over(worker)),
-            )
+        state = self._door.state
+        if _is_over(state.workers.table.get(beat.worker_id), beat):
+            self._correct(beat)
             return
-        held = [task for task in beat.tasks if self._held(beat.worker_id, task)]
-        self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, held)
-        for listed in beat.tasks:
-            task = self._held(beat.worker_id, listed)
-            if task is None:
-                await self._stop(beat.worker_id, listed.task_id, "the task is not yours any more")
-            elif task.status == "queued":
+        if beat.pause != state.workers.table.rows[beat.worker_id].pause:
+            self._spawn(self._tell_pause(beat.worker_id))
+        held = [(one, _held(state, beat.worker_id, one)) for one in beat.tasks]
+        known = [one for one, task in held if task is not None]
+        self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, known)
+        if len(known) < len(held):
+            self._correct(beat)
+        for _, task in held:
+            if task is not None and task.status == "queued":
                 self._spawn(self._revive(task, beat))
 
-    def _held(self, worker_id: str, beat: wire.TaskBeat) -> Task | None:
-        """The task, if the latest claim of it is this worker's, and stands or can come back."""
-        task = self._door.state.tasks.table.get(beat.task_id)
-        if not isinstance(task, Task) or task.claim is None:
-            return None
-        mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
-        return task if mine and task.claim.state in ("open", "expired") else None
+    def _correct(self, beat: wire.Beat) -> None:
+        """Tell an agent what it is mistaken in; while it is being told, what comes waits for its
+        next heartbeat."""
+        if beat.worker_id not in self._corrected:
+            self._corrected.add(beat.worker_id)
+            self._spawn(self._tell_truth(beat))
+
+    async def _tell_truth(self, beat: wire.Beat) -> None:
+        try:
+            worker, lost = await self._door.read(
+                lambda state: (
+                    state.workers.table.get(beat.worker_id),
+                    [one for one in beat.tasks if _held(state, beat.worker_id, one) is None],
+                )
+            )
+            if _is_over(worker, beat):
+                notice = wire.Notice(kind="superseded", session=beat.session, detail=_over(worker))
+                await self._tell(beat.worker_id, notice)
+                return
+            for one in lost:
+                await self._stop(beat.worker_id, one.task_id, "the task is not yours any more")
+        except errors.Unavailable as error:
+            log.info("nobody is told what may not be so: %s", error, extra={"action": "correct"})
+        finally:
+            self._corrected.discard(beat.worker_id)
 
     async def _revive(self, task: Task, beat: wire.Beat) -> None:
         """Give an unrivalled task back to whom it was taken from. One who slept, and whose
@@ -301,6 +342,17 @@ class Desk:
     async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
         await self._tell(worker_id, wire.Notice(kind="stop", task_id=task_id, detail=detail))
 
+    async def _tell_pause(self, worker_id: str) -> None:
+        """Tell an agent what a person wants of it by now."""
+        try:
+            worker = await self._door.read(lambda state: state.workers.table.get(worker_id))
+        except errors.Unavailable as error:
+            log.info("nobody is told what may not be so: %s", error, extra={"action": "pause"})
+            return
+        if worker is not None and worker.via == "nats":
+            notice = wire.Notice(kind=worker.pause or "resume", session=worker.session)
+            await self._tell(worker_id, notice)
+
     def connection_gone(self, token: str, connection: int) -> None:
         """The server lost a connection of the agent with this subject token."""
         worker = self._by_token(token)
@@ -324,14 +376,13 @@ class Desk:
 
     def _on_event(self, event: events.Event) -> None:
         data = event.data
+        if isinstance(data, events.WorkerPaused | events.WorkerResumed):
+            self._spawn(self._tell_pause(data.worker_id))
         if not isinstance(data, events.OfTasks):
             return
         match data:
             case events.TaskCancelled():
                 self._spawn(self._tell_holder(data.task_id, "cancelled by a person"))
-                self._presence.task_ended(data.task_id)
-            case events.TaskCompleted() | events.TaskFailed():
-                self._presence.task_ended(data.task_id)
             case (
                 events.TaskQueued()
                 | events.TaskClaimed()
@@ -341,6 +392,8 @@ class Desk:
                 | events.ClaimReleased()
                 | events.CheckpointStored()
                 | events.AttemptFailed()
+                | events.TaskCompleted()
+                | events.TaskFailed()
                 | events.TaskRetried()
             ):
                 pass
@@ -349,7 +402,9 @@ class Desk:
 
     async def _tell_holder(self, task_id: str, detail: str) -> None:
         task = self._door.state.tasks.table.get(task_id)
-        if isinstance(task, Task) and task.claim is not None and task.claim.via == "nats":
+        if not isinstance(task, Task) or task.status != "cancelled":
+            return  # it was queued again, and may be another's by now
+        if task.claim is not None and task.claim.via == "nats":
             await self._stop(task.claim.worker_id, task_id, detail)
 
     def _spawn(self, coroutine: Awaitable[None]) -> None:
@@ -376,6 +431,8 @@ class Desk:
             self._offers.answered(worker.lane, request.offer)
         if not _CLAIM_ID.fullmatch(request.claim_id):
             raise errors.Invalid("a claim id is 32 random hex digits of the agent's choice")
+        if rules.held_under(self._door.state, worker_id, request.claim_id) is None:
+            self._usage.require_room_for_work(token)
         command = commands.ClaimTask(
             worker_id=worker_id,
             via="nats",
@@ -392,12 +449,16 @@ class Desk:
 
     async def _fail(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.FailRequest)
+        worker_id = self._worker(token, request.session)
+        self._require_holder(worker_id, request.token)
+        told = await telemetry.store(self._store, request.token.task_id, request.telemetry)
         command = commands.FailAttempt(
             token=request.token,
-            worker_id=self._worker(token, request.session),
+            worker_id=worker_id,
             session=request.session,
             reason=request.reason[:REASON_CHARS_MAX],
             log_tail=request.log_tail,
+            telemetry_digest=told,
         )
         return await self._do(token, command)
 
@@ -408,6 +469,7 @@ class Desk:
             worker_id=self._worker(token, request.session),
             session=request.session,
             reason=request.reason[:REASON_CHARS_MAX] or "given back",
+            unfit=request.unfit,
         )
         return await self._do(token, command)
 
@@ -418,6 +480,7 @@ class Desk:
             worker_id=self._worker(token, request.session),
             session=request.session,
         )
+        self._presence.speaks_of(command.worker_id, runtime.now(), [request.token])
         return await self._do(token, command)
 
     async def _do(self, token: str, command: commands.AnyCommand) -> bytes:
@@ -444,66 +507,13 @@ class Desk:
     async def _missing(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.MissingRequest)
         self._require_holder(self._worker(token, request.session), request.token)
-        if sum(request.chunks.values()) > ARTIFACT_BYTES_MAX:
-            raise errors.QuotaExceeded(
-                f"{sum(request.chunks.values())} bytes at once; an artifact may have "
-                f"{ARTIFACT_BYTES_MAX}"
-            )
-        missing = [
-            digest
-            for digest in request.chunks
-            if (token, digest) not in self._verified
-            and await self._store.has(token, digest) is None
-        ]
-        return wire.ok(wire.MissingAnswer(missing=missing))
-
-    async def _verify(self, token: str, manifest: Manifest) -> str:
-        """Check every chunk of a manifest and store the manifest itself; its digest."""
-        if manifest.writer != token:
-            raise errors.Invalid(f"a manifest of {token!r} cannot name another as its writer")
-        chunks.require_sound(manifest)
-        total = 0
-        for file in manifest.files:
-            size = 0
-            for digest in file.chunks:
-                known = self._verified.get((token, digest))
-                if known is None:
-                    known = await self._checked(token, digest)
-                    self._verified[token, digest] = known
-                    if len(self._verified) > VERIFIED_MAX:
-                        self._verified.popitem(last=False)
-                size += known
-            if size != file.bytes:
-                raise errors.ArtifactError(
-                    f"{file.name} is said to have {file.bytes} bytes, its chunks have {size}"
-                )
-            total += size
-        if total > ARTIFACT_BYTES_MAX:
-            raise errors.QuotaExceeded(
-                f"an artifact of {total} bytes; {ARTIFACT_BYTES_MAX} at most"
-            )
-        digest = await self._store.put(chunks.DESK, manifest.encode())
-        self._keep(digest, manifest)
-        return digest
-
-    async def _checked(self, token: str, digest: str) -> int:
-        """The size of a stored chunk that is what its name says; another is taken away."""
-        try:
-            return len(await self._store.get(token, digest))
-        except errors.ArtifactError:
-            await self._store.delete(token, digest)
-            raise
-
-    def _keep(self, digest: str, manifest: Manifest) -> None:
-        self._manifests[digest] = manifest
-        if len(self._manifests) > MANIFESTS_MAX:
-            self._manifests.popitem(last=False)
+        return wire.ok(await self._artifacts.missing(token, request))
 
     async def _checkpoint(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.CheckpointRequest)
         worker_id = self._worker(token, request.session)
         self._require_holder(worker_id, request.token)
-        digest = await self._verify(token, request.manifest)
+        digest = await self._artifacts.verify(token, request.session, request.manifest)
         checkpoint = events.Checkpoint(
             rival=request.rival,
             step=request.step,
@@ -512,6 +522,7 @@ class Desk:
             writer=token,
             bytes=request.manifest.bytes,
             final=request.final,
+            method=request.method,
         )
         command = commands.StoreCheckpoint(
             token=request.token,
@@ -528,7 +539,7 @@ class Desk:
         task_id = request.token.task_id
         candidates = []
         for brought in request.candidates:
-            digest = await self._verify(token, brought.manifest)
+            digest = await self._artifacts.verify(token, request.session, brought.manifest)
             name = f"{task_id}:{brought.rival}:{digest}"
             candidates.append(
                 events.Candidate(
@@ -539,9 +550,12 @@ class Desk:
                     weights_sha256=brought.weights_sha256,
                     bytes=brought.manifest.bytes,
                     claims=brought.claims,
+                    method=brought.method,
+                    method_reason=brought.method_reason,
                 )
             )
         metrics, metrics_digest = await store_metrics(self._store, request.metrics)
+        told = await telemetry.store(self._store, task_id, request.telemetry)
         command = commands.CompleteTask(
             task_id=task_id,
             worker_id=worker_id,
@@ -550,43 +564,19 @@ class Desk:
             metrics=metrics,
             metrics_digest=metrics_digest,
             candidates=candidates,
+            telemetry_digest=told,
         )
         return await self._do(token, command)
 
     async def _chunk(self, token: str, raw: bytes) -> bytes:
-        """Read a chunk: an agent may read what its own tasks start from, and nothing else."""
         try:
             request = _parse(raw, wire.ChunkRequest)
             worker_id = self._worker(token, request.session)
-            if not await self._may_read(worker_id, request.digest):
-                raise errors.NotOwner("this chunk belongs to no task of this worker")
-            return wire.chunk_frame(await self._store.get(request.writer, request.digest))
+            return wire.chunk_frame(
+                await self._artifacts.read(self._door.state, worker_id, request)
+            )
         except errors.AghsanError as error:
-            return wire.chunk_refusal(error)
-
-    async def _may_read(self, worker_id: str, digest: str) -> bool:
-        # Manifests are waited for, and what is held may change meanwhile.
-        for task_id in list(self._door.state.tasks.held.get(worker_id, ())):
-            task = self._door.state.tasks.table.rows[task_id]
-            if not isinstance(task, Task):
-                continue
-            manifests = [point.manifest for point in task.resume]
-            if task.base is not None:
-                manifests.append(task.base.manifest)
-            if digest in manifests:
-                return True
-            for manifest_digest in manifests:
-                manifest = await self._manifest(manifest_digest)
-                if any(digest in file.chunks for file in manifest.files):
-                    return True
-        return False
-
-    async def _manifest(self, digest: str) -> Manifest:
-        manifest = self._manifests.get(digest)
-        if manifest is None:
-            manifest = chunks.decode_manifest(await self._store.get(chunks.DESK, digest))
-            self._keep(digest, manifest)
-        return manifest
+            return wire.chunk_refusal(await self._founded(error))
 
     # ── judges ──
 
@@ -622,6 +612,19 @@ class Desk:
                 return await self._door.execute(
                     commands.DecideRound(**values), meta, lambda _: wire.Done()
                 )
+
+
+def _is_over(worker: Worker | None, beat: wire.Beat) -> bool:
+    return worker is None or worker.session != beat.session
+
+
+def _held(state: State, worker_id: str, beat: wire.TaskBeat) -> Task | None:
+    """The task, if the latest claim of it is this worker's, and stands or can come back."""
+    task = state.tasks.table.get(beat.task_id)
+    if not isinstance(task, Task) or task.claim is None:
+        return None
+    mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
+    return task if mine and task.claim.state in ("open", "expired") else None
 
 
 def _over(worker: Worker | None) -> str:
@@ -674,14 +677,6 @@ def _task_of(raw: bytes) -> str:
         return ""
 
 
-async def store_metrics(store: ChunkStore, metrics: object) -> tuple[bytes, str]:
-    """Metrics as an event carries them: inline, or `{}` and the digest of their artifact."""
-    encoded = msgspec.json.encode(metrics)
-    if len(encoded) <= METRICS_BYTES_INLINE:
-        return encoded, ""
-    return b"{}", await chunks.put_file(store, chunks.DESK, "metrics", "metrics.json", encoded)
-
-
 def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer:
     task = rules.held_under(state, worker_id, claim_id)
     if task is None:
@@ -702,6 +697,7 @@ def _assignment(state: State, worker_id: str, claim_id: str) -> wire.ClaimAnswer
             requires=task.requires,
             base=task.base,
             resume=list(task.resume),
+            parents=list(task.parents),
         )
     )
 
@@ -735,4 +731,5 @@ def _brief(state: State, round_id: str) -> wire.RoundBrief:
             for standing in row.standings
         ],
         withdrawn=row.index < state.rounds.withdrawn_before,
+        outdated=state.graph.workload(row.node_id)[0] != row.workload,
     )

@@ -25,6 +25,8 @@ BODIES_BYTES_MAX = 64 * 1024 * 1024
 ANSWER_SECONDS_MAX = 60.0
 ANSWERS_BYTES_MAX = 64 * 1024 * 1024
 """Of all answers together that their clients have not taken yet."""
+PIECE_BYTES = 256 * 1024
+"""Of an answer that are written at once."""
 KEEP_ALIVE_SECONDS = 75.0
 """After so much silence a connection is closed, also one that never asked anything."""
 CONNECTIONS_MAX = 20_000
@@ -194,7 +196,7 @@ def _delivered(leaving: ledger.Ledger) -> Middleware:
             try:
                 async with leaving.place() as place:
                     leaving.add(place, len(response.body))
-                    await _send(request, response)
+                    response = await _send(request, response, response.body)
             except ConnectionError:
                 pass  # whoever asked is gone, which aiohttp finds out by itself
             except TimeoutError:
@@ -205,12 +207,23 @@ def _delivered(leaving: ledger.Ledger) -> Middleware:
     return deliver
 
 
-async def _send(request: web.Request, response: web.Response) -> None:
-    """Send an answer whole: the system has taken the last byte of it."""
+async def _send(request: web.Request, response: web.Response, body: bytes) -> web.StreamResponse:
+    """Send an answer whole: the system has taken the last byte of it. A long one goes piece by
+    piece, so that copying it holds up nobody."""
     if isinstance(request.transport, asyncio.WriteTransport):
         request.transport.set_write_buffer_limits(0)
-    await response.prepare(request)
-    await response.write_eof()
+    if len(body) <= PIECE_BYTES:
+        await response.prepare(request)
+        await response.write_eof()
+        return response
+    long = web.StreamResponse(status=response.status, headers=response.headers)
+    long.content_length = len(body)
+    await long.prepare(request)
+    whole = memoryview(body)
+    for start in range(0, len(body), PIECE_BYTES):
+        await long.write(whole[start : start + PIECE_BYTES])
+    await long.write_eof()
+    return long
 
 
 # ── connections ──

@@ -14,9 +14,11 @@ class Ledger:
     the others out.
     """
 
-    def __init__(self, bytes_max: int, seconds_max: float) -> None:
+    def __init__(self, bytes_max: int, seconds_max: float | None, slow_bytes: int = 0) -> None:
+        """Whoever holds less than `slow_bytes` has not begun yet, and gives no way."""
         self.bytes = 0
         self._bytes_max = bytes_max
+        self._slow_bytes = slow_bytes
         self._seconds_max = seconds_max
         self._places: dict[asyncio.Timeout, int] = {}
 
@@ -34,9 +36,21 @@ class Ledger:
         """So many bytes more are held for this client."""
         if place not in self._places:
             return  # it gives way already
-        self._places[place] += size
+        begun = self._places[place] >= self._slow_bytes
+        held = self._places[place] if begun else self._places.pop(place)
+        self._places[place] = held + size
         self.bytes += size
         self._make_room(1)
+
+    def less(self, place: asyncio.Timeout, size: int, left_max: int) -> None:
+        """So many bytes, if it had them, are held no longer, and at most `left_max` still are: what
+        is left has only begun."""
+        held = self._places.pop(place, None)
+        if held is None:
+            return  # it gives way already
+        left = min(max(0, held - size), left_max)
+        self._places[place] = left
+        self.bytes -= held - left
 
     @contextlib.contextmanager
     def kept(self, size: int) -> Iterator[None]:
@@ -56,7 +70,10 @@ class Ledger:
 
     def _make_room(self, staying: int) -> None:
         while self.bytes > self._bytes_max and len(self._places) > staying:
-            slowest = next(iter(self._places))
+            begun = (one for one, held in self._places.items() if held >= self._slow_bytes)
+            slowest = next(begun, None)
+            if slowest is None:
+                return
             self.bytes -= self._places.pop(slowest)
             if not slowest.expired():
                 slowest.reschedule(asyncio.get_running_loop().time())

@@ -14,10 +14,11 @@ from importlib import metadata
 import psutil
 from aiohttp import web
 
-from core import appends, lanes
+from core import appends, lanes, turns
 from gateway.control import Control
 from gateway.exposition import Family, Sample, counter, encode, gauge, gauges, histogram, summary
 from gateway.refusals import Refusals
+from gateway.relay import Relay
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TICK_SECONDS = 0.010
@@ -26,37 +27,48 @@ OTHER = "other"
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
-class LoopDelay:
-    """How late the event loop wakes whoever sleeps: the last time, and at most in a minute."""
+class Highest:
+    """The highest of what was noted within the last minute."""
 
     def __init__(self) -> None:
-        self.last = 0.0
         self._highest: deque[tuple[int, float]] = deque()
         """By second, the highest of each; only those that no later one exceeds."""
 
-    def note(self, now: float, seconds: float) -> None:
-        """It was so late at this time of the loop."""
-        self.last = seconds
-        while self._highest and self._highest[-1][1] <= seconds:
+    def note(self, now: float, value: float) -> None:
+        """It was so much at this time, in seconds. Forgets too, so that nothing piles up."""
+        while self._highest and self._highest[-1][1] <= value:
             self._highest.pop()
         if not self._highest or self._highest[-1][0] != int(now):
-            self._highest.append((int(now), seconds))
+            self._highest.append((int(now), value))
+        self.value(now)
 
-    def highest(self, now: float) -> float:
+    def value(self, now: float) -> float:
         """The most within the last minute."""
         while self._highest and self._highest[0][0] < int(now) - WINDOW_SECONDS:
             self._highest.popleft()
         return self._highest[0][1] if self._highest else 0.0
 
+
+class LoopDelay:
+    """How late the event loop wakes whoever sleeps, and how long it computes in one turn: late
+    without computing, it was kept waiting itself. Both in seconds."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.late = Highest()
+        self.computing = Highest()
+
     async def run(self) -> None:
         """Measure, for ever."""
-        time = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        turns.take_longest_seconds(loop)  # of the start
         while True:
-            due = time() + TICK_SECONDS
+            due = loop.time() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
-            now = time()
-            self.note(now, max(0.0, now - due))
-            self.highest(now)  # forgets, so that nothing piles up
+            now = loop.time()
+            self.last = max(0.0, now - due)
+            self.late.note(now, self.last)
+            self.computing.note(now, turns.take_longest_seconds(loop))
 
 
 class Requests:
@@ -89,14 +101,14 @@ class Metrics:
         control: Control,
         refusals: Refusals,
         waiting_pulls: Callable[[], Mapping[str, int]],
-        relayed: Callable[[], int],
+        relay: Relay,
     ) -> None:
         self.delay = LoopDelay()
         self.requests = Requests()
         self._control = control
         self._refusals = refusals
         self._waiting_pulls = waiting_pulls
-        self._relayed = relayed
+        self._relay = relay
         self._process = psutil.Process()
 
     async def page(self, _: web.Request) -> web.Response:
@@ -122,7 +134,12 @@ class Metrics:
         yield gauge(
             "aghsan_loop_delay_max_seconds",
             "How late the control loop woke its sleeper, at most in the last minute.",
-            self.delay.highest(now),
+            self.delay.late.value(now),
+        )
+        yield gauge(
+            "aghsan_loop_turn_cpu_max_seconds",
+            "CPU time of one turn of the control loop, at most in the last minute.",
+            self.delay.computing.value(now),
         )
 
     def _of_log(self) -> Iterator[Family]:
@@ -165,6 +182,23 @@ class Metrics:
             "Free on the disk of the data directory.",
             self._control.room.free_bytes,
         )
+        swept = self._control.sweeper
+        yield counter(
+            "aghsan_chunks_swept_total",
+            "Chunks taken out of the artifact store because nothing needed them.",
+            swept.chunks_swept,
+        )
+        yield counter(
+            "aghsan_chunks_swept_bytes_total", "Bytes of those chunks.", swept.bytes_swept
+        )
+        usage = self._control.usage
+        yield gauge("aghsan_artifacts_bytes", "Bytes of all artifacts.", usage.total_bytes)
+        yield counter(
+            "aghsan_quota_refusals_total",
+            "Checkpoints, results and claims that found no room within a quota, or whose worker "
+            "stored too much unasked.",
+            usage.refused,
+        )
         yield gauge(
             "aghsan_log_quarantined_records",
             "Stored records that could not be folded.",
@@ -195,7 +229,20 @@ class Metrics:
             "aghsan_refusals_dropped_total", "Refusals that found no room to be kept.", kept.dropped
         )
         yield self.requests.family()
-        yield gauge("aghsan_relay_connections", "Agents connected through /nats.", self._relayed())
+        relay = self._relay
+        yield gauge(
+            "aghsan_relay_connections", "Agents connected through /nats.", relay.connections
+        )
+        yield gauge(
+            "aghsan_relay_held_bytes",
+            "Of agents' messages on their way through /nats.",
+            relay.held_bytes,
+        )
+        yield counter(
+            "aghsan_relay_cut_total",
+            "Connections through /nats cut because too many bytes were on their way.",
+            relay.cut,
+        )
         connected = {
             account: float(bus.is_connected)
             for account, bus in self._control.connections.by_account().items()

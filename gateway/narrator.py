@@ -26,60 +26,25 @@ def narrate(event: events.Event, state: State) -> str:
 
 
 def _text(data: events.EventData, state: State) -> str:
+    if isinstance(data, events.OfTasks):
+        return _of_task(data, state)
+    if isinstance(data, events.OfWorkers):
+        return _of_worker(data, state)
     match data:
-        case events.TaskClaimed():
-            again = f" (attempt {data.attempt})" if data.attempt > 1 else ""
-            resumed = sum(point.step for point in data.resume)
-            from_step = f", from step {resumed}" if resumed else ""
-            node = _node_of(data.task_id, state)
-            queued = state.tasks.counts["queued"]
-            return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
-        case events.TaskCompleted():
-            # An agent trains its next task while it delivers the one before.
-            node = _node_of(data.task_id, state)
-            if not data.candidates:
-                return f"{data.worker_id} delivered {node}{_loss_in(data.metrics)}"
-            claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
-            loss, baseline = claims.get("loss"), claims.get("baseline_loss")
-            shown = f"loss {_figure(loss)}, baseline {_figure(baseline)}"
-            return f"{data.worker_id} delivered {node} · {shown}"
         case events.RoundDecided():
             return _decided(data, state)
         case events.ChampionPromoted():
             return _promoted(data)
-        case events.ClaimExpired():
-            node = _node_of(data.task_id, state)
-            return f"{node}: attempt {data.attempt} was lost ({data.reason}); queued again"
-        case events.ClaimReleased():
-            return f"{_node_of(data.task_id, state)} was given back ({data.reason})"
-        case events.AttemptFailed():
-            node = _node_of(data.task_id, state)
-            return f"{node}: attempt {data.attempt} of {data.task_id} failed ({data.reason})"
-        case events.TaskFailed():
-            node = _node_of(data.task_id, state)
-            return f"{node}: {data.task_id} failed for good: {'; '.join(data.reasons)}"
-        case events.TaskCancelled():
-            return f"{_node_of(data.task_id, state)} was cancelled"
-        case events.SessionOpened():
-            return f"{data.worker_id} joined from {data.hostname} ({data.lane})"
-        case events.WorkerRegistered():
-            return f"{data.worker_id} registered over HTTP"
-        case events.WorkerWentOffline():
-            return f"{data.worker_id} is offline: {data.reason}"
-        case events.WorkerCameOnline():
-            return f"{data.worker_id} is back"
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
+        case events.WorkloadChanged():
+            return f"{data.node_id} trains {data.workload.specialist} from now on"
+        case events.ChampionRetired():
+            return f"{data.node_id}: its champion retired ({data.reason})"
         case events.LossAccepted():
-            return f"a loss of records from {data.first} on was accepted: {'; '.join(data.details)}"
+            return f"a loss from record {data.first} on was accepted: {'; '.join(data.details)}"
         case (
-            events.TaskQueued()
-            | events.TaskRetried()
-            | events.ClaimAdopted()
-            | events.ClaimRevived()
-            | events.CheckpointStored()
-            | events.WorkerChanged()
-            | events.RoundOpened()
+            events.RoundOpened()
             | events.RoleEntered()
             | events.CandidateAdmitted()
             | events.RoleClosed()
@@ -89,7 +54,71 @@ def _text(data: events.EventData, state: State) -> str:
             | events.CommitmentsDeposited()
             | events.CommitmentsWithdrawn()
             | events.LogSealed()
+            | events.ArtifactsSwept()
         ):
+            return ""
+        case _:
+            assert_never(data)
+
+
+def _of_task(data: events.OfTasks, state: State) -> str:
+    node = _node_of(data.task_id, state)
+    match data:
+        case events.TaskClaimed():
+            again = f" (attempt {data.attempt})" if data.attempt > 1 else ""
+            resumed = sum(point.step for point in data.resume)
+            from_step = f", from step {resumed}" if resumed else ""
+            queued = state.tasks.counts["queued"]
+            return f"{data.worker_id} trains {node}{again}{from_step} · {queued} queued"
+        case events.TaskCompleted():
+            # Its agent may train the next task already, so this says which one it was.
+            return f"{data.worker_id} delivered {node}{_result(data)}"
+        case events.ClaimExpired():
+            return f"{node}: attempt {data.attempt} was lost ({data.reason}); queued again"
+        case events.ClaimReleased():
+            return f"{node} was given back ({data.reason})"
+        case events.AttemptFailed():
+            return f"{node}: attempt {data.attempt} of {data.task_id} failed ({data.reason})"
+        case events.TaskFailed():
+            return f"{node}: {data.task_id} failed for good: {'; '.join(data.reasons)}"
+        case events.TaskCancelled():
+            return f"{node} was cancelled"
+        case (
+            events.TaskQueued()
+            | events.TaskRetried()
+            | events.ClaimAdopted()
+            | events.ClaimRevived()
+            | events.CheckpointStored()
+        ):
+            return ""
+        case _:
+            assert_never(data)
+
+
+def _result(data: events.TaskCompleted) -> str:
+    if not data.candidates:
+        return _loss_in(data.metrics)
+    claims = min((c.claims for c in data.candidates), key=lambda c: c.get("loss", 9e9))
+    loss, baseline = claims.get("loss"), claims.get("baseline_loss")
+    return f" · loss {_figure(loss)}, baseline {_figure(baseline)}"
+
+
+def _of_worker(data: events.OfWorkers, state: State) -> str:
+    match data:
+        case events.SessionOpened():
+            return f"{data.worker_id} joined from {data.hostname} ({data.lane})"
+        case events.WorkerRegistered():
+            return f"{data.worker_id} registered over HTTP"
+        case events.WorkerWentOffline():
+            return f"{data.worker_id} is offline: {data.reason}{_left_by(data.worker_id, state)}"
+        case events.WorkerCameOnline():
+            return f"{data.worker_id} is back"
+        case events.WorkerPaused():
+            gives = ", and gives back what it holds" if data.how == "pause" else ""
+            return f"{data.worker_id} is given nothing more to do{gives}"
+        case events.WorkerResumed():
+            return f"{data.worker_id} may have work again"
+        case events.WorkerChanged():
             return ""
         case _:
             assert_never(data)
@@ -139,6 +168,15 @@ def _loss_in(metrics: msgspec.Raw) -> str:
     except msgspec.MsgspecError:
         return ""
     return "" if loss is None else f" · loss {_figure(loss)}"
+
+
+def _left_by(worker_id: str, state: State) -> str:
+    """What a worker that is gone holds still, and what becomes of it."""
+    held = [_node_of(task_id, state) for task_id in state.tasks.held.get(worker_id, ())]
+    if not held:
+        return ""
+    more = f" and {len(held) - 1} more" if held[1:] else ""
+    return f"; {held[0]}{more} stays its own until another takes over, or the lease ends"
 
 
 def _node_of(task_id: str, state: State) -> str:

@@ -1,5 +1,6 @@
 """The nine routes that existing clients know: requests to commands, rows to their words."""
 
+import asyncio
 import logging
 import secrets
 import uuid
@@ -17,13 +18,14 @@ from core.projections.state import State
 from core.projections.tasks import Done, Task
 from core.projections.workers import Worker
 from gateway import schemas
-from gateway.desk import store_metrics
+from gateway.artifacts import store_metrics
 from gateway.records import Records, row_of
 from gateway.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEY_CHARS_MAX = 256
+NODES_AT_ONCE = 500
 BY = "http"
 
 
@@ -56,7 +58,14 @@ class NetworkRoutes:
 
     async def graph(self, _: web.Request, __: schemas.Nothing) -> schemas.GraphAnswer:
         """The whole tree."""
-        return schemas.GraphAnswer(graph=await self._door.read(_graph))
+        rows = await self._door.read(lambda state: list(state.graph.nodes))
+        nodes: list[schemas.Node] = []
+        for start in range(0, len(rows), NODES_AT_ONCE):
+            nodes += map(node_of, rows[start : start + NODES_AT_ONCE])
+            await asyncio.sleep(0)  # the loop's turn, however large the tree
+        roots = [node for node in nodes if node.parent_id is None]
+        graph = schemas.Graph(nodes=nodes, roots=roots, total_nodes=len(nodes))
+        return schemas.GraphAnswer(graph=graph)
 
     async def think(self, _: web.Request, asked: schemas.ThinkRequest) -> schemas.ThoughtAnswer:
         """What both AIs of a node would do."""
@@ -74,6 +83,7 @@ class NetworkRoutes:
             parent_id=asked.parent_id,
             name=asked.name,
             description=asked.description,
+            workload=_workload(asked.workload) if asked.workload else None,
         )
         node = await self._door.execute(
             command,
@@ -117,12 +127,11 @@ class NetworkRoutes:
         worker_id: str,
         meta: commands.Meta,
     ) -> schemas.WorkerAnswer:
+        self._signed(worker_id, meta.now, signalled=True)  # whether or not the log answers
         worker = await self._door.execute(
             command, meta, lambda state: state.workers.table.rows[worker_id]
         )
-        seen = self._presence.of(worker_id)
-        seen.via = worker.via
-        seen.last_seen = seen.signalled_at = meta.now
+        self._signed(worker_id, meta.now, signalled=True)  # as it is known now, be it new
         return schemas.WorkerAnswer(worker=worker_of(worker, meta.now))
 
     async def _publish_beat(self, worker_id: str, status: str) -> None:
@@ -152,6 +161,7 @@ class NetworkRoutes:
             is_seed_drawn=asked.seed is None,
             budget_seconds=asked.budget_seconds,
             requires=events.Requires(device=needs.device or "", memory_gb=needs.memory_gb),
+            parents=asked.parents,
             idempotency_key=key,
         )
 
@@ -166,7 +176,7 @@ class NetworkRoutes:
         """Give a worker the best task for it, or the one whose answer it may have lost."""
         meta = runtime.new_meta(BY)
         worker_id = asked.worker_id
-        seen = self._known(worker_id)
+        seen = self._signed(worker_id, meta.now)
         signalled_at = seen.signalled_at if seen else 0
         held = set(self._door.state.tasks.held.get(worker_id, ()))
         command = commands.ClaimTask(
@@ -185,14 +195,14 @@ class NetworkRoutes:
             return None if again is None else _open(state, again)
 
         task = await self._door.execute(command, meta, view)
-        if seen is not None:
-            seen.last_seen = meta.now
-            if held and (task is None or task.task_id not in held):
-                seen.asked_at = meta.now
+        if seen is not None and held and (task is None or task.task_id not in held):
+            seen.asked_at = meta.now
         return schemas.ClaimAnswer(task=None if task is None else task_of(task, None))
 
     async def complete(self, _: web.Request, asked: schemas.CompleteRequest) -> schemas.TaskAnswer:
         """Take a result; the first one stands."""
+        meta = runtime.new_meta(BY)
+        self._signed(asked.worker_id, meta.now)
         metrics, metrics_digest = bytes(asked.metrics), ""
         name, digest = asked.artifact_name, ""
         if self._holds(asked.task_id, asked.worker_id):
@@ -214,7 +224,6 @@ class NetworkRoutes:
             artifact_name=name,
             artifact_digest=digest,
         )
-        meta = runtime.new_meta(BY)
         try:
             row = await self._door.execute(
                 command, meta, lambda state: row_of(state, asked.task_id)
@@ -222,19 +231,22 @@ class NetworkRoutes:
         except (errors.NotOwner, errors.Conflict) as error:
             self._refusals.record("task", asked.task_id, asked.worker_id, error)
             raise
-        seen = self._known(asked.worker_id)
-        if seen is not None:
-            seen.last_seen = meta.now
         return schemas.TaskAnswer(task=await self._answered(row))
 
-    def _known(self, worker_id: str) -> Seen | None:
-        """The signs of life of an HTTP worker that the state knows, be it from before a restart.
+    def _signed(self, worker_id: str, at: int, *, signalled: bool = False) -> Seen | None:
+        """Note a sign of life of an HTTP worker that the state knows, be it from before a restart:
+        that it asks in vain while the log does not answer is no silence.
 
         Strangers leave none, and an agent gives its own: over HTTP anybody can use its name.
         """
         worker = self._door.state.workers.table.get(worker_id)
-        known = worker is not None and worker.via == "http"
-        return self._presence.of(worker_id) if known else None
+        if worker is None or worker.via != "http":
+            return None
+        seen = self._presence.of(worker_id)
+        seen.last_seen = max(seen.last_seen, at)
+        if signalled:
+            seen.signalled_at = max(seen.signalled_at, at)
+        return seen
 
     def _holds(self, task_id: str, worker_id: str) -> bool:
         """Whether a completion would be this task's first: only then are its bytes stored."""
@@ -261,7 +273,15 @@ def _open(state: State, task_id: str) -> Task:
 
 
 def _idempotency_key(request: web.Request) -> str:
-    key = request.headers.get("Idempotency-Key", "")
+    """Its key, "" where there is none. Raises errors.Refused, Invalid."""
+    keys = request.headers.getall("Idempotency-Key", [])
+    if not keys:
+        return ""
+    if len(keys) > 1:
+        raise errors.Refused("a request has one Idempotency-Key at most; send one of them")
+    key = keys[0].strip()
+    if not key:
+        raise errors.Refused("the Idempotency-Key is empty; fill it, or leave it out")
     if len(key) > IDEMPOTENCY_KEY_CHARS_MAX or not key.isprintable():
         raise errors.Invalid(
             f"an Idempotency-Key has at most {IDEMPOTENCY_KEY_CHARS_MAX} printable characters"
@@ -287,13 +307,15 @@ def _network(state: State) -> schemas.Network:
     )
 
 
-def _graph(state: State) -> schemas.Graph:
-    nodes = [node_of(node) for node in state.graph.nodes]
-    return schemas.Graph(
-        nodes=nodes,
-        roots=[node for node in nodes if node.parent_id is None],
-        total_nodes=len(nodes),
-    )
+def _workload(asked: schemas.Bind) -> events.Workload:
+    """Raises errors.Invalid where a parameter is no number."""
+    try:
+        parameters = msgspec.json.decode(asked.parameters, type=dict[str, float])
+    except msgspec.ValidationError as error:
+        raise errors.Invalid(
+            f"the parameters of a workload are numbers by name: {error}"
+        ) from error
+    return events.Workload(specialist=asked.specialist, parameters=parameters)
 
 
 def node_of(node: Node) -> schemas.Node:

@@ -1,22 +1,28 @@
 """What can be looked up beyond the nine routes, and what people do with tasks."""
 
 import asyncio
+import functools
+import itertools
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from core import commands, errors, events, runtime
+from core.decide import fitness
 from core.events import Base, Champion
 from core.presence import Presence
 from core.projections import rounds
+from core.projections.graph import Node
 from core.projections.rounds import Decided, Round
 from core.projections.state import State
 from core.projections.tasks import Claim, Done, Task
 from core.projections.workers import Worker
-from gateway import schemas
+from core.telemetry import Curve
+from gateway import schemas, telemetry
 from gateway.network import BY, node_of, task_of, worker_of
 from gateway.records import Records
 from gateway.refusals import Refusals
@@ -33,17 +39,27 @@ HASHED_AT_ONCE = 250
 SLICES_MAX = 40_000
 REASON_CHARS_MAX = 1_000
 
+Row = TypeVar("Row")
+
+log = logging.getLogger(__name__)
+
 
 class ReadRoutes:
     """The handlers of the other routes of the network."""
 
     def __init__(
-        self, door: runtime.Runtime, presence: Presence, records: Records, refusals: Refusals
+        self,
+        door: runtime.Runtime,
+        presence: Presence,
+        records: Records,
+        refusals: Refusals,
+        told: telemetry.Telemetry,
     ) -> None:
         self._door = door
         self._presence = presence
         self._records = records
         self._refusals = refusals
+        self._told = told
         self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
 
     # ── tasks ──
@@ -56,31 +72,77 @@ class ReadRoutes:
     async def _tasks(self, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
         start = await self._door.read(lambda state: _place_after(state, asked.after))
 
+        def listed(state: State) -> tuple[list[str], dict[str, Task | Done]]:
+            return state.tasks.ids, state.tasks.table.rows
+
         def fits(row: Task | Done) -> bool:
             return (asked.status is None or row.status == asked.status) and (
                 asked.node_id is None or row.node_id == asked.node_id
             )
 
-        table = self._door.state.tasks
-        ids = table.ids
-        found, following = await _scan(
-            ids, start, asked.limit, lambda one: fits(table.table.rows[one])
-        )
+        found = await self._scan(listed, start, fits, asked.limit + 1)
         shown: list[schemas.TaskSummary] = []
         size = 0
-        for first in range(0, len(found), READ_AT_ONCE):
-            part = found[first : first + READ_AT_ONCE]
-            read = (self._records.task(task_id) for task_id in part)
-            shown += [await self._summary(task) for task in await asyncio.gather(*read)]
+        for first in range(0, min(len(found), asked.limit), READ_AT_ONCE):
+            some = found[first : min(first + READ_AT_ONCE, asked.limit)]
+            whole = await asyncio.gather(*(self._records.whole(row) for row in some))
+            shown += [await self._summary(task) for task in whole]
             size += sum(len(msgspec.json.encode(one)) for one in shown[first:])
-            if size > PAGE_BYTES_MAX and len(shown) < len(found):
-                return schemas.TasksAnswer(tasks=shown, next=part[-1])
+            if size > PAGE_BYTES_MAX:
+                break
+        following = shown[-1].task_id if len(shown) < len(found) else None
         return schemas.TasksAnswer(tasks=shown, next=following)
+
+    async def _scan(
+        self,
+        listed: Callable[[State], tuple[list[str], dict[str, Row]]],
+        start: int,
+        fits: Callable[[Row], bool],
+        count: int,
+    ) -> list[Row]:
+        """The first `count` rows that fit, from a place in the list on.
+
+        Each slice is read for itself, so that only what is durable is looked at and the loop gets
+        its turn, however rare what fits is.
+        """
+
+        def look(state: State, first: int, most: int) -> tuple[list[Row], bool]:
+            ids, rows = listed(state)
+            some = map(rows.__getitem__, ids[first : first + SCANNED_AT_ONCE])
+            fitting = list(itertools.islice(filter(fits, some), most))
+            return fitting, first + SCANNED_AT_ONCE >= len(ids)
+
+        found: list[Row] = []
+        for first in itertools.count(start, SCANNED_AT_ONCE):
+            view = functools.partial(look, first=first, most=count - len(found))
+            fitting, is_end = await self._door.read(view)
+            found += fitting
+            if is_end or len(found) == count:
+                break
+            await asyncio.sleep(0)
+        return found
 
     async def task(self, request: web.Request, _: schemas.NoQuery) -> schemas.TaskDetailAnswer:
         """One task whole."""
         task = await self._records.task(request.match_info["task_id"])
         return schemas.TaskDetailAnswer(task=await self._detail(task))
+
+    async def task_telemetry(
+        self, request: web.Request, asked: schemas.TelemetryQuery
+    ) -> schemas.TelemetryAnswer:
+        """How a task goes, or went."""
+        after = None if asked.after is None else _sequence(asked.after)
+        task = await self._records.task(request.match_info["task_id"])
+        told = await self._told.read(task, after)
+        return schemas.TelemetryAnswer(
+            telemetry=schemas.TaskTelemetry(
+                task_id=task.task_id,
+                status=task.status,
+                whole=told.whole,
+                rivals=[_curve(curve) for curve in told.curves],
+                next=None if told.after is None else str(told.after),
+            )
+        )
 
     async def cancel(
         self, request: web.Request, asked: schemas.CancelRequest
@@ -94,7 +156,8 @@ class ReadRoutes:
     async def retry(self, request: web.Request, _: schemas.Nothing) -> schemas.TaskDetailAnswer:
         """Queue a failed or cancelled task again."""
         task_id = request.match_info["task_id"]
-        return await self._done(commands.RetryTask(task_id=task_id), task_id)
+        task = await self._records.task(task_id)  # the state may not hold its topic any more
+        return await self._done(commands.RetryTask(task_id=task_id, topic=task.topic), task_id)
 
     async def _done(self, command: commands.AnyCommand, task_id: str) -> schemas.TaskDetailAnswer:
         row = await self._door.execute(
@@ -117,8 +180,9 @@ class ReadRoutes:
             requires=schemas.TaskNeeds(
                 device=task.requires.device, memory_gb=task.requires.memory_gb
             ),
-            workload=_workload(task.workload, task.workload_inherited),
-            base=_base(task.base),
+            workload=workload_of(task.workload, task.workload_inherited),
+            base=_base(task.base) if task.base else None,
+            parents=[_base(one) for one in task.parents],
             attempts=[_attempt(claim) for claim in task.claims],
             resume=[
                 schemas.TaskCheckpoint(
@@ -126,43 +190,83 @@ class ReadRoutes:
                     step=point.step,
                     total_steps=point.total_steps,
                     manifest=point.manifest,
+                    method=point.method,
                 )
                 for point in task.resume
             ],
             candidates=_candidates(task),
-            losses=self._losses(task, summary),
+            losses=await self._losses(task, summary),
             round_id=task.round_id or None,
+            waits=await self._door.read(functools.partial(_waits, task=task)),
             reasons=list(task.reasons),
             log_tail=task.log_tail,
         )
 
-    def _losses(self, task: Task, summary: schemas.TaskSummary) -> list[schemas.LossPoint]:
-        """What heartbeats told of a running task, or what its result kept."""
-        if summary.result is None:
-            heard = self._presence.losses.get(task.task_id, ())
-            return [schemas.LossPoint(rival=r, step=step, loss=loss) for r, step, loss in heard]
+    async def _losses(self, task: Task, summary: schemas.TaskSummary) -> list[schemas.LossPoint]:
+        """What telemetry told, else what the result itself says."""
         try:
-            kept = msgspec.json.decode(summary.result.metrics, type=_Kept).losses
-        except msgspec.MsgspecError:  # metrics of an HTTP worker hold what they like
+            told = await self._told.read(task)
+        except errors.Unavailable as error:  # all else of the task can be shown
+            log.info("no losses are shown: %s", error, extra={"action": "losses"})
             return []
-        return [schemas.LossPoint(rival=r, step=step, loss=loss) for r, step, loss in kept]
+        losses = list(telemetry.losses_in(told.curves))
+        if not losses and summary.result is not None:
+            losses = _losses_in(summary.result.metrics)
+        return [schemas.LossPoint(rival=r, step=step, loss=loss) for r, step, loss in losses]
 
     # ── workers ──
 
-    async def workers(self, _: web.Request, __: schemas.NoQuery) -> schemas.WorkersAnswer:
-        """All workers."""
-        rows, held = await self._door.read(
-            lambda state: (
-                list(state.workers.table),
-                {worker_id: list(tasks) for worker_id, tasks in state.tasks.held.items()},
-            )
-        )
+    async def workers(self, _: web.Request, asked: schemas.WorkersQuery) -> schemas.WorkersAnswer:
+        """All workers, or some of them."""
+
+        def view(state: State) -> tuple[list[Worker], dict[str, list[str]]]:
+            rows = state.workers.table.rows
+            ids = list(rows)
+            if asked.after is not None and asked.after not in rows:
+                raise errors.Invalid(
+                    f"there is no worker {asked.after} to go on after; after takes a worker_id"
+                )
+            first = 0 if asked.after is None else ids.index(asked.after) + 1
+            end = None if asked.limit is None else first + asked.limit
+            held = state.tasks.held
+            some = [rows[one] for one in ids[first:end]]
+            return some, {one.worker_id: list(held.get(one.worker_id, ())) for one in some}
+
+        rows, held = await self._door.read(view)
         shown: list[schemas.WorkerSummary] = []
         for start in range(0, len(rows), WORKERS_AT_ONCE):
             part = rows[start : start + WORKERS_AT_ONCE]
-            shown += [self._worker(worker, held.get(worker.worker_id, [])) for worker in part]
+            shown += [self._worker(worker, held[worker.worker_id]) for worker in part]
             await asyncio.sleep(0)  # the loop's turn, however many workers there were ever
         return schemas.WorkersAnswer(workers=shown)
+
+    async def pause(self, request: web.Request, _: schemas.Nothing) -> schemas.WorkerSummaryAnswer:
+        """Give a worker nothing more to do, and have it give back what it holds."""
+        worker_id = request.match_info["worker_id"]
+        return await self._steer(commands.PauseWorker(worker_id=worker_id, how="pause"))
+
+    async def drain(self, request: web.Request, _: schemas.Nothing) -> schemas.WorkerSummaryAnswer:
+        """Give a worker nothing more to do once it is done with what it holds."""
+        worker_id = request.match_info["worker_id"]
+        return await self._steer(commands.PauseWorker(worker_id=worker_id, how="drain"))
+
+    async def resume(self, request: web.Request, _: schemas.Nothing) -> schemas.WorkerSummaryAnswer:
+        """Let a worker have work again."""
+        return await self._steer(commands.ResumeWorker(worker_id=request.match_info["worker_id"]))
+
+    async def _steer(
+        self, command: commands.PauseWorker | commands.ResumeWorker
+    ) -> schemas.WorkerSummaryAnswer:
+        worker_id = command.worker_id
+        worker, held = await self._door.execute(
+            command,
+            runtime.new_meta(BY),
+            lambda state: (
+                state.workers.table.rows[worker_id],
+                list(state.tasks.held.get(worker_id, ())),
+            ),
+        )
+        return schemas.WorkerSummaryAnswer(worker=self._worker(worker, held))
 
     def _worker(self, worker: Worker, held: list[str]) -> schemas.WorkerSummary:
         last_seen = self._presence.last_seen(worker.worker_id) or worker.changed_at
@@ -173,9 +277,23 @@ class ReadRoutes:
             lane=worker.lane,
             reason=worker.reason,
             tasks=held,
+            rival=beat.rival if beat else None,
             step=beat.step if beat else None,
             total_steps=beat.total_steps if beat else None,
             loss=beat.loss if beat else None,
+            samples_per_second=beat.samples_per_second if beat else None,
+            utilisation=beat.utilisation if beat else None,
+            memory_bytes=beat.memory_bytes if beat else None,
+            unfit=[
+                schemas.Unfit(
+                    node_id=mark.kind.node_id,
+                    role=mark.kind.role,
+                    method=mark.kind.method,
+                    reason=mark.reason,
+                )
+                for mark in worker.unfit_at(runtime.now())
+            ],
+            pause=worker.pause,
         )
 
     # ── nodes ──
@@ -183,52 +301,51 @@ class ReadRoutes:
     async def node(self, request: web.Request, _: schemas.NoQuery) -> schemas.NodeDetailAnswer:
         """One node: what it trains, what it serves, and how that came about."""
         node_id = request.match_info["node_id"]
-        promotions = await self._records.promotions(node_id)
 
-        def view(state: State) -> schemas.NodeDetail:
+        def view(state: State) -> _NodeRows:
             node = state.graph.nodes.get(node_id)
             if node is None:
                 raise errors.NotFound(f"there is no node {node_id}")
-            workload, inherited = state.graph.workload(node_id)
-            champion = state.graph.champions.get(node_id)
-            return schemas.NodeDetail(
-                **_fields(node_of(node)),
-                champion=None if champion is None else _champion(champion, promotions),
-                rounds=[
-                    _node_round(state.rounds.table.rows[round_id])
-                    for round_id in state.rounds.of_node.get(node_id, ())
-                ],
-                lineage=[_lineage(at, data) for at, data in promotions],
-                workload=_workload(workload, inherited),
+            rounds = state.rounds.table.rows
+            return _NodeRows(
+                node,
+                state.graph.champions.get(node_id),
+                [rounds[round_id] for round_id in state.rounds.of_node.get(node_id, ())],
+                *state.graph.workload(node_id),
             )
 
-        return schemas.NodeDetailAnswer(node=await self._door.read(view))
+        rows = await self._door.read(view)
+        # Only now: the promotion of the champion that was just read is among them.
+        promotions = await self._records.promotions(node_id)
+        return schemas.NodeDetailAnswer(node=_node(rows, promotions))
 
     # ── rounds ──
 
     async def rounds(self, _: web.Request, asked: schemas.RoundsQuery) -> schemas.RoundsAnswer:
         """A page of rounds, oldest first."""
 
-        def start(state: State) -> tuple[list[str], int]:
-            table = state.rounds.table
-            if asked.after is not None and asked.after not in table:
-                raise errors.Invalid(_not_after("round", asked.after))
-            if asked.node_id is not None:
-                ids = list(state.rounds.of_node.get(asked.node_id, ()))
-            else:
-                ids = list(table.rows)
-            return ids, ids.index(asked.after) + 1 if asked.after in ids else 0
+        def listed(state: State) -> tuple[list[str], dict[str, Round | Decided]]:
+            table = state.rounds
+            ids = table.ids if asked.node_id is None else table.of_node.get(asked.node_id, [])
+            return ids, table.table.rows
 
-        ids, first = await self._door.read(start)
-        rows = self._door.state.rounds.table.rows
-        found, following = await _scan(
-            ids,
-            first,
-            asked.limit,
-            lambda one: asked.status is None or rows[one].status == asked.status,
-        )
-        shown = [_round_summary(rows[round_id]) for round_id in found]
-        return schemas.RoundsAnswer(rounds=shown, next=following)
+        def start(state: State) -> int:
+            if asked.after is None:
+                return 0
+            ids, rows = listed(state)
+            if asked.after not in rows:
+                raise errors.Invalid(_not_after("round", asked.after))
+            return ids.index(asked.after) + 1 if asked.after in ids else 0
+
+        def fits(row: Round | Decided) -> bool:
+            return asked.status is None or row.status == asked.status
+
+        first = await self._door.read(start)
+        found = await self._scan(listed, first, fits, asked.limit + 1)
+        shown = [_round_summary(row) for row in found[: asked.limit]]
+        following = shown[-1].round_id if len(shown) < len(found) else None
+        awaiting = await self._door.read(lambda state: state.rounds.awaiting_judgement)
+        return schemas.RoundsAnswer(rounds=shown, next=following, awaiting_judgement=awaiting)
 
     async def round(self, request: web.Request, _: schemas.NoQuery) -> schemas.RoundAnswer:
         """One round whole."""
@@ -240,8 +357,9 @@ class ReadRoutes:
 
     async def log_state(self, _: web.Request, __: schemas.NoQuery) -> schemas.LogStateAnswer:
         """Where the log stands and the hash of what it makes."""
+        state = await self._door.read(lambda state: state)
         for _slice in range(SLICES_MAX):
-            if self._door.state.settle(HASHED_AT_ONCE):
+            if state.settle(HASHED_AT_ONCE):
                 break
             await asyncio.sleep(0)
         last_seq, state_hash = await self._door.read(lambda state: (state.seq, state.hash()))
@@ -253,17 +371,35 @@ class ReadRoutes:
         self, _: web.Request, asked: schemas.RefusalsQuery
     ) -> schemas.RefusalsAnswer:
         """A page of what was refused."""
-        after = asked.after or "0"
-        if not after.isascii() or not after.isdigit() or len(after) > 18:
-            raise errors.Invalid(f"after takes the `next` of the page before, not {after!r}")
-        shown, following = await self._refusals.page(int(after), asked.limit)
+        shown, following = await self._refusals.page(_sequence(asked.after or "0"), asked.limit)
         return schemas.RefusalsAnswer(
             refusals=shown, next=None if following is None else str(following)
         )
 
 
+def _sequence(after: str) -> int:
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise errors.Invalid(f"after takes the `next` of the page before, not {after!r}")
+    return int(after)
+
+
+def _losses_in(metrics: msgspec.Raw) -> list[tuple[str, int, float]]:
+    try:
+        return msgspec.json.decode(metrics, type=_Kept).losses
+    except msgspec.MsgspecError:  # metrics of an HTTP worker hold what they like
+        return []
+
+
 class _Kept(msgspec.Struct):
     losses: list[tuple[str, int, float]] = []
+
+
+class _NodeRows(NamedTuple):
+    node: Node
+    champion: Champion | None
+    rounds: list[Round | Decided]
+    workload: events.Workload
+    inherited: bool
 
 
 def _not_after(kind: str, after: str) -> str:
@@ -271,6 +407,10 @@ def _not_after(kind: str, after: str) -> str:
         f"there is no {kind} {after} to go on after; after takes the `next` of the page before, or "
         f"a {kind}_id"
     )
+
+
+def _waits(state: State, task: Task) -> list[str]:
+    return fitness.why_it_waits(state, task, runtime.now()) if task.status == "queued" else []
 
 
 def _place_after(state: State, after: str | None) -> int:
@@ -281,25 +421,6 @@ def _place_after(state: State, after: str | None) -> int:
     if row is None:
         raise errors.Invalid(_not_after("task", after))
     return bisect_right(state.tasks.first_seqs, row.first_seq)
-
-
-async def _scan(
-    ids: list[str], start: int, limit: int, fits: Callable[[str], bool]
-) -> tuple[list[str], str | None]:
-    """The first `limit` ids that fit, and the last of them where there are more to look at.
-
-    The loop gets its turn every few thousand rows, however rare what fits is.
-    """
-    found: list[str] = []
-    end = len(ids)
-    for place in range(start, end):
-        if fits(ids[place]):
-            if len(found) == limit:
-                return found, found[-1]
-            found.append(ids[place])
-        if (place - start) % SCANNED_AT_ONCE == SCANNED_AT_ONCE - 1:
-            await asyncio.sleep(0)
-    return found, None
 
 
 # ── rows to words ──
@@ -319,17 +440,53 @@ def _summarised(task: Task) -> dict[str, Any]:
     }
 
 
-def _workload(workload: events.Workload, inherited: bool) -> schemas.Workload:
+def workload_of(workload: events.Workload, inherited: bool) -> schemas.Workload:
+    """What is trained, in the words of an answer."""
+    base = workload.base_model
     return schemas.Workload(
-        specialist=workload.specialist, parameters=dict(workload.parameters), inherited=inherited
+        specialist=workload.specialist,
+        parameters=dict(workload.parameters),
+        inherited=inherited,
+        corpus=msgspec.UNSET if workload.corpus is None else _corpus(workload.corpus),
+        base_model=msgspec.UNSET
+        if base is None
+        else schemas.BaseModel(name=base.name, digest=base.digest, bytes=base.bytes),
     )
 
 
-def _base(base: Base | None) -> schemas.Base | None:
-    if base is None:
-        return None
+def _corpus(corpus: events.Corpus) -> schemas.Corpus:
+    parts = {
+        part: schemas.TextPart(documents=one.documents, bytes=one.bytes)
+        for part, one in corpus.parts.items()
+    }
+    return schemas.Corpus(
+        name=corpus.name, manifest=corpus.manifest, hidden=corpus.hidden, parts=parts
+    )
+
+
+def _base(base: Base) -> schemas.Base:
     return schemas.Base(
         candidate_id=base.candidate_id, weights_sha256=base.weights_sha256, manifest=base.manifest
+    )
+
+
+def _curve(curve: Curve) -> schemas.RivalTelemetry:
+    return schemas.RivalTelemetry(
+        rival=curve.rival,
+        total_steps=curve.total_steps,
+        points=[
+            schemas.TelemetryPoint(
+                step=point.step,
+                at=events.isoformat(int(point.at * 1e6)),
+                loss=point.loss,
+                validation=point.validation,
+                learning_rate=point.learning_rate,
+                samples_per_second=point.samples_per_second,
+                utilisation=point.utilisation,
+                memory_bytes=point.memory_bytes,
+            )
+            for point in curve.points
+        ],
     )
 
 
@@ -355,9 +512,23 @@ def _candidates(task: Task) -> list[schemas.TaskCandidate]:
             weights_sha256=one.weights_sha256,
             manifest=one.manifest,
             bytes=one.bytes,
+            method=one.method,
+            method_reason=one.method_reason,
         )
         for one in brought
     ]
+
+
+def _node(
+    rows: _NodeRows, promotions: list[tuple[int, events.ChampionPromoted]]
+) -> schemas.NodeDetail:
+    return schemas.NodeDetail(
+        **_fields(node_of(rows.node)),
+        champion=None if rows.champion is None else _champion(rows.champion, promotions),
+        rounds=[_node_round(row) for row in rows.rounds],
+        lineage=[_lineage(at, data) for at, data in promotions],
+        workload=workload_of(rows.workload, rows.inherited),
+    )
 
 
 def _champion(
@@ -407,7 +578,12 @@ def _node_round(row: Round | Decided) -> schemas.NodeRound:
 
 def _round_summary(row: Round | Decided) -> schemas.RoundSummary:
     return schemas.RoundSummary(
-        round_id=row.round_id, node_id=row.node_id, status=row.status, verdict=_verdict(row)
+        round_id=row.round_id,
+        node_id=row.node_id,
+        status=row.status,
+        verdict=_verdict(row),
+        opened_at=events.isoformat(row.opened_at),
+        decided_at=events.isoformat(row.decided_at) if isinstance(row, Decided) else None,
     )
 
 
@@ -419,7 +595,7 @@ def _round(row: Round) -> schemas.RoundDetail:
         status=row.status,
         commitment=row.commitment,
         secret=(decision.secret or None) if decision else None,
-        base=_base(row.base),
+        base=_base(row.base) if row.base else None,
         candidates=[_round_candidate(standing, decision) for standing in row.standings],
         verdict=decision.verdict if decision else None,
         reasons=_reasons(decision.reasons) if decision else None,

@@ -34,10 +34,10 @@ class Records:
         return await self.whole(row)
 
     async def whole(self, row: Task | Done) -> Task:
-        """A task whose row may be brief. Raises LogUnavailable."""
-        if isinstance(row, Task):
-            return row
-        task = self._door.state.tasks.recent.get(row.task_id) or await self._folded(row.task_id)
+        """A task whose row may be brief or shortened. Raises LogUnavailable."""
+        task = row if isinstance(row, Task) else self._door.state.tasks.recent.get(row.task_id)
+        if task is None or task.shortened:
+            task = await self._folded(row.task_id)
         return events.replace(task, round_id=row.round_id)
 
     async def _folded(self, task_id: str) -> Task:

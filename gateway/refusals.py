@@ -7,7 +7,7 @@ import logging
 import msgspec
 
 from core import bus, errors, events, runtime, subjects
-from gateway import schemas
+from gateway import schemas, work
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Refusals:
             subject, one = await self._waiting.get()
             while True:
                 try:
-                    await self._control.request(subject, msgspec.json.encode(one))
+                    await work.publish(self._control, subject, one)
                     break
                 except errors.Unavailable as error:
                     log.info("REFUSALS waits: %s", error, extra={"action": "refuse"})

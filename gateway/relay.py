@@ -2,8 +2,9 @@
 
 Bytes pass as they are, one TCP connection to nats-server per WebSocket, so that the server sees
 (and may limit, name or cut) every agent by itself. Every buffer is bounded: what one side does not
-take is not read from the other, and who takes nothing for STALL_SECONDS_MAX is cut off. Both ends
-have TCP_NODELAY, which asyncio sets on every TCP connection.
+take is not read from the other, and who takes nothing for STALL_SECONDS_MAX is cut off. Messages on
+their way are bounded as a whole, too: beyond HELD_BYTES_MAX the slowest gives way. Both ends have
+TCP_NODELAY, which asyncio sets on every TCP connection.
 
 nats-py reads whole WebSocket messages where it would read lines: the server's first lines, up to
 the PONG that ends the handshake, therefore pass one line a message.
@@ -11,6 +12,7 @@ the PONG that ends the handshake, therefore pass one line a message.
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 
@@ -18,10 +20,17 @@ import aiohttp
 from aiohttp import web
 
 from core import errors
-from gateway import http, problems
+from gateway import http, ledger, problems
 
 CONNECTIONS_MAX = 4_096
+HELD_BYTES_MAX = 256 * 1024 * 1024
+"""Of all messages together that have begun to arrive and that nats-server has not taken yet."""
+OVERHEAD_BYTES = 64
+"""At least what a message has around it: the head of its frame, a pong or two before it."""
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024 + 64 * 1024  # a full payload, its subject and protocol line
+BUFFERED_BYTES_MAX = MESSAGE_BYTES_MAX + 512 * 1024
+"""Of one connection: a message that is not whole, what waits behind another, one reading. What was
+counted beyond was no message: pings, or the heads of many small frames."""
 BLOCK_BYTES = 64 * 1024
 GREETING_BYTES_MAX = 64 * 1024
 CONNECT_SECONDS_MAX = 5.0
@@ -40,12 +49,23 @@ class Relay:
         self,
         nats_address: Callable[[], tuple[str, int]],
         connections_max: int = CONNECTIONS_MAX,
+        held_bytes_max: int = HELD_BYTES_MAX,
     ) -> None:
         self._nats_address = nats_address
         self._connections_max = connections_max
         self._taken = 0
         self._open: set[web.WebSocketResponse] = set()
         self._closing = False
+        self.cut = 0
+        """Connections that had to give way."""
+        self._held_bytes_max = held_bytes_max
+        # Where it is too much, somebody holds more than an equal share of it.
+        self._held = ledger.Ledger(held_bytes_max, None, held_bytes_max // connections_max)
+
+    @property
+    def held_bytes(self) -> int:
+        """Of messages that nats-server has not taken yet."""
+        return self._held.bytes
 
     @property
     def connections(self) -> int:
@@ -89,17 +109,42 @@ class Relay:
         reader, writer = await self._dial()
         transport = request.transport
         try:
-            await socket.prepare(request)
-            self._open.add(socket)
-            await _pump(socket, reader, writer)
+            async with self._held.place() as place:
+                if transport is not None:
+                    arrived = functools.partial(self._held.add, place)
+                    transport.set_protocol(_Counted(request.protocol, arrived))
+                await socket.prepare(request)
+                self._open.add(socket)
+                taken = functools.partial(self._held.less, place, left_max=BUFFERED_BYTES_MAX)
+                await _pump(socket, reader, writer, taken)
         except ConnectionError as error:
             log.debug("a relayed connection broke: %s", error, extra={"action": "relay_broken"})
+        except TimeoutError:
+            await self._cut_off(socket, transport)
         finally:
             self._open.discard(socket)
             writer.transport.abort()
             if transport is not None:
                 # What was sent last, such as the server's reason, still gets its chance.
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, transport.abort)
+
+    async def _cut_off(
+        self, socket: web.WebSocketResponse, transport: asyncio.Transport | None
+    ) -> None:
+        """End a connection that gives way; to close it in order would hold more of it."""
+        self.cut += 1
+        log.warning(
+            "a connection was cut: messages of %d bytes were on their way through the relay, the "
+            "most that is held, and this one's took longest",
+            self._held_bytes_max,
+            extra={"action": "relay_full"},
+        )
+        words = b"too many bytes on their way; send this again"
+        closing = asyncio.ensure_future(_close(socket, aiohttp.WSCloseCode.TRY_AGAIN_LATER, words))
+        await asyncio.sleep(0)  # it is told
+        if transport is not None:
+            transport.abort()
+        await closing
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self._nats_address()
@@ -121,11 +166,39 @@ class Relay:
         await asyncio.gather(*(_close(one, going, b"stopping") for one in list(self._open)))
 
 
+class _Counted(asyncio.Protocol):
+    """Counts what arrives on a connection, and hands it on."""
+
+    def __init__(self, receiver: asyncio.Protocol, arrived: Callable[[int], None]) -> None:
+        self._receiver = receiver
+        self._arrived = arrived
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived(len(data))
+        self._receiver.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._receiver.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._receiver.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._receiver.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._receiver.resume_writing()
+
+
 async def _pump(
-    socket: web.WebSocketResponse, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    socket: web.WebSocketResponse,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    taken: Callable[[int], None],
 ) -> None:
-    """Relay both ways until one ends; then deliver what that one sent, and end the other."""
-    up = asyncio.create_task(_quietly(_up(socket, writer)))
+    """Relay both ways until one ends; then deliver what that one sent, and end the other. `taken`
+    is told the bytes of each message that nats-server has."""
+    up = asyncio.create_task(_quietly(_up(socket, writer, taken)))
     down = asyncio.create_task(_quietly(_down(reader, socket)))
     try:
         await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +224,9 @@ async def _quietly(way: Coroutine[None, None, None]) -> None:
         log.debug("one way of the relay ended: %s", words, extra={"action": "relay_ended"})
 
 
-async def _up(socket: web.WebSocketResponse, writer: asyncio.StreamWriter) -> None:
+async def _up(
+    socket: web.WebSocketResponse, writer: asyncio.StreamWriter, taken: Callable[[int], None]
+) -> None:
     """From the agent to nats-server, until the agent closes or sends anything but bytes."""
     while True:
         message = await socket.receive()
@@ -160,6 +235,7 @@ async def _up(socket: web.WebSocketResponse, writer: asyncio.StreamWriter) -> No
         writer.write(message.data)
         async with asyncio.timeout(STALL_SECONDS_MAX):
             await writer.drain()
+        taken(len(message.data) + OVERHEAD_BYTES)
     if message.type is aiohttp.WSMsgType.TEXT:
         await _close(socket, aiohttp.WSCloseCode.UNSUPPORTED_DATA, b"NATS is binary")
 

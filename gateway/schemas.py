@@ -10,6 +10,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from core.methods import PARENTS_MAX, Method
+
 ARTIFACT_NAME_BYTES_MAX = 255
 NAME_CHARS_MAX = 512
 PAGE_MAX = 1_000
@@ -52,9 +54,10 @@ JsonObject: TypeAlias = Annotated[
 ]
 """An object kept as its compact UTF-8 JSON, so that no number in it ever changes."""
 
+Parent: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
 Page: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)]
 Role: TypeAlias = Literal["dual", "evolver", "reinventor"]
-Method: TypeAlias = Literal["auto", "full"]
+Pause: TypeAlias = Literal["", "drain", "pause"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 TaskStatus: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
 RoundStatus: TypeAlias = Literal["open", "closed", "judging", "decided"]
@@ -90,12 +93,21 @@ class NoQuery(Query, frozen=True, kw_only=True):
 # ── requests of the nine routes ──
 
 
+class Bind(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a node is to train: a specialist, by default its nearest ancestor's, and the parameters
+    in which it differs."""
+
+    specialist: str = ""
+    parameters: JsonObject = msgspec.field(default_factory=empty_object)
+
+
 class ExpandRequest(Request, frozen=True, kw_only=True):
-    """Grow a specialization below another."""
+    """Grow a specialization below another; without `workload` it trains what its parent trains."""
 
     parent_id: str
     name: Name
     description: str = ""
+    workload: Bind | None = None
 
 
 class RegisterRequest(Request, frozen=True, kw_only=True):
@@ -122,7 +134,11 @@ class Requires(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class EnqueueRequest(Request, frozen=True, kw_only=True):
-    """Ask for training. `node_id` null or empty means the root."""
+    """Ask for training. `node_id` null or empty means the root.
+
+    `parents` are the models that a merge is made of, by candidate id or weights_sha256; without
+    any they are the node's champion and what its last round judged.
+    """
 
     topic: str
     node_id: str | None = None
@@ -132,6 +148,7 @@ class EnqueueRequest(Request, frozen=True, kw_only=True):
     budget_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=86_400)] | None = None
     requires: Requires | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] | None = None
+    parents: Annotated[list[Parent], msgspec.Meta(max_length=PARENTS_MAX)] = []
 
 
 class ClaimRequest(Request, frozen=True, kw_only=True):
@@ -181,6 +198,35 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class MissingRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which of these chunks of a corpus, their bytes by SHA-256, are not stored yet?"""
+
+    chunks: JsonObject
+
+
+class ChunkRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Store one chunk of a corpus, in base64."""
+
+    data: str
+
+
+class BaseModelRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The language model that adapters are trained for, as devices have it."""
+
+    name: Name
+    digest: str
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class CorpusRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let a node train on a corpus whose chunks are stored. `public` and `hidden` are manifests."""
+
+    name: Name
+    public: JsonObject
+    hidden: JsonObject
+    base_model: BaseModelRequest | None = None
+
+
 class TasksQuery(Query, frozen=True, kw_only=True):
     """Which tasks to list; `after` is the `next` of the page before, or a task_id."""
 
@@ -188,6 +234,20 @@ class TasksQuery(Query, frozen=True, kw_only=True):
     node_id: str | None = None
     after: str | None = None
     limit: Page = 100
+
+
+class TelemetryQuery(Query, frozen=True, kw_only=True):
+    """From where on; `after` is the `next` of the answer before, and without it all is told."""
+
+    after: str | None = None
+
+
+class WorkersQuery(Query, frozen=True, kw_only=True):
+    """Which workers to list: all, or as many as `limit` says; `after` is a worker_id to go on
+    after. They stand in the order in which they first came."""
+
+    after: str | None = None
+    limit: Page | None = None
 
 
 class RoundsQuery(Query, frozen=True, kw_only=True):
@@ -370,12 +430,39 @@ class JoinAnswer(Answer, frozen=True, kw_only=True):
     agent: Agent
 
 
+class TextPart(Part, frozen=True, kw_only=True):
+    """A part of a corpus: its documents, and their bytes of UTF-8."""
+
+    documents: int
+    bytes: int
+
+
+class BaseModel(Part, frozen=True, kw_only=True):
+    """A language model that devices have of their own."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
+class Corpus(Part, frozen=True, kw_only=True):
+    """The texts that a node trains on. `manifest` and `hidden` are digests of two artifacts; the
+    parts are `training`, `validation` and `hidden`."""
+
+    name: str
+    manifest: str
+    hidden: str
+    parts: dict[str, TextPart]
+
+
 class Workload(Part, frozen=True, kw_only=True):
-    """What a node trains, and whether an ancestor lent it."""
+    """What a node trains, and whether an ancestor lent it; the last two only where it has them."""
 
     specialist: str
     parameters: dict[str, float]
     inherited: bool
+    corpus: Corpus | msgspec.UnsetType = msgspec.UNSET
+    base_model: BaseModel | msgspec.UnsetType = msgspec.UNSET
 
 
 class Reasons(Part, frozen=True, kw_only=True):
@@ -386,7 +473,7 @@ class Reasons(Part, frozen=True, kw_only=True):
 
 
 class Base(Part, frozen=True, kw_only=True):
-    """The champion that something starts from or is measured against."""
+    """A model that something starts from, learns from, is made of, or is measured against."""
 
     candidate_id: str
     weights_sha256: str
@@ -407,22 +494,25 @@ class Attempt(Part, frozen=True, kw_only=True):
 
 
 class TaskCheckpoint(Part, frozen=True, kw_only=True):
-    """A stored state that the next attempt would go on from."""
+    """A stored state that the next attempt would go on from; `method` is what its worker chose."""
 
     rival: str
     step: int
     total_steps: int
     manifest: str
+    method: str
 
 
 class TaskCandidate(Part, frozen=True, kw_only=True):
-    """A model that the task brought."""
+    """A model that the task brought, how its worker made it, and why so."""
 
     candidate_id: str
     rival: str
     weights_sha256: str
     manifest: str
     bytes: int
+    method: str
+    method_reason: str
 
 
 class LossPoint(Part, frozen=True, kw_only=True):
@@ -431,6 +521,40 @@ class LossPoint(Part, frozen=True, kw_only=True):
     rival: str
     step: int
     loss: float
+
+
+class TelemetryPoint(Part, frozen=True, kw_only=True):
+    """A moment of a rival's training; null is what is not known. `validation` is the mean error on
+    the public validation cases. `utilisation` is the share of a GPU's time that it worked, and of a
+    CPU how many processors were in use."""
+
+    step: int
+    at: str
+    loss: float | None
+    validation: float | None
+    learning_rate: float | None
+    samples_per_second: float | None
+    utilisation: float | None
+    memory_bytes: int | None
+
+
+class RivalTelemetry(Part, frozen=True, kw_only=True):
+    """Points of one rival's training, by step."""
+
+    rival: str
+    total_steps: int
+    points: list[TelemetryPoint]
+
+
+class TaskTelemetry(Part, frozen=True, kw_only=True):
+    """How a task goes, or went. `whole`: in place of all that was told before. `next` is where to
+    go on (`after`) for what is new; null once the task has ended."""
+
+    task_id: str
+    status: TaskStatus
+    whole: bool
+    rivals: list[RivalTelemetry]
+    next: str | None
 
 
 class TaskNeeds(Part, frozen=True, kw_only=True):
@@ -449,7 +573,9 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 
 
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
-    """A task with its whole history. The times are those of the last claim and the result."""
+    """A task with its history. The times are those of the last claim and the result; of the
+    attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
+    train, by worker; else it is empty."""
 
     method: str
     seed: int
@@ -457,13 +583,21 @@ class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     requires: TaskNeeds
     workload: Workload
     base: Base | None
+    parents: list[Base]
     attempts: list[Attempt]
     resume: list[TaskCheckpoint]
     candidates: list[TaskCandidate]
     losses: list[LossPoint]
     round_id: str | None
+    waits: list[str]
     reasons: list[str]
     log_tail: str
+
+
+class TelemetryAnswer(Answer, frozen=True, kw_only=True):
+    """How a task goes, or went."""
+
+    telemetry: TaskTelemetry
 
 
 class TasksAnswer(Answer, frozen=True, kw_only=True):
@@ -479,6 +613,16 @@ class TaskDetailAnswer(Answer, frozen=True, kw_only=True):
     task: TaskDetail
 
 
+class Unfit(Part, frozen=True, kw_only=True):
+    """Tasks that a worker found itself unfit for in the last ten minutes: of this node, role and
+    method."""
+
+    node_id: str
+    role: str
+    method: str
+    reason: str
+
+
 class WorkerSummary(Worker, frozen=True, kw_only=True):
     """A worker in the list of all, with the tasks it holds and where the last of them stands."""
 
@@ -486,9 +630,21 @@ class WorkerSummary(Worker, frozen=True, kw_only=True):
     lane: str
     reason: str
     tasks: list[str]
+    rival: str | None
     step: int | None
     total_steps: int | None
     loss: float | None
+    samples_per_second: float | None
+    utilisation: float | None
+    memory_bytes: int | None
+    unfit: list[Unfit]
+    pause: Pause
+
+
+class WorkerSummaryAnswer(Answer, frozen=True, kw_only=True):
+    """One worker."""
+
+    worker: WorkerSummary
 
 
 class WorkersAnswer(Answer, frozen=True, kw_only=True):
@@ -558,13 +714,17 @@ class RoundSummary(Part, frozen=True, kw_only=True):
     node_id: str
     status: RoundStatus
     verdict: str | None
+    opened_at: str
+    decided_at: str | None
 
 
 class RoundsAnswer(Answer, frozen=True, kw_only=True):
-    """A page of rounds, oldest first; `next` is null on the last."""
+    """A page of rounds, oldest first; `next` is null on the last. `awaiting_judgement` counts the
+    closed rounds that no judge has decided, of all nodes."""
 
     rounds: list[RoundSummary]
     next: str | None
+    awaiting_judgement: int
 
 
 class RoundCandidate(Part, frozen=True, kw_only=True):
@@ -632,6 +792,34 @@ class RefusalsAnswer(Answer, frozen=True, kw_only=True):
     next: str | None
 
 
+class SweepRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sweep artifacts that nothing needs; with `dry_run` only say what would go."""
+
+    dry_run: bool = False
+
+
+class Sweep(Part, frozen=True, kw_only=True):
+    """A sweep of the artifact store, or what one would take. `spared` are chunks that would go and
+    that somebody relies on, `lost` artifacts that are needed and not there; `unfinished` says why
+    it ended early, null where it did not."""
+
+    dry_run: bool
+    chunks: int
+    bytes: int
+    spared: int
+    artifacts: int
+    lost: int
+    live_chunks: int
+    live_bytes: int
+    unfinished: str | None
+
+
+class SweepAnswer(Answer, frozen=True, kw_only=True):
+    """What a sweep came to."""
+
+    sweep: Sweep
+
+
 # ── refusals ──
 
 
@@ -655,3 +843,38 @@ class Faults(Part, frozen=True, kw_only=True):
     """Everything wrong with a request."""
 
     detail: list[Fault]
+
+
+# ── corpora ──
+
+
+class MissingAnswer(Answer, frozen=True, kw_only=True):
+    """The chunks to send."""
+
+    missing: list[str]
+
+
+class ChunkAnswer(Answer, frozen=True, kw_only=True):
+    """The SHA-256 under which the chunk is stored."""
+
+    digest: str
+
+
+class BoundCorpus(Part, frozen=True, kw_only=True):
+    """A node that has a corpus of its own, and what trains on it."""
+
+    node_id: str
+    name: str
+    workload: Workload
+
+
+class CorpusAnswer(Answer, frozen=True, kw_only=True):
+    """The node as it trains now."""
+
+    node: BoundCorpus
+
+
+class CorporaAnswer(Answer, frozen=True, kw_only=True):
+    """Every node that has a corpus of its own."""
+
+    corpora: list[BoundCorpus]

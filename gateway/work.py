@@ -20,7 +20,8 @@ class _PubAck(msgspec.Struct, frozen=True):
     error: dict[str, object] | None = None
 
 
-async def _publish(bus: Bus, subject: str, message: wire.Wire) -> int:
+async def publish(bus: Bus, subject: str, message: msgspec.Struct) -> int:
+    """Store a message in the stream of its subject; its sequence. Raises Unavailable."""
     raw = await bus.request(subject, msgspec.json.encode(message))
     ack = msgspec.json.decode(raw, type=_PubAck)
     if ack.error is not None:
@@ -36,7 +37,7 @@ class WorkStream:
 
     async def publish(self, lane: str, task_id: str) -> int:
         """Offer a task to a lane; the offer's sequence."""
-        return await _publish(self._fleet, f"work.{lane}", wire.Offer(task_id=task_id))
+        return await publish(self._fleet, f"work.{lane}", wire.Offer(task_id=task_id))
 
     async def delete(self, seq: int) -> None:
         """Withdraw an offer; one that is gone already is no error."""
@@ -105,5 +106,5 @@ class Judgements:
         for round_id in closed:
             if round_id not in self._offered:
                 offer = wire.JudgementOffer(round_id=round_id)
-                await _publish(self._control, f"judge.{self._lane}", offer)
+                await publish(self._control, f"judge.{self._lane}", offer)
                 self._offered[round_id] = asyncio.get_running_loop().time()

@@ -3,20 +3,28 @@
 import asyncio
 import hashlib
 import heapq
+import itertools
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from core import errors
+from core import errors, workloads
+from core.decide import fitness
+from core.projections.rounds import RIVALS
 from core.projections.state import State
 
 log = logging.getLogger(__name__)
 
 EXPLORE_EVERY = 4
 UNJUDGED_MAX = 16
+UNJUDGED_FEW = 8
+"""The judges count as no longer behind: else each verdict would be told as a change."""
+USUAL_SECONDS = 30.0
+"""What agents give to a task, where that is not known."""
 PRIORITY_BESIDE_PEOPLE = 3
 """Below the 5 that people's tasks have unless they say otherwise."""
 
@@ -32,6 +40,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     promotions: int
     champion: bool
     below_baseline: bool
+    budget_seconds_min: float = 0.0
+    """Least budget of a rival that teaches it anything; 0: any."""
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +58,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     node_id: str
     topic: str
+    budget_seconds: float | None = None
+    """Of the whole task; None: what its agent gives to any."""
 
 
 def expected_gain(node: Standing) -> float:
@@ -62,22 +74,54 @@ def expected_gain(node: Standing) -> float:
     return headroom * success * (1.0 if node.own_workload else 0.5) / (1 + node.open_tasks)
 
 
-def plan(fleet: Fleet, *, min_queue: int, burst: int, turn: int) -> list[Order]:
-    """The tasks to enqueue now; none while the queue is long enough, nobody works, or the judges
-    are behind. Every fourth choice explores: the node with the fewest rounds and open tasks."""
+def plan(
+    fleet: Fleet, *, min_queue: int, burst: int, turn: int, given_seconds: float = 0.0
+) -> list[Order]:
+    """The tasks to enqueue now: of the most expected gain per second, none while the queue is long
+    enough, nobody works, or the judges are behind. Every fourth choice explores: the node that the
+    least time was spent on, by its rounds and open tasks.
+
+    `given_seconds` is what agents give to any task, 0 where that is not known.
+    """
     missing = min(burst, min_queue - fleet.queued)
-    if missing <= 0 or not fleet.workers_online or fleet.unjudged >= UNJUDGED_MAX:
+    if missing <= 0 or not fleet.nodes or not fleet.workers_online or backlog(fleet.unjudged):
         return []
     nodes = {node.node_id: node for node in fleet.nodes}
-    promising = _Ranking(nodes, lambda node: -expected_gain(node))
-    neglected = _Ranking(nodes, lambda node: node.rounds + node.open_tasks)
+    usual_seconds = given_seconds or USUAL_SECONDS
+
+    def cost(node: Standing) -> float:
+        return max(1.0, _needed_seconds(node) / usual_seconds)
+
+    promising = _Ranking(nodes, lambda node: -expected_gain(node) / cost(node))
+    neglected = _Ranking(nodes, lambda node: (1 + node.rounds + node.open_tasks) * cost(node))
     orders: list[Order] = []
     for number in range(turn, turn + missing):
         explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
         chosen = (neglected if explores else promising).first()
-        orders.append(Order(node_id=chosen.node_id, topic=f"جولة تدريب: {chosen.name}"))
+        needed = _needed_seconds(chosen)
+        orders.append(
+            Order(
+                node_id=chosen.node_id,
+                topic=f"جولة تدريب: {chosen.name}",
+                budget_seconds=needed if needed > given_seconds else None,
+            )
+        )
         nodes[chosen.node_id] = msgspec.structs.replace(chosen, open_tasks=chosen.open_tasks + 1)
     return orders
+
+
+def backlog(unjudged: int) -> str:
+    """Why so many rounds without a verdict keep the feeder waiting; "" where they do not."""
+    if unjudged < UNJUDGED_MAX:
+        return ""
+    return (
+        f"{unjudged} rounds wait for the judge (its log: logs/judge.log of the data directory); "
+        f"until fewer than {UNJUDGED_MAX} do, the orchestrator orders no training"
+    )
+
+
+def _needed_seconds(node: Standing) -> float:
+    return len(RIVALS) * node.budget_seconds_min
 
 
 class _Ranking:
@@ -100,27 +144,49 @@ class _Ranking:
             heapq.heapreplace(self._heap, (now, node_id))
 
 
-def survey(state: State) -> Fleet:
-    """What the feeder weighs, from the projections."""
+def survey(state: State, now: int) -> Fleet:
+    """What the feeder weighs, from the projections. A node that nobody online can train is left
+    out, and so are its tasks: others are not to wait behind them. Closed tasks, which nobody is
+    given, are not counted."""
+    stuck = fitness.stuck_nodes(state, now)
+    closed = Counter(task.node_id for task in state.tasks.open_and_closed())
+    waiting = _queued_on(state, stuck, closed) if stuck else 0
     nodes = [
         Standing(
             node_id=node.node_id,
             name=node.name,
             own_workload=node.workload is not None,
-            open_tasks=state.tasks.open_of_node.get(node.node_id, 0),
+            open_tasks=state.tasks.open_of_node.get(node.node_id, 0) - closed[node.node_id],
             rounds=len(state.rounds.of_node.get(node.node_id, ())),
             promotions=state.graph.promotions.get(node.node_id, 0),
             champion=node.node_id in state.graph.champions,
             below_baseline=_below_baseline(state, node.node_id),
+            budget_seconds_min=least_budget(state.graph.workload(node.node_id)[0].specialist),
         )
         for node in state.graph.nodes
+        if node.node_id not in stuck
     ]
     return Fleet(
-        queued=state.tasks.counts["queued"],
+        queued=max(0, len(state.tasks.queue) - waiting),
         workers_online=state.workers.online,
         unjudged=state.rounds.awaiting_judgement,
         nodes=nodes,
     )
+
+
+def _queued_on(state: State, node_ids: set[str], closed: Counter[str]) -> int:
+    """How many queued tasks these nodes have, without those that are closed."""
+    tasks = state.tasks
+    held = itertools.chain.from_iterable(tasks.held.values())
+    running = sum(tasks.table.rows[task_id].node_id in node_ids for task_id in held)
+    there = (tasks.open_of_node.get(node_id, 0) - closed[node_id] for node_id in node_ids)
+    return sum(there) - running
+
+
+def least_budget(specialist: str) -> float:
+    """Of a rival, seconds; 0 for one that this version does not know."""
+    kind = workloads.KINDS.get(specialist)
+    return 0.0 if kind is None else kind.budget_seconds_min
 
 
 def _below_baseline(state: State, node_id: str) -> bool:
@@ -144,13 +210,25 @@ class Feeder:
     """The loop around `plan`."""
 
     def __init__(
-        self, target: Target, *, min_queue: int, burst: int, sleep_seconds: float, priority: int
+        self,
+        target: Target,
+        *,
+        min_queue: int,
+        burst: int,
+        sleep_seconds: float,
+        priority: int,
+        say: Callable[[str], None],
+        given_seconds: float = 0.0,
     ) -> None:
+        """`say` tells people in a line when the judges are behind, and when no longer."""
         self._target = target
+        self._say = say
+        self._is_behind = False
         self._min_queue = min_queue
         self._burst = burst
         self._sleep_seconds = sleep_seconds
         self._priority = priority
+        self._given_seconds = given_seconds
         self._turn = 0
         self._name = uuid.uuid4().hex
 
@@ -170,11 +248,28 @@ class Feeder:
     async def feed(self) -> int:
         """Top the queue up once; how many tasks were enqueued."""
         fleet = await self._target.survey()
-        orders = plan(fleet, min_queue=self._min_queue, burst=self._burst, turn=self._turn)
+        self._tell(fleet)
+        orders = plan(
+            fleet,
+            min_queue=self._min_queue,
+            burst=self._burst,
+            turn=self._turn,
+            given_seconds=self._given_seconds,
+        )
         for order in orders:
             self._turn += 1
             await self._target.enqueue(order, self._priority, self._key())
         return len(orders)
+
+    def _tell(self, fleet: Fleet) -> None:
+        """Say once that the queue runs dry for want of verdicts, and once that it is fed again."""
+        wants = fleet.queued < self._min_queue and fleet.workers_online > 0
+        if not self._is_behind and wants and (words := backlog(fleet.unjudged)):
+            self._is_behind = True
+            self._say(words)
+        elif self._is_behind and fleet.unjudged <= UNJUDGED_FEW:
+            self._is_behind = False
+            self._say("the judge is no longer behind; the orchestrator orders training again")
 
     def _key(self) -> str:
         return hashlib.sha256(f"{self._name}:{self._turn}".encode()).hexdigest()[:24]

@@ -17,6 +17,7 @@ import logging
 import math
 import platform
 import secrets
+import shutil
 import tempfile
 import threading
 import uuid
@@ -28,9 +29,9 @@ import msgspec
 import numpy as np
 import torch
 
-from agent import checkpoints
-from agent.specialists import base, registry
-from core import bus, chunks, errors, events, platforms, wire
+from agent import artifacts, checkpoints, tensors
+from agent.specialists import base, forms, registry
+from core import bus, chunks, corpora, errors, events, platforms, wire
 from core.events import CandidateVerdict, Reasons
 from orchestrator import gate
 
@@ -43,7 +44,6 @@ CASES_AT_ONCE = 256
 """Cases evaluated together: bounds memory, and how long a stop waits."""
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-WEIGHTS_BYTES_MAX = 512 * 1024 * 1024
 CONFIG_BYTES_MAX = 64 * 1024
 
 COMMITMENTS_MIN = 64
@@ -144,6 +144,29 @@ async def gather(brief: wire.RoundBrief, store: chunks.ChunkStore) -> dict[str, 
     return stored
 
 
+async def fetch_corpus(store: chunks.ChunkStore, corpus: events.Corpus, folder: Path) -> str:
+    """A folder with all texts of a corpus, the hidden ones too; fetched where it is not there, and
+    alone kept. Raises errors.ArtifactError, NotFound, Unavailable."""
+    target = folder / f"{corpus.manifest}-{corpus.hidden[:16]}"
+    if target.is_dir():
+        return str(target)
+    files: dict[str, bytes] = {}
+    for digest in (corpus.manifest, corpus.hidden):
+        manifest = chunks.decode_manifest(await store.get(chunks.DESK, digest))
+        if manifest.bytes > 2 * corpora.CORPUS_BYTES_MAX:
+            raise errors.ArtifactError(f"a corpus that is said to have {manifest.bytes} bytes")
+        for file in manifest.files:
+            files[file.name] = await chunks.assemble(store, manifest, file.name)
+
+    def put() -> None:
+        for old in folder.iterdir():
+            shutil.rmtree(old, ignore_errors=True)
+        artifacts.unpack(files, target)
+
+    await asyncio.to_thread(put)
+    return str(target)
+
+
 async def fetch(store: chunks.ChunkStore, manifest_digest: str) -> Files:
     """The files a manifest names, every digest checked.
 
@@ -151,7 +174,10 @@ async def fetch(store: chunks.ChunkStore, manifest_digest: str) -> Files:
     """
     manifest = chunks.decode_manifest(await store.get(chunks.DESK, manifest_digest))
     files = []
-    for name, bytes_max in ((WEIGHTS_FILE, WEIGHTS_BYTES_MAX), (CONFIG_FILE, CONFIG_BYTES_MAX)):
+    for name, bytes_max in (
+        (WEIGHTS_FILE, chunks.MODEL_BYTES_MAX),
+        (CONFIG_FILE, CONFIG_BYTES_MAX),
+    ):
         file = next((file for file in manifest.files if file.name == name), None)
         if file is None:
             raise errors.ArtifactError(f"it has no {name}")
@@ -197,12 +223,15 @@ def load(specialist: base.Specialist, stored: Stored, weights_sha256: str) -> Mo
         path = directory / WEIGHTS_FILE
         path.write_bytes(stored.weights)
         config = checkpoints.read_config(directory / CONFIG_FILE)
-        found = checkpoints.weights_sha256_of_file(path)
+        found = tensors.weights_sha256_of_file(path)
         if found != weights_sha256:
             raise errors.ArtifactError(
                 f"its weights hash to {found[:12]}…, not to the announced {weights_sha256[:12]}…"
             )
-        module = specialist.build(config)
+        try:
+            module = forms.build(specialist, config)
+        except errors.TrainingError as error:  # its base model is not on this machine
+            raise errors.ArtifactError(f"the judge cannot build it: {error}") from error
         checkpoints.load_weights(path, module)
     for tensor_name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -252,14 +281,22 @@ async def judge_round(
     store: chunks.ChunkStore,
     secret: bytes,
     judge: str,
+    folder: Path,
     go_on: Callable[[], None] = _go_on,
 ) -> wire.Verdict:
-    """Fetch what stands in a round and measure it, in a thread; the verdict.
+    """Fetch what stands in a round and measure it, in a thread; the verdict. Texts are kept in the
+    folder.
 
     Raises errors.Unavailable when the store does not answer; Abandoned as `go_on` does.
     """
     stored = await gather(brief, store)
-    return await asyncio.to_thread(measure, brief, stored, secret, judge, go_on)
+    texts: str | errors.AghsanError = ""
+    if brief.workload.corpus is not None:
+        try:
+            texts = await fetch_corpus(store, brief.workload.corpus, folder)
+        except (errors.ArtifactError, errors.NotFound) as error:
+            texts = error
+    return await asyncio.to_thread(measure, brief, stored, secret, judge, go_on, texts)
 
 
 def measure(
@@ -268,16 +305,18 @@ def measure(
     secret: bytes,
     judge: str,
     go_on: Callable[[], None] = _go_on,
+    texts: str | errors.AghsanError = "",
 ) -> wire.Verdict:
     """The verdict on a round: rank the sound candidates, then put the best to the gate.
 
-    Each step draws 2,048 hidden cases of its own. Candidates that are not sound are refused and
+    Each step draws 2,048 hidden cases of its own, or as many as there are; of a corpus from the
+    folder `texts`. Candidates that are not sound are refused and
     never the end of the round; a champion that is not makes it void, and stays champion.
     """
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    trial = _Trial(brief, stored, secret, go_on)
+    torch.set_deterministic_debug_mode("error")  # the same, without torch's compiler
+    trial = _Trial(brief, stored, secret, go_on, texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trial.admit()
@@ -295,7 +334,9 @@ class _Trial:
         stored: Mapping[str, Stored],
         secret: bytes,
         go_on: Callable[[], None],
+        texts: str | errors.AghsanError,
     ) -> None:
+        self._texts = texts
         self._brief = brief
         self._stored = stored
         self._secret = secret
@@ -303,6 +344,7 @@ class _Trial:
         self._specialist: base.Specialist | None = None
         self._models: dict[str, Model] = {}
         self._ranked: dict[str, tuple[float, float]] = {}
+        self._ranked_on = 0
         self._verdicts: dict[str, CandidateVerdict] = {}
         self._picked = ""
         self._ruling: gate.Ruling | None = None
@@ -318,7 +360,11 @@ class _Trial:
         """Load the candidates; refuse those that are not sound."""
         workload = self._brief.workload
         try:
-            self._specialist = registry.get(workload.specialist, workload.parameters)
+            if isinstance(self._texts, errors.AghsanError):
+                raise self._texts
+            self._specialist = registry.get(
+                workload.specialist, workload.parameters, self._texts, workload.base_model
+            )
         except errors.AghsanError as error:
             for brought in self._brief.candidates:
                 self._refuse(brought.candidate, error)
@@ -356,6 +402,7 @@ class _Trial:
         if self._specialist is None or not self._models:
             return
         cases = self._specialist.cases(self._seed("rank"), HIDDEN_CASES, "hidden")
+        self._ranked_on = len(next(iter(cases.values())))
         for brought in self._brief.candidates:
             model = self._models.get(brought.candidate.candidate_id)
             if model is None:
@@ -472,7 +519,9 @@ class _Trial:
                 verdict = CandidateVerdict(
                     candidate_id=candidate_id,
                     verdict="outranked",
-                    reasons=_outranked_reasons(error, self._ranked[self._picked][0]),
+                    reasons=_outranked_reasons(
+                        error, self._ranked[self._picked][0], self._ranked_on
+                    ),
                     error=error,
                     evidence_rate=evidence_rate,
                     params=model.params,
@@ -522,11 +571,11 @@ def _picked_reasons(ruling: gate.Ruling, rank_error: float) -> Reasons:
     )
 
 
-def _outranked_reasons(error: float, best: float) -> Reasons:
+def _outranked_reasons(error: float, best: float, cases: int) -> Reasons:
     return Reasons(
-        en=f"Another candidate had a lower mean error on the same {HIDDEN_CASES:,} hidden ranking "
+        en=f"Another candidate had a lower mean error on the same {cases:,} hidden ranking "
         f"cases: {best:.4g} against {error:.4g}. The figures here are of those cases.",
-        ar=f"لمرشح آخر متوسط خطأ أدنى على حالات الترتيب المخفية نفسها وعددها {HIDDEN_CASES:,}: "
+        ar=f"لمرشح آخر متوسط خطأ أدنى على حالات الترتيب المخفية نفسها وعددها {cases:,}: "
         f"{best:.4g} مقابل {error:.4g}. والأرقام هنا من تلك الحالات.",
     )
 
@@ -570,6 +619,14 @@ _KEY_LOST = Reasons(
 )
 
 
+_OUTDATED = Reasons(
+    en="Void: the node trains something else since this round's candidates were asked for. They "
+    "stay stored, and none of them can be its champion.",
+    ar="لا حكم: صارت العقدة تتدرب على عمل آخر بعد طلب مرشحي هذه الجولة. تبقى نماذجهم مخزّنة، "
+    "ولا يصلح أي منها بطلًا لها.",
+)
+
+
 def _tripped(error: Exception) -> Reasons:
     why = f"{type(error).__name__}: {_brief(error)}".rstrip(".")
     return Reasons(
@@ -594,12 +651,14 @@ class Judge:
     """Keeps commitments deposited, and judges the rounds that JUDGEMENTS offers, one at a time."""
 
     def __init__(
-        self, control: bus.Bus, store: chunks.ChunkStore, key: bytes, judge_id: str
+        self, control: bus.Bus, store: chunks.ChunkStore, key: bytes, judge_id: str, texts: Path
     ) -> None:
+        """`texts` is a folder of the judge's own, for the corpus it judged on last."""
         self._control = control
         self._store = store
         self._key = key
         self._judge_id = judge_id
+        self._texts = texts
         self._inbox = f"{control.inbox_prefix}.judgements.{uuid.uuid4().hex}"
         self._arrived: asyncio.Queue[bus.Incoming] = asyncio.Queue()
         self._stopping = asyncio.Event()
@@ -780,8 +839,12 @@ class Judge:
                 f"judge the key file of the one that deposited it, or, if that is lost for good, "
                 f"start once with {LOST_KEY}"
             )
+        if brief.outdated:
+            return undecidable(brief, secret.hex(), self._judge_id, _OUTDATED)
         try:
-            return await judge_round(brief, self._store, secret, self._judge_id, self._check)
+            return await judge_round(
+                brief, self._store, secret, self._judge_id, self._texts, self._check
+            )
         except errors.AghsanError:
             raise
         except Exception as error:

@@ -158,14 +158,19 @@ def plan(
     planned: list[Command] = []
     for task_id in watched.tasks:
         task = state.tasks.table.rows[task_id]
-        if isinstance(task, Task) and task.status == "running":
+        is_closed = task_id in state.tasks.closed
+        if isinstance(task, Task) and task.status == "running" and not is_closed:
             planned += _lapse(task, presence, now, limits, grace, someone_waits)
     for worker_id in watched.workers:
         worker = state.workers.table.rows[worker_id]
+        if state.is_read_only("worker", worker_id):
+            continue
         command = _attendance(worker, presence, now, limits, grace)
         if command is not None:
             planned.append(command)
     for round_id in watched.rounds:
+        if state.is_read_only("round", round_id):
+            continue
         row = state.rounds.table.rows[round_id]
         if isinstance(row, Round) and row.status == "open" and now >= row.closes_at:
             planned.append(commands.CloseRound(round_id=round_id))
@@ -183,13 +188,16 @@ def _lapse(
     """The end of a task's open claim, where it is due."""
     claim = task.claims[-1]
     seen = presence.workers.get(claim.worker_id)
+    # What was not heard before a time of grace began proves nothing: we may have been away, or our
+    # clock was set.
+    since = max(presence.started_at, grace.since)
     if claim.via == "http":
-        reason = _http_lease_over(claim, seen, presence.started_at, now)
+        reason = _http_lease_over(claim, seen, since, now)
     else:
         in_grace = grace.covers(seen, now)
         suspect = "" if in_grace else suspicion(seen, presence.started_at, now, limits)
         waits = bool(suspect) and someone_waits(task)
-        lease_over = _lease_over(task, seen, presence.started_at, now)
+        lease_over = _lease_over(task, seen, since, now)
         if suspect and (waits or lease_over):
             reason = suspect
         else:
@@ -200,11 +208,11 @@ def _lapse(
     return [commands.ExpireClaim(token=token_of(task), reason=reason, last_seen=last_seen)]
 
 
-def _lease_over(task: Task, seen: Seen | None, started_at: int, now: int) -> bool:
-    """Whether a lease passed since a heartbeat last spoke of this very attempt."""
+def _lease_over(task: Task, seen: Seen | None, since: int, now: int) -> bool:
+    """Whether a lease passed since its worker last spoke of this very attempt, and since then."""
     claim = task.claims[-1]
     listed_at = seen.listed_at.get((task.task_id, claim.attempt), 0) if seen else 0
-    since = max(claim.claimed_at, listed_at, started_at)
+    since = max(claim.claimed_at, listed_at, since)
     return now - since >= claim.lease_seconds * 1e6
 
 
@@ -212,8 +220,8 @@ def _forgotten(claim: Claim) -> str:
     return f"no heartbeat of its worker spoke of it for {claim.lease_seconds:g} s"
 
 
-def _http_lease_over(claim: Claim, seen: Seen | None, started_at: int, now: int) -> str:
-    since = max(claim.claimed_at, started_at)
+def _http_lease_over(claim: Claim, seen: Seen | None, since: int, now: int) -> str:
+    since = max(claim.claimed_at, since)
     # Once the worker has asked for other work, heartbeats no longer speak for this claim.
     if seen and seen.asked_at <= claim.claimed_at:
         since = max(since, seen.signalled_at)
@@ -234,7 +242,7 @@ def _attendance(
         if worker.status == "offline" and alive and not suspect:
             return commands.MarkOnline(worker_id=worker.worker_id, session=worker.session)
         return None
-    last_seen = max(seen.last_seen if seen else 0, presence.started_at)
+    last_seen = max(seen.last_seen if seen else 0, presence.started_at, grace.since)
     if worker.status == "online" and now - last_seen >= limits.worker_timeout * 1e6:
         return _offline(worker, seen, f"not heard of for {limits.worker_timeout:g} s")
     return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from core import errors, events, runtime
-from core.decide import tasks as task_rules
+from core.decide import fitness
 from core.events import Requires
 from core.projections.state import State
 from core.projections.tasks import Task
@@ -75,7 +75,7 @@ def wanted(queued: int, waiting: int, outstanding: int) -> int:
 
 def fits_lane(lane: str) -> Callable[[Requires, bool], bool]:
     """Whether a kind of task can run on devices of this lane."""
-    return lambda requires, merge: task_rules.lane_runs(lane, requires)
+    return lambda requires, merge: fitness.lane_runs(lane, requires)
 
 
 class Scheduler:
@@ -105,13 +105,9 @@ class Scheduler:
         self._wake.set()
 
     def someone_waits(self, task: Task) -> bool:
-        """Whether an agent that could run this task waits for work."""
-        now = runtime.now()
-        for name, lane in list(self.lanes.items()):
-            lane.expire(now)
-            if lane.pulls and task_rules.lane_runs(name, task.requires):
-                return True
-        return False
+        """Whether agents wait in a lane where another than the task's holder may be given it."""
+        lanes = {name for name, pulls in self.waiting().items() if pulls}
+        return bool(lanes) and fitness.others_can(self._door.state, task, lanes, runtime.now())
 
     def waiting(self) -> dict[str, int]:
         """How many pulls wait, by lane."""

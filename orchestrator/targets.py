@@ -15,7 +15,7 @@ class RuntimeTarget:
 
     async def survey(self) -> Fleet:
         """What there is now."""
-        return await self._door.read(survey)
+        return await self._door.read(lambda state: survey(state, runtime.now()))
 
     async def enqueue(self, order: Order, priority: int, key: str) -> None:
         """Enqueue one order, once per key."""
@@ -24,6 +24,7 @@ class RuntimeTarget:
             node_id=order.node_id,
             topic=order.topic,
             priority=priority,
+            budget_seconds=order.budget_seconds,
             seed=secrets.randbits(63),
             is_seed_drawn=True,
             idempotency_key=key,

@@ -1,14 +1,24 @@
 """All that is in a state, the derived included, so that two of them can be compared."""
 
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
+from core import snapshots
 from core.projections.queue import Queue
 from core.projections.state import State
 from core.projections.tables import Table
 
 UNCOMPARED = {"_folds"}
 """Functions, and made anew for every state."""
+
+
+def loaded(head: snapshots.Head, parts: Iterable[bytes]) -> State:
+    """The state of a whole snapshot. Raises errors.SnapshotUnusable."""
+    loader = snapshots.Loader(head)
+    for data in parts:
+        loader.take(data)
+    return loader.finish()
 
 
 def contents(state: State) -> dict[str, object]:
@@ -24,9 +34,11 @@ def _walk(state: State, path: str, value: Any, found: dict[str, object]) -> None
         case Queue():
             ticket = state.tasks.ticket
             found[path] = {
-                (kind, tuple(sorted(entry for entry in heap if ticket(entry[2]) == entry[1])))
-                for kind, heap in value._heaps.items()
-                if value._lengths[kind]
+                (kind, lot, entry)
+                for kind, shelf in value._shelves.items()
+                for lot, heap in shelf.lots.items()
+                for entry in heap
+                if ticket(entry[2]) == entry[1]
             }
             found[f"{path}._lengths"] = {kind: n for kind, n in value._lengths.items() if n}
             found[f"{path}._live"] = value._live

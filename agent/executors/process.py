@@ -17,7 +17,8 @@ from typing import IO
 import msgspec
 import psutil
 
-from agent.executors import jobs
+from agent import limits
+from agent.executors import jobs, ranks
 from core import errors, platforms
 
 WARM_SECONDS_MAX = 180.0
@@ -32,6 +33,11 @@ LOOKS = 5
 """In that time, since a machine that slept wakes up with what lies between two of them over."""
 LAST_LINES = 40
 LINE_CHARS_MAX = 2_000
+DROP_SECONDS_MAX = 0.8
+"""How long a job that is to stop may take to notice, where nothing is lost with its process, or
+computing is to end within a second: it was cancelled, or its worker paused."""
+SAVE_SECONDS_MAX = 3.5
+"""And where steps since its last state would be."""
 # Without it cuBLAS has no way to be deterministic, and torch refuses to multiply on a GPU.
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
@@ -40,10 +46,23 @@ _decode = msgspec.json.Decoder(jobs.Report).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Executor:
-    """A process that trains; not for use by two jobs at once."""
+class Died(errors.TrainingError):
+    """The process ended in the middle of a job; `lacked_memory`: the kernel killed it for that."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: str, *, lacked_memory: bool = False) -> None:
+        super().__init__(words)
+        self.lacked_memory = lacked_memory
+
+
+class Executor:
+    """A process that trains; not for use by two jobs at once.
+
+    `processes` of them train each job together, a GPU each. `threads` is how many it may compute
+    with, 0 for all cores.
+    """
+
+    def __init__(self, processes: int = 1, threads: int = 0) -> None:
+        self._size, self._threads = processes, threads
         self.silence_seconds_max = SILENCE_SECONDS_MAX
         self.idle_seconds_max = IDLE_SECONDS_MAX
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,6 +71,15 @@ class Executor:
         self._listening: threading.Thread | None = None
         self._job: jobs.Job | None = None
         self._jobs = 0
+        self._starting = asyncio.Lock()
+        self._is_warm = False
+        self._kills = 0
+        self._ended = asyncio.Event()
+        self._left: jobs.Stopped | None = None
+        """What a job leaves whose process was ended since it did not stop."""
+        self._step = 0
+        self.saved = jobs.Stopped(directory="", step=0)
+        """The last state that the job wrote."""
         self.device = ""
 
     @property
@@ -65,18 +93,36 @@ class Executor:
 
         Raises errors.TrainingError when it does not come up.
         """
-        if self.pid is not None:
-            return
-        await self.close()
+        async with self._starting:
+            if not self._is_warm or self.pid is None:
+                await self._start_on_free_port()
+
+    async def _start_on_free_port(self) -> None:
+        for left in reversed(range(ranks.PORT_TRIES_MAX)):
+            await self.close()
+            try:
+                await self._start()
+                return
+            except errors.TrainingError as error:
+                if not (left and self._size > 1 and ranks.has_lost_port(str(error))):
+                    raise
+
+    async def _start(self) -> None:
+        self._is_warm = False
+        self._kills = limits.kills_for_memory()
         self._reports = asyncio.Queue()
         self._words = collections.deque(maxlen=LAST_LINES)
         loop = asyncio.get_running_loop()
         process = platforms.spawn(
-            [sys.executable, "-m", "agent.executors.child"],
+            [sys.executable, "-m", limits.EXECUTOR_MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
+            env={
+                **ENVIRONMENT,
+                "OMP_NUM_THREADS": str(limits.threads(self._threads, self._size)),
+                **ranks.environment(self._size),
+            },
         )
         self._process = process
         assert process.stdout is not None, "asked for"
@@ -98,19 +144,24 @@ class Executor:
         if not isinstance(warmed, jobs.Warmed):
             raise errors.TrainingError(f"the executor did not start{await self._ending(process)}")
         self.device = warmed.device
+        self._is_warm = True
 
     async def run(self, job: jobs.Job, on_report: OnReport) -> jobs.Result | jobs.Stopped:
         """Do a job; its reports on the way go to `on_report`. Cancelled, it drops the work.
 
-        Raises errors.DiskFull when its directory has no room, errors.TrainingError when it cannot
-        be finished: after a first line with the reason come the last words of the process. A
-        process that falls silent is ended.
+        Raises errors.DiskFull when its directory has no room, errors.Unfit when this device lacks
+        what it takes, errors.TrainingError when it cannot be finished otherwise, Died when its
+        process did not live to: after a first line with the reason come the last words of the
+        process. One that falls silent is ended.
         """
         process = self._process
         assert process is not None, "start comes first"
         assert self._job is None, "one job at a time"
         self._jobs += 1
-        self._job = job = msgspec.structs.replace(job, number=self._jobs)
+        threads = job.threads or self._threads
+        self._job = job = msgspec.structs.replace(job, number=self._jobs, threads=threads)
+        self._ended.clear()
+        self._step, self.saved, self._left = 0, jobs.Stopped(directory="", step=0), None
         taken = False
         try:
             self._send(job)
@@ -120,17 +171,25 @@ class Executor:
                     # Until then come the last words about a job that was cancelled.
                     taken = report == jobs.Taken(number=job.number)
                     continue
+                if isinstance(report, jobs.Failed) and self._size > 1:
+                    await self._ending(process)  # several end together
                 match report:
                     case jobs.Result() | jobs.Stopped():
                         return report
                     case jobs.Failed(no_room=True):
                         raise errors.DiskFull(f"{job.directory} has no room: {report.reason}")
+                    case jobs.Failed(unfit=True):
+                        raise errors.Unfit(report.reason)
                     case jobs.Failed():
                         raise errors.TrainingError("\n".join([report.reason, report.trace]).strip())
                     case None:
                         ending = await self._ending(process)
-                        raise errors.TrainingError(f"the executor died{ending}")
+                        if self._left is not None:
+                            return self._left
+                        lacked_memory = self._lacked_memory(process)
+                        raise Died(f"the executor died{ending}", lacked_memory=lacked_memory)
                     case _:
+                        self._note(report)
                         on_report(report)
         except BaseException:
             # Nobody waits for it any more, if it is at work still.
@@ -138,6 +197,18 @@ class Executor:
             raise
         finally:
             self._job = None
+            self._ended.set()
+
+    def _note(self, report: jobs.Report) -> None:
+        """Remember where the job stands, and what is left of it if its process ends."""
+        match report:
+            case jobs.Started():
+                self._step = report.step
+                self.saved = jobs.Stopped(directory="", step=report.step)
+            case jobs.Progress():
+                self._step = report.step
+            case jobs.Saved():
+                self.saved = jobs.Stopped(directory=report.directory, step=report.step)
 
     async def _next_report(self, process: subprocess.Popen[bytes]) -> jobs.Report | None:
         every = self.idle_seconds_max / LOOKS
@@ -153,12 +224,27 @@ class Executor:
         await self._ending(process)
         was_idle = idle >= self.idle_seconds_max
         what = f"did nothing for {idle:g} s" if was_idle else f"reported nothing for {silent:g} s"
-        raise errors.TrainingError("\n".join([f"the executor {what} and was ended", *self._words]))
+        raise Died("\n".join([f"the executor {what} and was ended", *self._words]))
 
-    async def stop(self, *, save: bool) -> None:
-        """End the job at work, if any, at its next step."""
-        if self._job is not None:
-            self._send(jobs.Stop(number=self._job.number, save=save))
+    async def stop(self, *, save: bool, at_once: bool = False) -> None:
+        """End the job at work, if any, at its next step; its process, where that takes too long:
+        so long as saving may take, or, `at_once`, as noticing may.
+
+        The job then leaves the last state it wrote.
+        """
+        job, process = self._job, self._process
+        if job is None or process is None:
+            return
+        self._send(jobs.Stop(number=job.number, save=save))
+        is_lossless = not save or self._step <= self.saved.step
+        is_short = at_once or is_lossless
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DROP_SECONDS_MAX if is_short else SAVE_SECONDS_MAX):
+                await self._ended.wait()
+                return
+        if self._job is job:
+            self._left = self.saved if save else jobs.Stopped(directory="", step=self._step)
+            process.kill()
 
     async def close(self) -> None:
         """End the process."""
@@ -195,10 +281,21 @@ class Executor:
             await asyncio.to_thread(self._listening.join, ENDING_SECONDS_MAX)
         how = f" with exit code {code}"
         if code < 0:
-            how = f" by signal {signal.Signals(-code).name}"
-            if -code == platforms.SIGKILL:
-                how += ", as by the kernel when memory runs out"
+            how = f" by signal {_name_of_signal(-code)}"
+            if self._lacked_memory(process):
+                how += " from the kernel: memory ran out"
         return "\n".join([how, *self._words])
+
+    def _lacked_memory(self, process: subprocess.Popen[bytes]) -> bool:
+        is_killed = process.returncode == -platforms.SIGKILL
+        return is_killed and limits.kills_for_memory() > self._kills
+
+
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return str(number)
 
 
 def _used_seconds(pid: int) -> float:

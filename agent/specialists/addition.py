@@ -1,4 +1,4 @@
-"""root-math: add two 2-digit numbers, digit by digit, with a small causal transformer."""
+"""root-math: add two numbers of a few digits with a small causal transformer."""
 
 import functools
 import hashlib
@@ -12,21 +12,26 @@ from agent.specialists.base import Batch, Cases, Config, Role, Split
 from core import errors
 
 PLUS, EQUALS, VOCABULARY = 10, 11, 12
-PROMPT_TOKENS, ANSWER_TOKENS = 6, 3
+DIGITS = 2
+LISTED_DIGITS_MAX = 2
+"""With more digits, pairs are drawn and asked their side; so few are listed, side by side."""
+DRAWN_AT_ONCE = 64
 SPLIT_SHARES = {"train": 0.60, "validation": 0.12, "hidden": 0.28}
 
 
 class Addition:
-    """a + b for a, b in 0..99, the answer least significant digit first (Lee et al. 2023).
+    """a + b for a, b of `digits` digits, the answer least significant first (Lee et al. 2023).
 
-    A case is nine tokens, int64: a1 a0 + b1 b0 = s0 s1 s2, where a = 10 a1 + a0, b = 10 b1 + b0
-    and a + b = 100 s2 + 10 s1 + s0. The truth is integer arithmetic. The error of a case is 0 when
-    all three digits, decoded greedily, are right, else 1.
+    A case of two digits is nine tokens, int64: a1 a0 + b1 b0 = s0 s1 s2, where a = 10 a1 + a0,
+    b = 10 b1 + b0 and a + b = 100 s2 + 10 s1 + s0; each digit more is three tokens more. The truth
+    is integer arithmetic. The error of a case is 0 when all digits, decoded greedily, are right,
+    else 1.
 
-    The 10,000 pairs are split by a public hash: 60 % train, 12 % validation, 28 % hidden; a pair
-    and its mirror share a side. What leaks all the same: the split is public and there are only
-    10,000 pairs, so a dishonest trainer could train on the hidden ones, and hidden draws of
-    different rounds overlap. Honest trainers go through `train_batch`, which never shows them.
+    The pairs are split by a public hash: 60 % train, 12 % validation, 28 % hidden; a pair and its
+    mirror share a side. What leaks all the same: the split is public and of two digits there are
+    only 10,000 pairs, so a dishonest trainer could train on the hidden ones, and hidden draws of
+    different rounds overlap (of three digits there are a million, of four a hundred). Honest
+    trainers go through `train_batch`, which never shows them.
     """
 
     name = "root-math"
@@ -37,28 +42,56 @@ class Addition:
     batch_size = 32
     learning_rate = 6e-3
 
+    def __init__(self, *, digits: float = DIGITS) -> None:
+        self._digits = int(digits)
+        self._prompt_tokens = 2 * self._digits + 2
+        self.trivial_error = 1 - 10.0 ** (-2 * self._digits)
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """`batch_size` training pairs, drawn with replacement: tokens, int64 [count, 9]."""
-        pairs = _pairs()["train"]
         draw = seeds.generator(self.name, "train", seed, step)
-        return {
-            "tokens": _tokens(pairs[torch.randint(len(pairs), (self.batch_size,), generator=draw)])
-        }
+        if self._digits > LISTED_DIGITS_MAX:
+            return {"tokens": _tokens(self._drawn(draw, self.batch_size, "train"), self._digits)}
+        pairs = _pairs(self._digits)["train"]
+        chosen = torch.randint(len(pairs), (self.batch_size,), generator=draw)
+        return {"tokens": _tokens(pairs[chosen], self._digits)}
 
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
         """Distinct pairs of the split: prompt, int64 [count, 6], and answer, int64 [count, 3].
 
         Raises errors.Invalid for more cases than the split has pairs.
         """
-        pairs = _pairs()[split]
+        draw = seeds.generator(self.name, split, seed)
+        if self._digits > LISTED_DIGITS_MAX:
+            return self._as_cases(self._drawn(draw, count, split, are_distinct=True))
+        pairs = _pairs(self._digits)[split]
         if not 1 <= count <= len(pairs):
             raise errors.Invalid(
                 f"{self.name} cannot draw {count} distinct {split} cases: that side of the split "
                 f"has {len(pairs)} pairs; ask for 1 to {len(pairs)}"
             )
-        draw = seeds.generator(self.name, split, seed)
-        tokens = _tokens(pairs[torch.randperm(len(pairs), generator=draw)[:count]])
-        return {"prompt": tokens[:, :PROMPT_TOKENS], "answer": tokens[:, PROMPT_TOKENS:]}
+        return self._as_cases(pairs[torch.randperm(len(pairs), generator=draw)[:count]])
+
+    def _as_cases(self, pairs: torch.Tensor) -> Cases:
+        tokens = _tokens(pairs, self._digits)
+        return {
+            "prompt": tokens[:, : self._prompt_tokens],
+            "answer": tokens[:, self._prompt_tokens :],
+        }
+
+    def _drawn(
+        self, draw: torch.Generator, count: int, side: str, are_distinct: bool = False
+    ) -> torch.Tensor:
+        """Pairs of one side [count, 2]: drawn among all, and those of other sides left out."""
+        found: list[tuple[int, int]] = []
+        known: set[tuple[int, int]] = set()
+        while len(found) < count:
+            drawn = torch.randint(10**self._digits, (DRAWN_AT_ONCE, 2), generator=draw)
+            for a, b in drawn.tolist():
+                if side_of(a, b) == side and not (are_distinct and (a, b) in known):
+                    found.append((a, b))
+                    known.add((a, b))
+        return torch.tensor(found[:count])
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh transformer of the family "gpt"."""
@@ -72,13 +105,26 @@ class Addition:
                 f"width {asked['width']} cannot be cut into {asked['heads']} equal heads: choose "
                 "a width that is a multiple of heads"
             )
-        return Gpt(**asked)
+        return Gpt(digits=self._digits, **asked)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross entropy of the three answer digits, nats."""
+        """Mean cross entropy of the answer's digits, nats."""
         tokens = batch["tokens"]
         scores = module(tokens[:, :-1])
-        return functional.cross_entropy(scores.flatten(0, 1), tokens[:, PROMPT_TOKENS:].flatten())
+        return functional.cross_entropy(
+            scores.flatten(0, 1), tokens[:, self._prompt_tokens :].flatten()
+        )
+
+    def outputs(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Logarithms of the odds of each answer digit [count, 3, 12]."""
+        scores: torch.Tensor = module(batch["tokens"][:, :-1])
+        return scores.log_softmax(2)
+
+    def distance(self, outputs: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """Mean KL(taught || said) of a digit, nats."""
+        logs = taught.log_softmax(2)  # a mean of several logarithms is none of odds that add up
+        each = functional.kl_div(outputs, logs, reduction="none", log_target=True)
+        return each.sum(2).mean()
 
     def errors(self, module: torch.nn.Module, cases: Cases) -> torch.Tensor:
         """0 where the greedy answer is the sum, 1 where it is not; float64 [count]."""
@@ -86,11 +132,15 @@ class Addition:
         return (module.answer(cases["prompt"]) != cases["answer"]).any(1).double()
 
     def baseline_errors(self, cases: Cases) -> dict[str, torch.Tensor]:
-        """Constant answers: "trivial" says 0, "commonest sum" says 99 (right once in a hundred)."""
+        """Constant answers: "trivial" says 0, "commonest sum" says 99 (right once in a hundred).
+
+        With three digits the commonest sum is 999, right once in a thousand, and so on.
+        """
         answer = cases["answer"]
+        commonest = answer.new_tensor([9] * self._digits + [0])
         return {
-            "trivial": (answer != answer.new_tensor([0, 0, 0])).any(1).double(),
-            "commonest sum": (answer != answer.new_tensor([9, 9, 0])).any(1).double(),
+            "trivial": (answer != 0).any(1).double(),
+            "commonest sum": (answer != commonest).any(1).double(),
         }
 
     def families(self, role: Role) -> list[Config]:
@@ -107,7 +157,7 @@ class Addition:
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """The tokens of 12 + 34 = 46 without the last digit, int64 [1, 8]."""
-        return (_tokens(torch.tensor([[12, 34]]))[:, :-1],)
+        return (_tokens(torch.tensor([[12, 34]]), self._digits)[:, :-1],)
 
 
 def _gpt(**asked: int) -> Config:
@@ -115,11 +165,11 @@ def _gpt(**asked: int) -> Config:
 
 
 @functools.cache
-def _pairs() -> dict[str, torch.Tensor]:
+def _pairs(digits: int) -> dict[str, torch.Tensor]:
     """Every pair on its side of the split: int64 [pairs, 2]."""
     sides: dict[str, list[tuple[int, int]]] = {side: [] for side in SPLIT_SHARES}
-    for a in range(100):
-        for b in range(100):
+    for a in range(10**digits):
+        for b in range(10**digits):
             sides[side_of(a, b)].append((a, b))
     return {side: torch.tensor(pairs) for side, pairs in sides.items()}
 
@@ -135,17 +185,14 @@ def side_of(a: int, b: int) -> str:
     return "hidden"
 
 
-def _tokens(pairs: torch.Tensor) -> torch.Tensor:
-    """Pairs [count, 2] as tokens [count, 9]."""
-    a, b = pairs.unbind(1)
-    total = a + b
+def _tokens(pairs: torch.Tensor, digits: int) -> torch.Tensor:
+    """Pairs [count, 2] as tokens, [count, 9] for two digits."""
+    a, b = pairs.unsqueeze(2).unbind(1)
+    places = 10 ** torch.arange(digits + 1)
+    upwards, downwards = places, places[:-1].flip(0)
     plus, equals = torch.full_like(a, PLUS), torch.full_like(a, EQUALS)
-    return torch.stack(
-        (
-            *(a // 10, a % 10, plus, b // 10, b % 10, equals),
-            *(total % 10, total // 10 % 10, total // 100),
-        ),
-        1,
+    return torch.cat(
+        (a // downwards % 10, plus, b // downwards % 10, equals, (a + b) // upwards % 10), 1
     )
 
 
@@ -160,10 +207,13 @@ class Gpt(torch.nn.Module):
     positions that predict answer digits leave the last block: the rest of its work is skipped.
     """
 
-    def __init__(self, *, width: int, heads: int, blocks: int, loops: int) -> None:
+    def __init__(
+        self, *, width: int, heads: int, blocks: int, loops: int, digits: int = DIGITS
+    ) -> None:
         super().__init__()
+        self._prompt_tokens, self._answer_tokens = 2 * digits + 2, digits + 1
         self.token = torch.nn.Embedding(VOCABULARY, width)
-        self.position = torch.nn.Embedding(PROMPT_TOKENS + ANSWER_TOKENS - 1, width)
+        self.position = torch.nn.Embedding(self._prompt_tokens + digits, width)
         self.blocks = torch.nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.depth = blocks * loops
         self.norm = torch.nn.LayerNorm(width)
@@ -172,17 +222,20 @@ class Gpt(torch.nn.Module):
         torch.nn.init.normal_(self.position.weight, std=0.5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Scores of the answer digits, given all tokens but the last: [n, 8] -> [n, 3, 12]."""
+        """Scores of the answer digits, given all tokens but the last: [n, 8] -> [n, 3, 12].
+
+        The shapes are those of two digits.
+        """
         return self._read(tokens, 0, [None] * self.depth)[0]
 
     def answer(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The three digits decoded greedily from the prompt alone: [n, 6] -> [n, 3].
+        """The digits decoded greedily from the prompt alone: [n, 6] -> [n, 3].
 
         Each digit is fed back once; the memory of earlier tokens is kept.
         """
         tokens, start, digits = prompt, 0, []
         memory: list[Memory | None] = [None] * self.depth
-        for _ in range(ANSWER_TOKENS):
+        for _ in range(self._answer_tokens):
             scores, memory = self._read(tokens, start, memory)
             start += tokens.shape[1]
             tokens = scores[:, -1:].argmax(2)
@@ -194,7 +247,7 @@ class Gpt(torch.nn.Module):
     ) -> tuple[torch.Tensor, list[Memory | None]]:
         """Scores at the answer positions among these tokens, the first of which is at `start`."""
         count = tokens.shape[1]
-        answers = min(count, start + count - PROMPT_TOKENS + 1)
+        answers = min(count, start + count - self._prompt_tokens + 1)
         x = self.token(tokens) + self.position.weight[start : start + count]
         kept: list[Memory | None] = []
         for layer in range(self.depth):

@@ -14,15 +14,23 @@ Cases = Mapping[str, torch.Tensor]
 """Inputs and truth, named tensors whose first dimension is the count of cases."""
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered model family and its sizes: with the weights, all that a checkpoint holds."""
+class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A registered model family and its sizes: with the weights, all that a checkpoint holds.
+
+    `form` says how the weights are kept (`agent.specialists.forms`), "" as float32. `base` is the
+    digest of the base model that they are adapters over, "" where they are all there is.
+    """
 
     family: str
     sizes: dict[str, int] = {}
+    form: str = ""
+    base: str = ""
 
 
 class Specialist(Protocol):
     """One kind of work a node can train. Every method is a pure function of its arguments.
+
+    Made with all the parameters that `core.workloads.KINDS` names for it, as keywords.
 
     `seed` arguments are already keyed to node and split by the caller (`seeds.derive`).
     """
@@ -44,11 +52,15 @@ class Specialist(Protocol):
         ...
 
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
-        """Inputs and exact truth for evaluation; hidden cases share nothing with the others."""
+        """Inputs and truth for evaluation, fewer than asked for where there are no more; hidden
+        cases share nothing with the others."""
         ...
 
     def build(self, config: Config) -> torch.nn.Module:
         """A module of a registered family with fresh weights from torch's global generator.
+
+        One that has a `learning_rate` of its own is trained at that, and one that `stays_on_device`
+        is measured where it is trained, not on the CPU.
 
         Raises errors.ArtifactError for a family or size this specialist does not know.
         """
@@ -56,6 +68,15 @@ class Specialist(Protocol):
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The training loss, a float32 scalar."""
+        ...
+
+    def outputs(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """What the module says of a training batch, so that a mean over modules is an ensemble."""
+        ...
+
+    def distance(self, outputs: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """How far outputs are from what a teacher says: a float32 scalar, at least 0, the mean over
+        the cases, about as large as `loss` where the teacher is right."""
         ...
 
     def errors(self, module: torch.nn.Module, cases: Cases) -> torch.Tensor:

@@ -9,8 +9,6 @@ from agent.specialists import seeds, sizes
 from agent.specialists.base import Batch, Cases, Config, Role, Split
 
 ROWS, COLUMNS = 64, 128
-DENSITY = 0.1
-NOISE = 0.02
 PENALTY_SHARE = 0.1
 CORRECTION_SCALE = 0.02
 
@@ -18,9 +16,10 @@ CORRECTION_SCALE = 0.02
 class Lasso:
     """Minimize P(x) = |A x - b|^2 / 2 + penalty |x|_1 (Tibshirani 1996).
 
-    A [64, 128] is public, with unit columns; b = A x0 + 0.02 noise, where x0 [128] is standard
-    normal in a tenth of its places and 0 elsewhere; penalty = 0.1 max|A' b|. Inputs are
-    b [count, 64] and penalty [count]; a module answers x [count, 128].
+    A [rows, columns], by default [64, 128], is public, with unit columns; b = A x0 + `noise` e with
+    e standard normal, by default 0.02 e, where x0 is standard normal in a share `density` of its
+    places, by default a tenth, and 0 elsewhere; penalty = 0.1 max|A' b|. Inputs are b [count, rows]
+    and penalty [count]; a module answers x [count, columns]. Shapes below are the default ones.
 
     The error needs no solution to compare with: it is the duality gap, in float64, divided by
     P(0) = |b|^2 / 2. It bounds (P(x) - P(best x)) / P(0) from above and is 0 only at the optimum.
@@ -34,30 +33,63 @@ class Lasso:
     batch_size = 64
     learning_rate = 2e-2
 
+    def __init__(
+        self,
+        *,
+        rows: float = ROWS,
+        columns: float = COLUMNS,
+        density: float = 0.1,
+        noise: float = 0.02,
+    ) -> None:
+        self._rows, self._columns = int(rows), int(columns)
+        self._density, self._noise = density, noise
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh problems, float32; no solutions."""
         draw = seeds.generator(self.name, "train", seed, step)
-        b, penalty = _problems(draw, self.batch_size)
+        b, penalty = self._problems(draw, self.batch_size)
         return {"b": b.float(), "penalty": penalty.float()}
 
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
         """Fresh problems, float64."""
-        b, penalty = _problems(seeds.generator(self.name, split, seed), count)
+        b, penalty = self._problems(seeds.generator(self.name, split, seed), count)
         return {"b": b, "penalty": penalty}
+
+    def _problems(self, draw: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """b [count, 64] and penalty [count], float64."""
+        a = matrix(rows=self._rows, columns=self._columns)
+        values = torch.randn(count, self._columns, generator=draw, dtype=torch.float64)
+        shares = torch.rand(count, self._columns, generator=draw, dtype=torch.float64)
+        noise = torch.randn(count, self._rows, generator=draw, dtype=torch.float64)
+        b = (values * (shares < self._density)) @ a.T + self._noise * noise
+        return b, PENALTY_SHARE * (b @ a).abs().amax(1)
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh unrolled solver, "lista" or "learned-steps"; it starts out as FISTA."""
+        shape = {"rows": self._rows, "columns": self._columns}
         match config.family:
             case "lista":
-                return Lista(**sizes.read(config, {"layers": (1, 48)}))
+                return Lista(**sizes.read(config, {"layers": (1, 48)}), **shape)
             case "learned-steps":
-                return LearnedSteps(**sizes.read(config, {"layers": (1, 48)}))
+                return LearnedSteps(**sizes.read(config, {"layers": (1, 48)}), **shape)
         raise sizes.unknown_family(config, self.name, ("lista", "learned-steps"))
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself, in float32: it can be differentiated almost everywhere."""
         x = module(batch["b"], batch["penalty"])
         return relative_gap(x, batch["b"], batch["penalty"]).mean()
+
+    def outputs(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Answers [count, 128], in lengths of b: an answer may be 0."""
+        length = batch["b"].norm(dim=1, keepdim=True)
+        said: torch.Tensor = module(batch["b"], batch["penalty"]) / length
+        return said
+
+    def distance(self, outputs: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        """Mean |said - taught|. Their squares are worse to learn from: steps that a layer bears are
+        soon exceeded."""
+        apart: torch.Tensor = (outputs - taught).norm(dim=1).mean()
+        return apart
 
     def errors(self, module: torch.nn.Module, cases: Cases) -> torch.Tensor:
         """Relative duality gap of each case, float64 [count]."""
@@ -68,7 +100,8 @@ class Lasso:
         """x = 0 ("trivial", exactly 0.81) and FISTA after 12, 24 and 48 iterations."""
         b, penalty = cases["b"], cases["penalty"]
         names = ("trivial", "fista 12", "fista 24", "fista 48")
-        said = (b.new_zeros(len(b), COLUMNS), *fista(b, penalty, 12, 24, 48))
+        nothing = b.new_zeros(len(b), self._columns)
+        said = (nothing, *fista(b, penalty, 12, 24, 48, columns=self._columns))
         return {name: relative_gap(x, b, penalty) for name, x in zip(names, said, strict=True)}
 
     def families(self, role: Role) -> list[Config]:
@@ -87,28 +120,25 @@ class Lasso:
 
 
 @functools.cache
-def matrix(dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> torch.Tensor:
+def matrix(
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
+) -> torch.Tensor:
     """The public A [64, 128]: normal entries of a public seed, columns scaled to length 1."""
     with torch.inference_mode(False):  # kept for training too, whoever asks first
         draw = seeds.generator(Lasso.name, "matrix")
-        entries = torch.randn(ROWS, COLUMNS, generator=draw, dtype=torch.float64)
-        columns: torch.Tensor = entries / entries.norm(dim=0)
-        return columns.to(dtype=dtype, device=device)
+        entries = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+        scaled: torch.Tensor = entries / entries.norm(dim=0)
+        return scaled.to(dtype=dtype, device=device)
 
 
 @functools.cache
-def _step() -> float:
+def _step(rows: int, columns: int) -> float:
     """1 / the largest eigenvalue of A'A: the longest safe gradient step."""
-    return 1 / float(torch.linalg.matrix_norm(matrix(), 2).square())
-
-
-def _problems(draw: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """b [count, 64] and penalty [count], float64."""
-    values = torch.randn(count, COLUMNS, generator=draw, dtype=torch.float64)
-    places = torch.rand(count, COLUMNS, generator=draw, dtype=torch.float64) < DENSITY
-    noise = torch.randn(count, ROWS, generator=draw, dtype=torch.float64)
-    b = (values * places) @ matrix().T + NOISE * noise
-    return b, PENALTY_SHARE * (b @ matrix()).abs().amax(1)
+    a = matrix(rows=rows, columns=columns)
+    return 1 / float(torch.linalg.matrix_norm(a, 2).square())
 
 
 def relative_gap(x: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -117,7 +147,7 @@ def relative_gap(x: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> tor
     D(u) = |b|^2 / 2 - |b - u|^2 / 2 is the dual objective; u is the residual b - A x scaled to be
     the best point on its line with max|A'u| <= penalty (Kim et al. 2007; Mairal 2010).
     """
-    a = matrix(b.dtype, b.device)
+    a = matrix(b.dtype, b.device, b.shape[1], x.shape[1])
     tiny = torch.finfo(b.dtype).tiny
     residual = b - x @ a.T
     primal = residual.square().sum(1) / 2 + penalty * x.abs().sum(1)
@@ -128,18 +158,21 @@ def relative_gap(x: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> tor
     return ((primal - dual) / (b.square().sum(1) / 2)).clamp_min(0)
 
 
-def fista(b: torch.Tensor, penalty: torch.Tensor, *counts: int) -> list[torch.Tensor]:
+def fista(
+    b: torch.Tensor, penalty: torch.Tensor, *counts: int, columns: int = COLUMNS
+) -> list[torch.Tensor]:
     """x [n, 128] after each of the counts of iterations, rising, of one run of FISTA.
 
     With constant step (Beck & Teboulle 2009).
     """
-    a = matrix(b.dtype, b.device)
-    threshold = _step() * penalty.unsqueeze(1)
-    x = before = b.new_zeros(len(b), COLUMNS)
+    a = matrix(b.dtype, b.device, b.shape[1], columns)
+    step = _step(*a.shape)
+    threshold = step * penalty.unsqueeze(1)
+    x = before = b.new_zeros(len(b), columns)
     found = []
     for done, momentum in enumerate(_momenta(max(counts)), start=1):
         ahead = x + momentum * (x - before)
-        before, x = x, shrink(ahead + _step() * ((b - ahead @ a.T) @ a), threshold)
+        before, x = x, shrink(ahead + step * ((b - ahead @ a.T) @ a), threshold)
         if done in counts:
             found.append(x)
     return found
@@ -168,12 +201,13 @@ class LearnedSteps(torch.nn.Module):
     gram: torch.Tensor
     a: torch.Tensor
 
-    def __init__(self, *, layers: int) -> None:
+    def __init__(self, *, layers: int, rows: int = ROWS, columns: int = COLUMNS) -> None:
         super().__init__()
-        self.register_buffer("a", matrix(torch.float32).clone(), persistent=False)
-        self.register_buffer("gram", (matrix().T @ matrix()).float(), persistent=False)
-        self.step = torch.nn.Parameter(torch.full((layers,), _step()))
-        self.threshold = torch.nn.Parameter(torch.full((layers,), _step()))
+        a, step = matrix(rows=rows, columns=columns), _step(rows, columns)
+        self.register_buffer("a", a.float(), persistent=False)
+        self.register_buffer("gram", (a.T @ a).float(), persistent=False)
+        self.step = torch.nn.Parameter(torch.full((layers,), step))
+        self.threshold = torch.nn.Parameter(torch.full((layers,), step))
         self.momentum = torch.nn.Parameter(torch.tensor(_momenta(layers)))
 
     def forward(self, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -197,17 +231,18 @@ class Lista(torch.nn.Module):
 
     a: torch.Tensor
 
-    def __init__(self, *, layers: int) -> None:
+    def __init__(self, *, layers: int, rows: int = ROWS, columns: int = COLUMNS) -> None:
         super().__init__()
-        self.register_buffer("a", matrix(torch.float32).clone(), persistent=False)
-        self.correction = torch.nn.Parameter(torch.zeros(layers, ROWS, COLUMNS))
-        self.step = torch.nn.Parameter(torch.full((layers,), _step()))
-        self.threshold = torch.nn.Parameter(torch.full((layers,), _step()))
+        a, step = matrix(rows=rows, columns=columns), _step(rows, columns)
+        self.register_buffer("a", a.float(), persistent=False)
+        self.correction = torch.nn.Parameter(torch.zeros(layers, rows, columns))
+        self.step = torch.nn.Parameter(torch.full((layers,), step))
+        self.threshold = torch.nn.Parameter(torch.full((layers,), step))
         self.momentum = torch.nn.Parameter(torch.tensor(_momenta(layers)))
 
     def forward(self, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
         """b [n, 64], penalty [n] -> x [n, 128]."""
-        x = before = b.new_zeros(len(b), COLUMNS)
+        x = before = b.new_zeros(len(b), self.a.shape[1])
         thresholds = self.threshold * penalty.unsqueeze(1)
         for layer, back in enumerate(self.a + CORRECTION_SCALE * self.correction):
             ahead = x + self.momentum[layer] * (x - before)

@@ -16,7 +16,7 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
     """The events a command causes on this state. Raises errors.Refused; changes nothing."""
     match command:
         case commands.ClaimTask():
-            return tasks.claim(state, command)
+            return tasks.claim(state, command, meta.now)
         case commands.CompleteTask():
             return _complete(state, command)
         case commands.EnqueueTask():
@@ -45,10 +45,16 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return workers.mark_offline(state, command)
         case commands.MarkOnline():
             return workers.mark_online(state, command)
+        case commands.PauseWorker():
+            return workers.pause(state, command)
+        case commands.ResumeWorker():
+            return workers.resume(state, command)
         case commands.SeedTree():
             return graph.seed_tree(state)
         case commands.ExpandNode():
             return graph.expand(state, command)
+        case commands.BindCorpus():
+            return graph.bind_corpus(state, command)
         case commands.DepositCommitments():
             return rounds.deposit(state, command)
         case commands.WithdrawCommitments():
@@ -65,6 +71,12 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return _seal(state, command)
         case commands.AcceptLoss():
             return [events.LossAccepted(first=command.first, details=command.details)]
+        case commands.SweepArtifacts():
+            return [
+                events.ArtifactsSwept(
+                    chunks=command.chunks, bytes=command.bytes, manifests=command.manifests
+                )
+            ]
         case _:
             assert_never(command)
 
@@ -141,6 +153,7 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 | events.CommitmentsWithdrawn()
                 | events.LogSealed()
                 | events.LossAccepted()
+                | events.ArtifactsSwept()
             ):
                 pass
             case (

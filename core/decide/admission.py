@@ -11,7 +11,8 @@ from core.projections.state import State
 def begins_work(state: State, command: AnyCommand) -> bool:
     """Whether a command asks for more to be kept, in place of saving or ending what was begun.
 
-    One that only asks again for what happened already begins nothing: its lost answer is owed.
+    One that only asks again for what happened already begins nothing: its lost answer is owed. Nor
+    does an agent's session, even its first: what it begins is claimed.
     """
     match command:
         case commands.EnqueueTask():
@@ -20,7 +21,7 @@ def begins_work(state: State, command: AnyCommand) -> bool:
             return not _claims_again(state, command)
         case commands.RegisterWorker() | commands.Heartbeat():
             return state.workers.table.get(command.worker_id) is None
-        case commands.ExpandNode() | commands.RetryTask():
+        case commands.ExpandNode() | commands.BindCorpus() | commands.RetryTask():
             return True
         case (
             commands.StoreCheckpoint()
@@ -33,6 +34,8 @@ def begins_work(state: State, command: AnyCommand) -> bool:
             | commands.OpenSession()
             | commands.MarkOffline()
             | commands.MarkOnline()
+            | commands.PauseWorker()
+            | commands.ResumeWorker()
             | commands.DepositCommitments()
             | commands.WithdrawCommitments()
             | commands.CloseRound()
@@ -42,6 +45,7 @@ def begins_work(state: State, command: AnyCommand) -> bool:
             | commands.StartWriter()
             | commands.SealLog()
             | commands.AcceptLoss()
+            | commands.SweepArtifacts()
         ):
             return False
         case _:

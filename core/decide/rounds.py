@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from core import commands, errors, events, subjects
+from core import commands, errors, events
 from core.commands import Meta
 from core.events import Champion
 from core.projections.rounds import RIVALS, Decided, Round, Waiting, rivals_of
@@ -99,19 +99,17 @@ def _settles(
     worker_id: str,
     candidates: tuple[events.Candidate, ...],
 ) -> list[events.EventData]:
-    by_rival = {candidate.rival: candidate for candidate in candidates}
     happened: list[events.EventData] = []
     for rival in rivals:
-        if rival in by_rival:
-            happened.append(
-                events.CandidateAdmitted(
-                    round_id=round_id,
-                    task_id=task_id,
-                    worker_id=worker_id,
-                    candidate=by_rival[rival],
-                )
+        admitted = [
+            events.CandidateAdmitted(
+                round_id=round_id, task_id=task_id, worker_id=worker_id, candidate=candidate
             )
-        else:
+            for candidate in candidates
+            if candidate.rival == rival
+        ]
+        happened.extend(admitted)
+        if not admitted:
             reason = "the task was completed without a candidate for this role"
             happened.append(
                 events.RoleClosed(round_id=round_id, rival=rival, task_id=task_id, reason=reason)
@@ -122,23 +120,30 @@ def _settles(
 def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
     """The next thing that follows for a node's rounds from the state alone, if any.
 
-    Called after each fold until nothing follows: a full round closes; a round opens when tasks
-    wait and a commitment is free; waiting tasks enter an open round whose roles are free.
+    Called after each fold until nothing follows: a full round closes, once what else entered it is
+    in, and so does one that only a merge has entered, since no rival is on its way to it; a round
+    opens when tasks wait and a commitment is free; waiting tasks enter an open round whose roles
+    are free.
     """
     node = state.rounds.node(node_id)
     if node.open_round:
         row = state.rounds.table.rows[node.open_round]
         assert isinstance(row, Round), "an open round is whole"
-        if state.read_only and subjects.event("round", row.round_id) in state.read_only:
-            return []  # nothing can be written to it before the program is upgraded
+        if state.is_read_only("round", row.round_id):
+            return []
         entered = {entry.rival: entry for entry in row.entries}
-        if all(rival in entered and entered[rival].state != "awaited" for rival in RIVALS):
+        awaited = any(entry.state == "awaited" for entry in row.entries)
+        if all(rival in entered for rival in RIVALS) and not awaited:
             return [events.RoundClosed(round_id=row.round_id, reason="both rivals are in")]
         for waiting in node.waiting:
             if waiting.workload == row.workload and not any(
                 rival in entered for rival in rivals_of(waiting.role)
             ):
                 return _enters(row, waiting)
+        if [(entry.rival, entry.state) for entry in row.entries] == [("merge", "admitted")]:
+            return [
+                events.RoundClosed(round_id=row.round_id, reason="its only task, a merge, is in")
+            ]
         return []
     if not node.waiting or not len(state.rounds.commitments):
         return []
@@ -232,6 +237,8 @@ def decide_round(state: State, command: commands.DecideRound) -> list[events.Eve
     if command.promoted:
         if command.promoted not in standing:
             raise errors.Invalid("only a candidate of the round can be promoted")
+        if state.graph.workload(row.node_id)[0] != row.workload:
+            raise errors.Conflict(f"{row.node_id} trains something else now; the round is void")
         champion = _champion(row, command)
         happened.append(
             events.ChampionPromoted(

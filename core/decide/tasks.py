@@ -5,14 +5,16 @@ import hashlib
 import msgspec
 
 from core import commands, errors, events
-from core.decide import workers
+from core.decide import fitness, merges, workers
 from core.events import Requires, Token
 from core.projections.rounds import rivals_of
 from core.projections.state import State
-from core.projections.tasks import ATTEMPTS_MAX, LOG_TAIL_CHARS_MAX, Claim, Done, Task
+from core.projections.tasks import ATTEMPTS_MAX, ENDED, LOG_TAIL_CHARS_MAX, Claim, Done, Task
 from core.projections.workers import Worker
 
 OPEN_TASKS_MAX = 1_000_000
+TOPIC_CHARS_MAX = 128 * 1024 * 1024
+"""Of all open tasks, which are whole in memory: at most 512 MiB, by one to four bytes each."""
 HELD_MAX = 64
 REASON_CHARS_MAX = 1_000
 REQUEST_DIGITS = 16
@@ -21,7 +23,8 @@ REQUEST_DIGITS = 16
 def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventData]:
     """Queue a task. An idempotency key seen before queues nothing.
 
-    Raises NotFound, and Conflict for a key that another request was queued under.
+    Raises NotFound, Conflict for a key that another request was queued under, QuotaExceeded where
+    the queue weighs too much, and what `merges` raises.
     """
     request = _request(command) if command.idempotency_key else ""
     known = state.tasks.keys.get(command.idempotency_key) if request else None
@@ -34,11 +37,8 @@ def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventDat
         return []
     if command.node_id not in state.graph.nodes:
         raise errors.NotFound("target node not found")
-    if state.tasks.counts["queued"] >= OPEN_TASKS_MAX:
-        raise errors.Overloaded(
-            f"{OPEN_TASKS_MAX} tasks are queued, the most the queue holds; "
-            f"wait for workers or cancel some"
-        )
+    _require_place(state, command.topic)
+    role = merges.role_of(command)
     workload, inherited = state.graph.workload(command.node_id)
     return [
         events.TaskQueued(
@@ -46,8 +46,8 @@ def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventDat
             node_id=command.node_id,
             topic=command.topic,
             priority=command.priority,
-            role=command.role,
-            method=command.method,
+            role=role,
+            method="merge" if role == "merge" else command.method,
             seed=command.seed,
             budget_seconds=command.budget_seconds,
             requires=command.requires,
@@ -55,8 +55,23 @@ def enqueue(state: State, command: commands.EnqueueTask) -> list[events.EventDat
             workload_inherited=inherited,
             idempotency_key=command.idempotency_key,
             request=request,
+            parents=merges.parents_of(state, command, workload) if role == "merge" else [],
         )
     ]
+
+
+def _require_place(state: State, topic: str) -> None:
+    """Raise Overloaded or QuotaExceeded where one more task is too much for the queue."""
+    if state.tasks.counts["queued"] >= OPEN_TASKS_MAX:
+        raise errors.Overloaded(
+            f"{OPEN_TASKS_MAX} tasks are queued, the most the queue holds; "
+            f"wait for workers or cancel some"
+        )
+    if state.tasks.open_topic_chars + len(topic) > TOPIC_CHARS_MAX:
+        raise errors.QuotaExceeded(
+            f"the topics of open tasks have {state.tasks.open_topic_chars} characters, and may "
+            f"have {TOPIC_CHARS_MAX}; shorten this one, wait for workers or cancel some"
+        )
 
 
 def _request(command: commands.EnqueueTask) -> str:
@@ -71,21 +86,9 @@ def _request(command: commands.EnqueueTask) -> str:
         command.budget_seconds,
         command.requires,
     )
-    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:REQUEST_DIGITS]
-
-
-def _memory_gb(lane: str) -> float:
-    """The memory a lane promises: `cuda-80` stands for 80 GB, `cpu-16` for 16."""
-    _, _, memory = lane.partition("-")
-    return float(memory) if memory.isdigit() else 0.0
-
-
-def lane_runs(lane: str, requires: Requires) -> bool:
-    """Whether a device of this lane can run a task with these requirements."""
-    device = lane.partition("-")[0]
-    if requires.device and requires.device != device:
-        return False
-    return requires.memory_gb <= _memory_gb(lane) if requires.memory_gb else True
+    # Requests without parents keep the digest they had before there were any.
+    whole = (*asked, sorted(command.parents)) if command.parents else asked
+    return hashlib.sha256(msgspec.json.encode(whole)).hexdigest()[:REQUEST_DIGITS]
 
 
 def _slots(worker: Worker) -> int:
@@ -97,7 +100,9 @@ def _slots(worker: Worker) -> int:
     return slots if isinstance(slots, int) else 1
 
 
-def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int = 0) -> str | None:
+def claimable(
+    state: State, worker_id: str, via: events.Via, now: int, signalled_at: int = 0
+) -> str | None:
     """The task a worker would be given now: one it may already hold, or the best in order.
 
     An HTTP worker whose answer may have been lost gets its only claim again: it showed itself
@@ -110,15 +115,17 @@ def claimable(state: State, worker_id: str, via: events.Via, signalled_at: int =
         again = unanswered(state, worker_id, signalled_at)
         if again is not None:
             return again
-    elif len(state.tasks.held.get(worker_id, ())) >= HELD_MAX:
+    if worker.pause:
+        return None
+    if via == "nats" and len(state.tasks.held.get(worker_id, ())) >= HELD_MAX:
         return None
 
     def fits(requires: Requires, merge: bool) -> bool:
         if via == "http":
             return not merge
-        return lane_runs(worker.lane, requires)
+        return fitness.lane_runs(worker.lane, requires)
 
-    return state.tasks.queue.best(fits, state.tasks.ticket)
+    return state.tasks.queue.best(fits, state.tasks.ticket, fitness.unfit(state, worker, now))
 
 
 def unanswered(state: State, worker_id: str, signalled_at: int) -> str | None:
@@ -136,27 +143,25 @@ def unanswered(state: State, worker_id: str, signalled_at: int) -> str | None:
     return task.task_id
 
 
-def claim(state: State, command: commands.ClaimTask) -> list[events.EventData]:
+def claim(state: State, command: commands.ClaimTask, now: int) -> list[events.EventData]:
     """Give the best task to a worker; nothing happens when there is none, or when it was given
     under this claim id already."""
     if command.via == "nats":
         workers.require_session(state, command.worker_id, command.session)
         if held_under(state, command.worker_id, command.claim_id) is not None:
             return []
-    task_id = claimable(state, command.worker_id, command.via, command.signalled_at)
+    task_id = claimable(state, command.worker_id, command.via, now, command.signalled_at)
     if task_id is None:
         return []
     task = state.tasks.table.rows[task_id]
     assert isinstance(task, Task), "a claimable task is open"
     if task.status == "running":
         return []
-    base = task.base if task.resume else state.graph.base(task.node_id, task.workload)
-    if "evolver" not in rivals_of(task.role):
-        base = None
+    base = fitness.base_of(state, task)
     return [
         events.TaskClaimed(
             task_id=task_id,
-            attempt=len(task.claims) + 1,
+            attempt=task.claims[-1].attempt + 1 if task.claims else 1,
             claim_id=command.claim_id,
             worker_id=command.worker_id,
             via=command.via,
@@ -224,8 +229,12 @@ def _revival(claim: Claim, task: Task, session: str) -> events.ClaimRevived:
 
 
 def store_checkpoint(state: State, command: commands.StoreCheckpoint) -> list[events.EventData]:
-    """Keep a checkpoint that others can go on from."""
+    """Keep a checkpoint that others can go on from.
+
+    Raises as `_fence` does, and Invalid for what no training of this task leaves.
+    """
     task, revived = _fence(state, command.token, command.worker_id, command.session)
+    _require_fitting(task, command.checkpoint)
     token = command.token
     return [
         *revived,
@@ -238,11 +247,24 @@ def store_checkpoint(state: State, command: commands.StoreCheckpoint) -> list[ev
     ]
 
 
+def _require_fitting(task: Task, point: events.Checkpoint) -> None:
+    if point.rival not in rivals_of(task.role):
+        raise errors.Invalid(
+            f"{task.task_id}, a task of the role {task.role}, brings no {point.rival}, and keeps "
+            "no checkpoint of one"
+        )
+    if point.final and point.rival == "merge":
+        raise errors.Invalid("a merge has several models, and brings them with its result alone")
+    if not 0 <= point.step <= (point.total_steps or point.step):
+        raise errors.Invalid(f"a checkpoint at step {point.step} of {point.total_steps}")
+
+
 def complete(state: State, command: commands.CompleteTask) -> list[events.EventData]:
     """Take the first result of a task; the owner's repetition changes nothing.
 
     Over HTTP the worker id stands for the token: whoever held the task last, or delivered it.
-    Raises NotFound, NotOwner, StaleAttempt, SupersededSession.
+    Raises NotFound, NotOwner, StaleAttempt, SupersededSession, and Invalid for candidates that are
+    not the task's to bring.
     """
     task = state.tasks.table.get(command.task_id)
     if task is None:
@@ -254,6 +276,7 @@ def complete(state: State, command: commands.CompleteTask) -> list[events.EventD
         task, revived = _fence(state, command.token, command.worker_id, command.session)
     else:
         revived = _require_http_owner(task, command.worker_id)
+    _require_few(task, command.candidates)
     claim = task.claims[-1]
     completed = events.TaskCompleted(
         task_id=task.task_id,
@@ -266,8 +289,21 @@ def complete(state: State, command: commands.CompleteTask) -> list[events.EventD
         artifact_uploaded=bool(command.artifact_digest),
         artifact_digest=command.artifact_digest,
         candidates=command.candidates,
+        telemetry_digest=command.telemetry_digest,
     )
     return [*revived, completed]
+
+
+def _require_few(task: Task, candidates: list[events.Candidate]) -> None:
+    """A judge measures every candidate, so that nobody may bring many."""
+    for rival in {one.rival for one in candidates}:
+        found = sum(one.rival == rival for one in candidates)
+        most = merges.CANDIDATES_MAX if rival == "merge" else 1
+        if rival not in rivals_of(task.role) or found > most:
+            raise errors.Invalid(
+                f"{task.task_id}, a task of the role {task.role}, brings {found} candidates as "
+                f"{rival}; it may bring {most if rival in rivals_of(task.role) else 'none'}"
+            )
 
 
 def _require_repetition(task: Done, command: commands.CompleteTask) -> None:
@@ -301,6 +337,7 @@ def fail_attempt(state: State, command: commands.FailAttempt) -> list[events.Eve
         claim_id=command.token.claim_id,
         reason=command.reason,
         log_tail=tail,
+        telemetry_digest=command.telemetry_digest,
     )
     return [*revived, failed, *_used_up(task, command.reason, tail)]
 
@@ -326,6 +363,7 @@ def release(state: State, command: commands.ReleaseClaim) -> list[events.EventDa
         attempt=command.token.attempt,
         claim_id=command.token.claim_id,
         reason=command.reason,
+        unfit=command.unfit,
     )
     return [*revived, released]
 
@@ -367,10 +405,15 @@ def cancel(state: State, command: commands.CancelTask) -> list[events.EventData]
 
 
 def retry(state: State, command: commands.RetryTask) -> list[events.EventData]:
-    """Queue a failed or cancelled task again."""
+    """Queue a failed or cancelled task again.
+
+    Raises NotFound, Conflict, and as `enqueue` where the queue is too long or weighs too much.
+    """
     task = _open_task(state, command.task_id)
-    if task.status not in ("failed", "cancelled"):
+    if isinstance(task, Done) or task.status not in ENDED:
         raise errors.Conflict(
             f"{command.task_id} is {task.status}; only failed and cancelled tasks can be retried"
         )
-    return [events.TaskRetried(task_id=command.task_id)]
+    topic = command.topic if task.shortened else ""
+    _require_place(state, topic or task.topic)
+    return [events.TaskRetried(task_id=command.task_id, topic=topic)]

@@ -5,6 +5,7 @@ import msgspec
 from core import commands, errors, events
 from core.projections.state import State
 from core.projections.tasks import Task, token_of
+from core.projections.workers import Worker
 
 WORKERS_MAX = 100_000
 HOLDING_MAX = 64
@@ -117,6 +118,8 @@ def _revivals(state: State, command: commands.OpenSession) -> list[events.EventD
         task = state.tasks.table.get(token.task_id)
         if not isinstance(task, Task) or task.status != "queued" or task.claim is None:
             continue
+        if task.task_id in state.tasks.closed:
+            continue
         expired = task.claim.state == "expired" and task.claim.worker_id == command.worker_id
         if expired and token_of(task) == token:
             revived.append(
@@ -158,3 +161,24 @@ def mark_online(state: State, command: commands.MarkOnline) -> list[events.Event
     if worker is None or worker.status == "online" or worker.session != command.session:
         return []
     return [events.WorkerCameOnline(worker_id=command.worker_id)]
+
+
+def pause(state: State, command: commands.PauseWorker) -> list[events.EventData]:
+    """Give a worker nothing more to do; twice is once. Raises NotFound."""
+    if _known(state, command.worker_id).pause == command.how:
+        return []
+    return [events.WorkerPaused(worker_id=command.worker_id, how=command.how)]
+
+
+def resume(state: State, command: commands.ResumeWorker) -> list[events.EventData]:
+    """Let a worker have work again; twice is once. Raises NotFound."""
+    if not _known(state, command.worker_id).pause:
+        return []
+    return [events.WorkerResumed(worker_id=command.worker_id)]
+
+
+def _known(state: State, worker_id: str) -> Worker:
+    worker = state.workers.table.get(worker_id)
+    if worker is None:
+        raise errors.NotFound(f"there is no worker {worker_id}")
+    return worker

@@ -1,6 +1,6 @@
 """The tree of specializations and the champions its nodes serve."""
 
-from core import events, specializations
+from core import errors, events, specializations
 from core.events import Base, Champion, Workload
 from core.projections.tables import Table
 
@@ -18,6 +18,26 @@ class Node(events.Value, frozen=True, kw_only=True):
     children: tuple[str, ...] = ()
     workload: Workload | None = None
 
+    @property
+    def chars(self) -> int:
+        """What it adds to an answer that shows the tree: both its AIs go by `ai_name`."""
+        return len(self.name) + 2 * len(self.ai_name) + len(self.path) + len(self.description)
+
+
+def grown(parent: Node | None, data: events.NodeAdded) -> Node:
+    """The node that grows below another, or as a root."""
+    label = data.label or data.name
+    return Node(
+        node_id=data.node_id,
+        name=data.name,
+        parent_id=data.parent_id,
+        description=data.description,
+        ai_name=data.ai_name or data.name,
+        depth=parent.depth + 1 if parent else 0,
+        path=f"{parent.path}/{label}" if parent else label,
+        workload=data.workload,
+    )
+
 
 class Graph:
     """Nodes in the order they grew, each with its reigning champion."""
@@ -26,30 +46,41 @@ class Graph:
         self.nodes: Table[Node] = Table("nodes")
         self.champions: Table[Champion] = Table("champions")
         self.promotions: dict[str, int] = {}
+        self.chars = 0
+        """Of what all nodes say of themselves."""
 
     def added(self, seq: int, at: int, data: events.NodeAdded) -> None:
-        """Fold NodeAdded."""
-        parent = self.nodes.get(data.parent_id) if data.parent_id is not None else None
-        label = data.label or data.name
-        node = Node(
-            node_id=data.node_id,
-            name=data.name,
-            parent_id=data.parent_id,
-            description=data.description,
-            ai_name=data.ai_name or data.name,
-            depth=parent.depth + 1 if parent else 0,
-            path=f"{parent.path}/{label}" if parent else label,
-            workload=data.workload,
-        )
+        """Fold NodeAdded. What it hangs from is older, so that no way up goes in a circle."""
+        if data.node_id in self.nodes:
+            raise errors.UnfitEvent(f"there is a node {data.node_id} already")
+        parent = self.nodes.rows[data.parent_id] if data.parent_id is not None else None
+        node = grown(parent, data)
         self.nodes.put(data.node_id, node)
+        self.chars += node.chars
         if parent is not None:
             children = (*parent.children, data.node_id)
             self.nodes.put(parent.node_id, events.replace(parent, children=children))
+
+    def restore(self, rows: list[Node]) -> None:
+        """Put back nodes of a snapshot, in their order."""
+        self.nodes.rows.update((row.node_id, row) for row in rows)
+        self.chars += sum(row.chars for row in rows)
 
     def promoted(self, seq: int, at: int, data: events.ChampionPromoted) -> None:
         """Fold ChampionPromoted."""
         self.champions.put(data.node_id, data.champion)
         self.promotions[data.node_id] = self.promotions.get(data.node_id, 0) + 1
+
+    def workload_changed(self, seq: int, at: int, data: events.WorkloadChanged) -> None:
+        """Fold WorkloadChanged."""
+        node = self.nodes.rows[data.node_id]
+        self.nodes.put(data.node_id, events.replace(node, workload=data.workload))
+
+    def retired(self, seq: int, at: int, data: events.ChampionRetired) -> None:
+        """Fold ChampionRetired."""
+        if self.champions.rows[data.node_id].candidate_id != data.candidate_id:
+            raise errors.UnfitEvent(f"{data.candidate_id} does not reign over {data.node_id}")
+        self.champions.drop(data.node_id)
 
     def workload(self, node_id: str) -> tuple[Workload, bool]:
         """What a node trains, and whether that is inherited from its nearest ancestor."""

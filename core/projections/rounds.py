@@ -10,6 +10,16 @@ RIVALS: tuple[Rival, ...] = ("evolver", "reinventor")
 Status = Literal["open", "closed", "judging", "decided"]
 
 
+def base_of(candidate: Candidate) -> Base:
+    """A candidate as something that others are made of."""
+    return Base(
+        candidate_id=candidate.candidate_id,
+        manifest=candidate.manifest,
+        writer=candidate.writer,
+        weights_sha256=candidate.weights_sha256,
+    )
+
+
 def rivals_of(role: Role) -> tuple[Rival, ...]:
     """The candidates a task of this role brings."""
     return RIVALS if role == "dual" else (role,)
@@ -75,6 +85,8 @@ class Decided(events.Value, frozen=True, kw_only=True, tag=True):
     round_id: str
     node_id: str
     verdict: str
+    opened_at: int
+    decided_at: int
 
     @property
     def status(self) -> Status:
@@ -92,14 +104,23 @@ class Waiting(events.Value, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...] | None = None
 
 
+class Judged(events.Value, frozen=True, kw_only=True):
+    """The models that were measured in a round: its candidates, and the champion they met."""
+
+    workload: Workload
+    models: tuple[Base, ...]
+
+
 class NodeRounds(events.Value, frozen=True, kw_only=True):
-    """A node's open round, the tasks waiting for the next, and the looks at its champion."""
+    """A node's open round, the tasks waiting for the next, the looks at its champion, and what was
+    judged last."""
 
     node_id: str
     open_round: str = ""
     waiting: tuple[Waiting, ...] = ()
     looks: int = 0
     looked_at: str = ""
+    judged: Judged | None = None
 
 
 class Commitment(events.Value, frozen=True, kw_only=True):
@@ -178,6 +199,21 @@ def _settled(
     )
 
 
+def _judged(row: Round, data: events.RoundDecided) -> Judged | None:
+    """The measured models of a round; None where nothing was measured."""
+    measured = {one.candidate_id for one in data.candidates if one.error is not None}
+    models = [
+        base_of(standing.candidate)
+        for standing in row.standings
+        if standing.candidate.candidate_id in measured
+    ]
+    if not models:
+        return None
+    if row.champion is not None:
+        models.append(row.champion)
+    return Judged(workload=row.workload, models=tuple(models))
+
+
 class Rounds:
     """All rounds, what each node waits for, and the commitments still free."""
 
@@ -225,7 +261,11 @@ class Rounds:
         self._index(after, data)
         if after.decision is not None:
             brief = Decided(
-                round_id=round_id, node_id=after.node_id, verdict=after.decision.verdict
+                round_id=round_id,
+                node_id=after.node_id,
+                verdict=after.decision.verdict,
+                opened_at=after.opened_at,
+                decided_at=after.decision.decided_at,
             )
             self.table.put(round_id, brief)
         else:
@@ -253,6 +293,9 @@ class Rounds:
                     self.nodes.put(after.node_id, events.replace(node, waiting=waiting))
             case events.RoundDecided():
                 self.undecided.pop(after.round_id)
+                judged = _judged(after, data)
+                if judged is not None:
+                    self.nodes.put(after.node_id, events.replace(node, judged=judged))
             case events.CandidateAdmitted() | events.RoleClosed():
                 pass
             case _:

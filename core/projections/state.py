@@ -9,7 +9,7 @@ from core.events import Event, Undecodable
 from core.projections.graph import Graph
 from core.projections.rounds import Rounds, Waiting
 from core.projections.tables import Table
-from core.projections.tasks import Task, Tasks
+from core.projections.tasks import Task, Tasks, kind_of
 from core.projections.workers import Workers
 
 Fold: TypeAlias = Callable[[int, int, Any], None]
@@ -92,7 +92,17 @@ class State:
         self.quarantine.put(str(seq), Quarantined(seq=seq, subject=subject, reason=reason))
         if not subject.startswith(subjects.LOG):
             # The log's own aggregates stay open: without them nobody could write any more.
-            self.read_only.add(subject)
+            self.close(subject)
+
+    def close(self, subject: str) -> None:
+        """Keep an aggregate from being written on."""
+        self.read_only.add(subject)
+        if subject.startswith(subjects.TASKS):
+            self.tasks.close(subject.removeprefix(subjects.TASKS))
+
+    def is_read_only(self, kind: str, identity: str) -> bool:
+        """Whether nothing can be written on this aggregate."""
+        return bool(self.read_only) and subjects.event(kind, identity) in self.read_only
 
     def _table_of_folds(self) -> dict[type, Fold]:
         """How each type of event is folded. A table, since a rebuild asks it for every event."""
@@ -100,12 +110,14 @@ class State:
         folds: dict[type, Fold] = {
             events.NodeAdded: self.graph.added,
             events.ChampionPromoted: self.graph.promoted,
+            events.WorkloadChanged: self.graph.workload_changed,
+            events.ChampionRetired: self.graph.retired,
             events.TaskQueued: tasks,
             events.TaskClaimed: self._task_claimed,
             events.ClaimAdopted: tasks,
             events.ClaimExpired: tasks,
             events.ClaimRevived: tasks,
-            events.ClaimReleased: tasks,
+            events.ClaimReleased: self._claim_released,
             events.CheckpointStored: tasks,
             events.AttemptFailed: tasks,
             events.TaskCompleted: self._task_ended,
@@ -117,6 +129,8 @@ class State:
             events.SessionOpened: workers,
             events.WorkerWentOffline: workers,
             events.WorkerCameOnline: workers,
+            events.WorkerPaused: workers,
+            events.WorkerResumed: workers,
             events.RoundOpened: rounds,
             events.RoleEntered: self._role_entered,
             events.CandidateAdmitted: rounds,
@@ -128,7 +142,8 @@ class State:
             events.CommitmentsDeposited: self.rounds.deposited,
             events.LogSealed: self._log_sealed,
             events.CommitmentsWithdrawn: self.rounds.withdrawn,
-            events.LossAccepted: self._loss_accepted,
+            events.LossAccepted: self._of_no_table,
+            events.ArtifactsSwept: self._of_no_table,
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
@@ -137,6 +152,14 @@ class State:
         self.tasks.apply(seq, at, data)
         if data.via == "nats":
             self._awaits_round(data)
+
+    def _claim_released(self, seq: int, at: int, data: events.ClaimReleased) -> None:
+        self.tasks.apply(seq, at, data)
+        if data.unfit:
+            task = self.tasks.table.rows[data.task_id]
+            assert isinstance(task, Task), "a released task is open"
+            kind = kind_of(task, task.base)
+            self.workers.found_unfit(task.claims[-1].worker_id, at, kind, data.reason)
 
     def _task_ended(
         self,
@@ -164,8 +187,10 @@ class State:
             raise errors.UnfitEvent(f"the log was sealed up to {sealed.last}")
         self.seals.put("newest", Sealed(last=data.last, digest=data.digest, seq=seq))
 
-    def _loss_accepted(self, seq: int, at: int, data: events.LossAccepted) -> None:
-        """It is there to be read; what was lost is in no table."""
+    def _of_no_table(
+        self, seq: int, at: int, data: events.LossAccepted | events.ArtifactsSwept
+    ) -> None:
+        """It is there to be read; what was lost, or swept, is in no table."""
 
     def _awaits_round(self, data: events.TaskClaimed) -> None:
         task = self.tasks.table.rows[data.task_id]

@@ -2,7 +2,7 @@
 
 import operator
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -16,8 +16,16 @@ ATTEMPTS_MAX = 5
 IDEMPOTENCY_KEYS_MAX = 100_000
 LOG_TAIL_CHARS_MAX = 4_000
 RECENT_MAX = 1_024
+CLAIMS_KEPT = 32
+"""The newest of a task: it may be claimed and given back for ever. More than its strikes allow, and
+the number of the first one kept tells how many came before."""
+ENDED_CHARS_MAX = 32 * 1024 * 1024
+"""Of topics, reasons and last log lines of failed and cancelled tasks; what ends beyond that leaves
+them to the log."""
 OPEN = ("queued", "running")
 """The statuses of tasks that are still to be done."""
+ENDED = ("failed", "cancelled")
+"""The statuses of tasks that ended without a result and may be queued again."""
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 ClaimState = Literal["open", "expired", "released", "failed", "completed", "cancelled"]
@@ -53,7 +61,8 @@ class Result(events.Value, frozen=True, kw_only=True):
 
 
 class Task(events.Value, frozen=True, kw_only=True, tag=True):
-    """A task with its whole history. `ticket` is the sequence that last queued it."""
+    """A task with its history. `ticket` is the sequence that last queued it; of one that was
+    `shortened`, some words are in the log alone, from `first_seq` on its subject."""
 
     task_id: str
     node_id: str
@@ -79,6 +88,10 @@ class Task(events.Value, frozen=True, kw_only=True, tag=True):
     reasons: tuple[str, ...] = ()
     log_tail: str = ""
     result: Result | None = None
+    parents: tuple[Base, ...] = ()
+    shortened: bool = False
+    telemetry_digest: str = ""
+    """Of the result, or else of the latest attempt that failed, if its agent told how it went."""
 
     @property
     def claim(self) -> Claim | None:
@@ -91,6 +104,16 @@ class Task(events.Value, frozen=True, kw_only=True, tag=True):
         if self.status == "running":
             return self.claims[-1].worker_id
         return self.result.worker_id if self.result else None
+
+
+class Kind(events.Value, frozen=True, kw_only=True):
+    """Tasks that take the same of a worker; `models` are those they start from or learn from."""
+
+    node_id: str
+    workload: Workload
+    role: Role
+    method: str
+    models: tuple[str, ...] = ()
 
 
 class Done(events.Value, frozen=True, kw_only=True, tag=True):
@@ -148,6 +171,7 @@ def _queued(seq: int, at: int, data: events.TaskQueued) -> Task:
         status="queued",
         ticket=seq,
         first_seq=seq,
+        parents=tuple(data.parents),
     )
 
 
@@ -162,7 +186,7 @@ def _claimed(task: Task, seq: int, at: int, data: events.TaskClaimed) -> Task:
         lease_seconds=data.lease_seconds,
         resumed_from=sum(point.step for point in data.resume) if data.resume else 0,
     )
-    claims = (*task.claims, claim)
+    claims = (*task.claims[1 - CLAIMS_KEPT :], claim)
     return events.replace(task, status="running", updated_at=at, claims=claims, base=data.base)
 
 
@@ -190,7 +214,8 @@ def _released(task: Task, seq: int, at: int, data: events.ClaimReleased) -> Task
 
 def _failed_once(task: Task, seq: int, at: int, data: events.AttemptFailed) -> Task:
     failed = _requeued(task, seq, at, "failed", data.reason, strike=True)
-    return events.replace(failed, log_tail=data.log_tail)
+    told = data.telemetry_digest or task.telemetry_digest
+    return events.replace(failed, log_tail=data.log_tail, telemetry_digest=told)
 
 
 def _failed(task: Task, seq: int, at: int, data: events.TaskFailed) -> Task:
@@ -208,7 +233,15 @@ def _cancelled(task: Task, seq: int, at: int, data: events.TaskCancelled) -> Tas
 
 
 def _retried(task: Task, seq: int, at: int, data: events.TaskRetried) -> Task:
-    return events.replace(task, status="queued", updated_at=at, ticket=seq, strikes=0, reasons=())
+    return events.replace(
+        task,
+        status="queued",
+        updated_at=at,
+        ticket=seq,
+        strikes=0,
+        reasons=(),
+        topic=data.topic or task.topic,
+    )
 
 
 def _with_claim(task: Task, at: int, **changes: object) -> Task:
@@ -241,6 +274,7 @@ def _completed(task: Task, seq: int, at: int, data: events.TaskCompleted) -> Tas
         updated_at=at,
         claims=(*task.claims[:-1], claim),
         result=result,
+        telemetry_digest=data.telemetry_digest,
     )
 
 
@@ -286,6 +320,13 @@ class Tasks:
         """Running tasks by the worker that holds them, in order of claiming."""
         self.open_of_node: dict[str, int] = {}
         """How many queued and running tasks each node has."""
+        self.closed: set[str] = set()
+        """Ids of tasks nothing can be written on any more: they are not given out, and whoever held
+        one holds it no longer."""
+        self.open_topic_chars = 0
+        """Of the topics of queued and running tasks, which are what a long queue weighs."""
+        self.ended_chars = 0
+        """Of what failed and cancelled tasks hold in words."""
         self.recent: dict[str, Task] = {}
         """The last completed tasks whole, so that their answers need no reading of the log."""
         self.ids: list[str] = []
@@ -306,6 +347,8 @@ class Tasks:
             if claim is None or (claim.attempt, claim.claim_id) != (data.attempt, data.claim_id):  # type: ignore[union-attr]
                 raise errors.UnfitEvent(f"{type(data).__name__} of a claim that is not the latest")
         after = evolve(before, seq, at, data)
+        if before.status in ENDED or after.status in ENDED:
+            after = self._weighed(before, after)
         if after.status != before.status:
             self._left(before)
             self._entered(before, after)
@@ -314,9 +357,30 @@ class Tasks:
         else:
             self.table.put(task_id, after)
 
+    def close(self, task_id: str) -> None:
+        """Keep a task, known yet or not, from being given out or held."""
+        if task_id in self.closed:
+            return
+        self.closed.add(task_id)
+        task = self.table.rows.get(task_id)
+        if not isinstance(task, Task):
+            return
+        if task.status == "queued":
+            self.queue.removed(task.requires, task.role == "merge")
+        elif task.status == "running":
+            self._let_go(task)
+
+    def open_and_closed(self) -> Iterator[Task]:
+        """Tasks that would be to do, and are never given out."""
+        for task_id in self.closed:
+            task = self.table.rows.get(task_id)
+            if isinstance(task, Task) and task.status in OPEN:
+                yield task
+
     def _add(self, task: Task, data: events.OfTasks) -> None:
         assert isinstance(data, events.TaskQueued), "a task begins by being queued"
         self.open_of_node[task.node_id] = self.open_of_node.get(task.node_id, 0) + 1
+        self.open_topic_chars += len(task.topic)
         self.counts["queued"] += 1
         self._enqueue(task)
         self.table.put(task.task_id, task)
@@ -332,6 +396,17 @@ class Tasks:
         if len(self.recent) > RECENT_MAX:
             del self.recent[next(iter(self.recent))]
 
+    def _weighed(self, before: Task, after: Task) -> Task:
+        """A task that ends or is queued again, shortened where those that ended hold enough."""
+        if before.status in ENDED:
+            self.ended_chars -= _chars(before)
+        if after.status not in ENDED:
+            return after
+        if self.ended_chars + _chars(after) > ENDED_CHARS_MAX:
+            after = events.replace(after, topic="", reasons=(), log_tail="", shortened=True)
+        self.ended_chars += _chars(after)
+        return after
+
     def entered_round(self, data: events.RoleEntered) -> None:
         """Fold RoleEntered: the task's candidate stands in this round."""
         task = self.table.rows[data.task_id]
@@ -340,39 +415,46 @@ class Tasks:
     def _left(self, before: Task) -> None:
         """Take a task out of the index of the status it had."""
         self.counts[before.status] -= 1
+        if before.task_id in self.closed:
+            return
         if before.status == "running":
-            worker_id = before.claims[-1].worker_id
-            held = self.held[worker_id]
-            del held[before.task_id]
-            if not held:
-                del self.held[worker_id]
+            self._let_go(before)
         elif before.status == "queued":
             self.queue.removed(before.requires, before.role == "merge")
+
+    def _let_go(self, task: Task) -> None:
+        worker_id = task.claims[-1].worker_id
+        held = self.held.get(worker_id, {})
+        held.pop(task.task_id, None)
+        if not held:
+            self.held.pop(worker_id, None)
 
     def _entered(self, before: Task, after: Task) -> None:
         """Put a task into the index of the status it has now."""
         self.counts[after.status] += 1
-        if after.status == "running":
+        if after.status == "running" and after.task_id not in self.closed:
             self.held.setdefault(after.claims[-1].worker_id, {})[after.task_id] = None
-            if before.status not in OPEN:
-                self.open_of_node[after.node_id] += 1
         elif after.status == "queued":
             self._enqueue(after)
-            if before.status not in OPEN:
-                self.open_of_node[after.node_id] += 1
-        elif before.status in OPEN:
-            self.open_of_node[after.node_id] -= 1
+        closed, opened = before.status in OPEN, after.status in OPEN
+        self.open_of_node[after.node_id] += opened - closed
+        self.open_topic_chars += opened * len(after.topic) - closed * len(before.topic)
         if before.status == "queued":
             self.queue.compact(self.ticket)
 
     def _enqueue(self, task: Task) -> None:
+        if task.task_id in self.closed:
+            return
         key = order_key(task.created_at, task.priority)
-        self.queue.add(task.task_id, task.requires, task.role == "merge", key, task.ticket)
+        is_merge = task.role == "merge"
+        self.queue.add(task.task_id, task.requires, is_merge, _lot(task), key, task.ticket)
 
     def ticket(self, task_id: str) -> int:
-        """The ticket under which a task is queued now, or -1."""
+        """The ticket under which a task is queued now and given out, or -1."""
         task = self.table.rows[task_id]
-        return task.ticket if isinstance(task, Task) and task.status == "queued" else -1
+        if not isinstance(task, Task) or task.status != "queued" or task_id in self.closed:
+            return -1
+        return task.ticket
 
     def _remember(self, key: str, known: IdempotencyKey) -> None:
         self.keys.put(key, known)
@@ -388,7 +470,13 @@ class Tasks:
         self.first_seqs.extend(map(_first_seq, rows))
         self.table.rows.update(zip(keys, rows, strict=True))
         for row in rows:
-            if type(row) is Task and row.status == "queued":
+            if type(row) is not Task:
+                continue
+            if row.status in ENDED:
+                self.ended_chars += _chars(row)
+                continue
+            self.open_topic_chars += len(row.topic)
+            if row.status == "queued":
                 self._enqueue(row)
 
     def restore_recent(self, rows: list[Task]) -> None:
@@ -400,8 +488,14 @@ class Tasks:
             self.recent[row.task_id] = events.replace(row, result=result)
 
 
+_encode = msgspec.msgpack.Encoder().encode
 _task_id = operator.attrgetter("task_id")
 _first_seq = operator.attrgetter("first_seq")
+
+
+def _chars(task: Task) -> int:
+    """What a task that ended weighs in words."""
+    return len(task.topic) + len(task.log_tail) + sum(map(len, task.reasons))
 
 
 def _brief(task: Task) -> Done:
@@ -415,6 +509,26 @@ def _brief(task: Task) -> Done:
         first_seq=task.first_seq,
         round_id=task.round_id,
     )
+
+
+def kind_of(task: Task, base: Base | None) -> Kind:
+    """What a task that starts from this base takes of a worker."""
+    models = (*([base] if base else []), *task.parents)
+    return Kind(
+        node_id=task.node_id,
+        workload=task.workload,
+        role=task.role,
+        method=task.method,
+        models=tuple(one.candidate_id for one in models),
+    )
+
+
+def _lot(task: Task) -> bytes:
+    """Queued tasks with the same have one kind, whatever champion they would start from now."""
+    is_resumed = bool(task.resume)
+    base = task.base if is_resumed else None
+    like = (task.node_id, task.role, task.method, task.workload, task.parents, is_resumed, base)
+    return _encode(like)
 
 
 def token_of(task: Task) -> Token:

@@ -1,11 +1,28 @@
 """Who may work: registrations, sessions, online and offline."""
 
-from typing import assert_never
+from typing import Literal, assert_never
 
 import msgspec
 
 from core import errors, events
 from core.projections.tables import Table
+from core.projections.tasks import Kind
+
+UNFIT_MAX = 64
+"""Kinds of task that a worker is remembered to be unfit for; of more, the oldest are forgotten, and
+it is asked about them once more."""
+UNFIT_SECONDS = 600
+"""So long what a worker found itself unfit for is believed: memory may have been wanting for a
+moment. Of each kind it is asked, and tries in vain, no more often."""
+REASON_CHARS_MAX = 300
+
+
+class Unfit(events.Value, frozen=True, kw_only=True):
+    """What a worker has found itself unfit for, why, and when (microseconds since 1970)."""
+
+    kind: Kind
+    reason: str
+    at: int
 
 
 class Worker(events.Value, frozen=True, kw_only=True):
@@ -21,6 +38,13 @@ class Worker(events.Value, frozen=True, kw_only=True):
     lane: str = ""
     protocol: int = 0
     reason: str = ""
+    unfit: tuple[Unfit, ...] = ()
+    """In this session; also what is no longer believed."""
+    pause: events.Pause | Literal[""] = ""
+
+    def unfit_at(self, now: int) -> list[Unfit]:
+        """What it counts as unfit for at this time, microseconds since 1970."""
+        return [mark for mark in self.unfit if now < mark.at + UNFIT_SECONDS * 1_000_000]
 
 
 def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
@@ -34,6 +58,7 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
                 status=data.status,
                 via="http",
                 changed_at=at,
+                pause=worker.pause if worker else "",
             )
         case events.SessionOpened():
             return Worker(
@@ -46,6 +71,7 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
                 session=data.session,
                 lane=data.lane,
                 protocol=data.protocol,
+                pause=worker.pause if worker else "",
             )
     if worker is None:
         raise errors.UnfitEvent(f"{type(data).__name__} of a worker that never came")
@@ -60,6 +86,10 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
             return events.replace(worker, status="offline", changed_at=at, reason=data.reason)
         case events.WorkerCameOnline():
             return events.replace(worker, status="online", changed_at=at, reason="")
+        case events.WorkerPaused():
+            return events.replace(worker, pause=data.how)
+        case events.WorkerResumed():
+            return events.replace(worker, pause="")
         case _:
             assert_never(data)
 
@@ -86,6 +116,14 @@ class Workers:
         if after.status == "online":
             self.online_by[after.via][after.worker_id] = None
         self.table.put(data.worker_id, after)
+
+    def found_unfit(self, worker_id: str, at: int, kind: Kind, reason: str) -> None:
+        """Fold a ClaimReleased of a worker that is unfit for the task."""
+        before = self.table.rows[worker_id]
+        mark = Unfit(kind=kind, reason=reason[:REASON_CHARS_MAX], at=at)
+        others = [one for one in before.unfit if one.kind != kind]
+        unfit = tuple([*others, mark][-UNFIT_MAX:])
+        self.table.put(worker_id, events.replace(before, unfit=unfit))
 
     def restore(self, rows: list[Worker]) -> None:
         """Put back rows of a snapshot."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from unittest import mock
@@ -20,6 +20,7 @@ from agent.link import Link
 from agent.machine import Machine
 from agent.narrator import Narrator
 from core import errors, events, wire
+from core.telemetry import Curve
 from faults.simulation import clock
 from faults.simulation.control import Control
 from faults.simulation.witness import Witness
@@ -120,7 +121,7 @@ class Training(Executor):
             resumed_from=first,
         )
 
-    async def stop(self, *, save: bool) -> None:
+    async def stop(self, *, save: bool, at_once: bool = False) -> None:
         self._saves = save
         self._asked_to_stop.set()
 
@@ -156,12 +157,14 @@ class WatchedLink(Link):
         await super().complete(request)
         self._told_of("TaskCompleted", request.token, worker_id=self.worker_id)
 
-    async def release(self, token: events.Token, reason: str) -> None:
-        await super().release(token, reason)
+    async def release(self, token: events.Token, reason: str, *, unfit: bool = False) -> None:
+        await super().release(token, reason, unfit=unfit)
         self._told_of("ClaimReleased", token)
 
-    async def fail(self, token: events.Token, reason: str, log_tail: str) -> None:
-        await super().fail(token, reason, log_tail)
+    async def fail(
+        self, token: events.Token, reason: str, log_tail: str, curves: Sequence[Curve] = ()
+    ) -> None:
+        await super().fail(token, reason, log_tail, curves)
         self._told_of("AttemptFailed", token)
 
     def _told_of(self, event: str, token: events.Token, **says: object) -> None:

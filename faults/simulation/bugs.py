@@ -51,8 +51,8 @@ def take_doubt_for_failure(world: World) -> contextlib.AbstractContextManager[ob
 
     async def careless(door: runtime.Runtime, messages: list[Message]) -> bool:
         try:
-            await door._store.append(messages, door.durable_seq)
-        except (errors.SequenceConflict, errors.LogUnavailable):
+            await door._store.append(messages, door._appended_seq)
+        except (errors.SequenceConflict, errors.LogUnavailable, errors.LogFull):
             return False
         return True
 

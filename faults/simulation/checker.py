@@ -58,9 +58,11 @@ class Life:
     expired: bool = False
 
 
-def check(world: "World", records: list[Record], live: str, replayed: State) -> list[str]:
+def check(
+    world: "World", records: list[Record], live: str, made: State, replayed: State
+) -> list[str]:
     """Every rule that was broken, in words. `live` is the writer's state hash, "" if it is unknown;
-    `replayed` the state that the records make."""
+    `made` the state that its records make, `replayed` the one that all do."""
     stored = [_read(record) for record in records]
     found = [*_lives(records, stored), *_identities(stored), *_writers(world, stored)]
     found += _kept(world.witness.told, stored)
@@ -77,7 +79,7 @@ def check(world: "World", records: list[Record], live: str, replayed: State) -> 
         if claim and claim["via"] == "nats" and (claim["task_id"], claim["attempt"]) in expired:
             found += _in_grace(world, ended, claim)
             found += _taken_from_the_living(world, ended, claim)
-    if live and live != replayed.hash():
+    if live and live != made.hash():
         found.append("replay: the writer's state is not what its log makes")
     found += [f"replay: {row.seq} {row.subject} {row.reason}" for row in replayed.quarantine]
     found += [f"audit: {one}" for one in audit.check(records)]

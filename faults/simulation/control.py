@@ -8,9 +8,10 @@ import msgspec
 
 from core import commands, errors, runtime, wire
 from core.bus import Bus
-from core.chunks import JetStreamChunks
+from core.chunks_jetstream import JetStreamChunks
 from core.presence import Presence
 from core.projections.tasks import Task
+from core.promises import Promises
 from faults.simulation.store import RemoteLog
 from faults.simulation.witness import Ended
 from gateway import app, control
@@ -18,6 +19,7 @@ from gateway.desk import Desk, Terms
 from gateway.network import NetworkRoutes
 from gateway.records import Records
 from gateway.refusals import Refusals
+from gateway.usage import Quotas, Usage
 from gateway.work import WorkStream
 from orchestrator import liveness
 from orchestrator.scheduler import Scheduler
@@ -95,11 +97,14 @@ class Control:
         self._offers = Scheduler(door, WorkStream(fleet))
         self._liveness = Liveness(self, door, presence)
         self._begin_grace("it started")
-        refusals, chunks = Refusals(connected), JetStreamChunks(fleet)
+        refusals, promises = Refusals(connected), Promises()
+        chunks = JetStreamChunks(fleet, promises)
         desk = Desk(
             door,
             presence,
             chunks,
+            promises,
+            Usage(Quotas()),
             refusals=refusals,
             fleet=fleet,
             control=connected,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from core import commands, errors, runtime
 from gateway import schemas
@@ -19,7 +20,7 @@ ROLES: tuple[Literal["dual", "evolver", "reinventor"], ...] = ("dual", "evolver"
 
 def _request(**headers: str) -> web.Request:
     """As much of a request as its handlers look at."""
-    return cast(web.Request, SimpleNamespace(headers=headers))
+    return cast(web.Request, SimpleNamespace(headers=CIMultiDict(headers)))
 
 
 class People:

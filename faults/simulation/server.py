@@ -412,6 +412,10 @@ class Server:
                 return {"success": True}
             case ["CONSUMER", "INFO", "WORK", lane]:
                 return self._standing(lane)
+            case ["STREAM", "INFO", "CHUNKS"]:
+                digest = json.loads(message.data)["subjects_filter"].rpartition(".")[2]
+                found = [f"chunk.{key}" for key in self.chunks if key.endswith(digest)]
+                return {"state": {"subjects": dict.fromkeys(found, 1)}}
             case ["DIRECT", "GET", "CHUNKS", "chunk", writer, digest]:
                 stored = self.chunks.get(f"{writer}.{digest}")
                 if stored is None:

@@ -18,7 +18,7 @@ from unittest import mock
 import msgspec
 
 import core.bus
-from core import runtime
+from core import errors, runtime
 from core.log import Record
 from core.projections.state import State
 from faults.simulation import agents, checker, clock
@@ -353,10 +353,11 @@ class World:
         self._heal()
         stuck = await self._until_done()
         live = "" if stuck else await self._live_hash()
+        # One who was overtaken, and was not asked since, need only have been right so far.
+        made = await self._replayed(self.controls[-1].door.state.seq) if live else State()
         records = [record async for block in self.store.kept.read() for record in block]
-        replayed = State()
-        await runtime.fold(self.store.kept, replayed)
-        found = checker.check(self, records, live, replayed)
+        replayed = await self._replayed()
+        found = checker.check(self, records, live, made, replayed)
         return self._outcome(records, replayed, stuck + found)
 
     def _befall(self, fault: Callable[[], None]) -> None:
@@ -407,10 +408,28 @@ class World:
         counts = control.door.state.tasks.counts
         return not (counts["queued"] or counts["running"] or control.door.pending)
 
+    async def _replayed(self, stop: int | None = None) -> State:
+        state = State()
+        await runtime.fold(self.store.kept, state, stop)
+        return state
+
     async def _live_hash(self) -> str:
-        door = self.controls[-1].door
-        await door.until_durable()
-        return door.state.hash()
+        """The hash of the live state, once a writer knows it to be durable; one that waits for a
+        last answer, lost before the calm, or steps down over it, is given its time.
+
+        Raises errors.LogUnavailable when none comes to know.
+        """
+        until = self.loop.now + QUIET_SECONDS_MAX
+        while True:
+            door = self.controls[-1].door
+            try:
+                await door.until_durable()
+                return door.state.hash()
+            except errors.LogUnavailable:
+                if self.loop.now >= until:
+                    raise
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            self.ensure_control()
 
     def _outcome(self, records: list[Record], replayed: State, violations: list[str]) -> Outcome:
         digest = hashlib.sha256(replayed.hash().encode())

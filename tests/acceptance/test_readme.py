@@ -37,12 +37,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         one.close()
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_each_command_of_a_readme_works_as_written(
-    stack: Stack, tmp_path: Path, readme: str
-) -> None:
+def test_each_command_of_a_readme_works_as_written(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(stack.data)
-    told = [line for line in commands(readme) if line.startswith(".venv/bin/aghsan ")]
+    told = [line for line in commands(READMES[0]) if line.startswith(".venv/bin/aghsan ")]
     assert len(told) >= 8
     environment = {**os.environ, "AGHSAN_API": stack.http}
     for line in told:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
+from tests import texts
 from tests.acceptance.stack import aghsan
 
 KEYS = [
@@ -19,17 +21,33 @@ KEYS = [
     "params",
     "bytes",
     "weights_sha256",
+    "method",
+    "method_reason",
 ]
 WHAT = ("--node", "stats-bayesian", "--role", "reinventor", "--seed", "11")
 
 
 def test_it_trains_below_the_baseline_and_says_so_in_the_promised_keys(tmp_path: Path) -> None:
-    ran = aghsan("train", *WHAT, "--seconds", "2", "--out", tmp_path / "out", "--json")
+    ran = aghsan("train", *WHAT, "--steps", "100", "--out", tmp_path / "out", "--json")
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert list(result) == KEYS
     assert result["loss"] < result["baseline_loss"]
     assert "step" in ran.stderr
+
+
+def test_people_get_a_table_against_the_baseline_in_both_languages_and_a_picture(
+    tmp_path: Path,
+) -> None:
+    picture = tmp_path / "new" / "صورة.svg"
+    length = ("--steps", "20", "--out", tmp_path / "out")
+    ran = aghsan("train", *WHAT, *length, "--plot", picture)
+    assert ran.returncode == 0, ran.stderr
+    assert "fixed gain (the baseline · خط الأساس)" in ran.stdout
+    assert "بعد 20 خطوة" in ran.stdout
+    assert "step 20 of 20" in ran.stderr
+    assert f"picture: {picture}" in ran.stderr
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
 def begin(out: Path, *more: str) -> subprocess.Popen[str]:
@@ -46,12 +64,13 @@ def begin(out: Path, *more: str) -> subprocess.Popen[str]:
 def test_killed_and_resumed_it_gives_the_weights_of_an_unbroken_run(
     tmp_path: Path,
 ) -> None:
-    length = ("--steps", "2000", "--json")
+    length = ("--steps", "800", "--json")
     unbroken = aghsan("train", *WHAT, *length, "--out", tmp_path / "unbroken")
     out = tmp_path / "broken"
     killed = begin(out, *length)
     killed.kill()
     killed.communicate()
+    assert not (out / "candidate").exists(), "it ended before it was killed"
     resumed = aghsan("train", *WHAT, *length, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout) == json.loads(unbroken.stdout)
@@ -80,7 +99,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on_and_its_folder_is_not_taken_
 
 def test_nothing_to_resume_is_one_message_and_begins_only_under_a_seed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    what = ("train", "--node", "opt-convex", "--steps", "1", "--out", out, "--resume")
+    what = ("train", "--node", "opt-convex", "--seconds", "0.5", "--out", out, "--resume")
     nothing = aghsan(*what)
     assert nothing.returncode == 4
     assert len(nothing.stderr.splitlines()) == 1
@@ -101,3 +120,40 @@ def test_what_cannot_be_trained_is_refused_in_words(tmp_path: Path) -> None:
     based = aghsan("train", *WHAT, "--steps", "1", "--base", tmp_path, *out)
     assert based.returncode == 2
     assert "from nothing" in based.stderr
+
+
+def test_a_folder_of_text_is_trained_on_and_goes_on_only_with_the_very_same_text(
+    tmp_path: Path,
+) -> None:
+    folder, out = texts.write(tmp_path / "نصوص", 40), tmp_path / "out"
+    what = ("train", "--node", "poems", "--role", "reinventor", "--seed", "3", "--corpus", folder)
+    ran = aghsan(*what, "--steps", "8", "--out", out, "--plot", tmp_path / "picture.png")
+    assert ran.returncode == 0, ran.stderr
+    assert "byte 6-gram (the baseline · خط الأساس)" in ran.stdout
+    assert "(bits per byte)" in ran.stdout
+    assert (tmp_path / "picture.png").is_file()
+    assert sorted(path.name for path in (out / "corpus").iterdir()) == [
+        "training.txt",
+        "validation.txt",
+    ]
+    again = (*what, "--steps", "8", "--out", out, "--resume", "--json")
+    resumed = aghsan(*again)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["weights_sha256"] in ran.stdout
+    (folder / "more.txt").write_text(texts.document(77), encoding="utf-8")
+    other = aghsan(*again)
+    assert other.returncode == 5
+    assert "no more those that the training" in other.stderr
+
+
+def test_a_node_that_was_added_is_trained_with_its_parameters_against_its_own_baseline(
+    tmp_path: Path,
+) -> None:
+    what = ("train", "--node", "mine", "--specialist", "opt-convex", "--seed", "3", "--steps", "2")
+    found = [
+        json.loads(ran.stdout)
+        for more in ((), ("--set", "rows=32"))
+        for ran in [aghsan(*what, *more, "--out", tmp_path / f"{len(more)}", "--json")]
+    ]
+    assert found[0]["node_id"] == found[1]["node_id"] == "mine"
+    assert found[0]["baseline_loss"] != found[1]["baseline_loss"]

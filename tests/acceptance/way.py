@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import socket
-import struct
 from collections.abc import AsyncIterator
 
+from core import bus
+
 BLOCK_BYTES = 64 * 1024
-_LINGER_NONE = struct.pack("ii", 1, 0)
 
 
 class Way:
@@ -18,6 +18,10 @@ class Way:
         self._port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self.sent_bytes = 0
+        """By the agent, as far as it reached the gateway."""
+        self.breaks_at: int | None = None
+        """After how many of them every connection is reset, once; new ones are taken at once."""
 
     @property
     def origin(self) -> str:
@@ -35,7 +39,7 @@ class Way:
         self._server.close()
         for writer in self._writers:
             end: socket.socket = writer.get_extra_info("socket")
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bus.LINGER_NONE)
             writer.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -44,7 +48,26 @@ class Way:
         except OSError:
             writer.transport.abort()
             return
-        await asyncio.gather(self._pass(reader, out), self._pass(up, writer))
+        await asyncio.gather(self._send(reader, out), self._pass(up, writer))
+
+    async def _send(self, reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        """Pass on what the agent sends, up to where the way breaks."""
+        self._writers.add(out)
+        try:
+            while block := await reader.read(BLOCK_BYTES):
+                left = len(block) if self.breaks_at is None else self.breaks_at - self.sent_bytes
+                out.write(block[:left])
+                await out.drain()
+                self.sent_bytes += min(left, len(block))
+                if left < len(block):
+                    self.breaks_at = None
+                    self.reset()
+                    await self.mend()
+        except OSError:
+            pass  # broken by the test, or by either end
+        finally:
+            self._writers.discard(out)
+            out.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

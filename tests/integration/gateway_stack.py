@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import urllib.parse
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import aiohttp
 
 from core import runtime
 from core.commands import AnyCommand
+from core.log import Message
 from gateway import app
 from gateway.control import Control, open_control
 from gateway.http import PREFIX
@@ -22,6 +23,7 @@ from tests import nats_fixture
 
 SECOND = 1_000_000
 HTTP_LEASE_SECONDS = 1_800.0
+LOOK_SECONDS = 4
 WORKER_TIMEOUT_SECONDS = 90.0
 SECONDS_MAX = 15.0
 
@@ -79,7 +81,7 @@ class Stack:
         method: str,
         path: str,
         body: bytes | None = None,
-        headers: dict[str, str] | None = None,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
     ) -> Reply:
         """Send exactly this to a path below the server's root."""
         async with self._session.request(
@@ -149,25 +151,57 @@ class Stack:
         """Have a command carried out."""
         await self.parts.door.execute(command, runtime.new_meta("test"), runtime.nothing)
 
+    @contextlib.asynccontextmanager
+    async def unanswered(self) -> AsyncIterator[None]:
+        """What is appended inside the block is taken, and answered, only at its end."""
+        log, over, answered = self.parts.log, asyncio.Event(), asyncio.Event()
+        append = log.append
+
+        async def late(messages: Sequence[Message], expected_last: int) -> int:
+            await over.wait()
+            try:
+                return await append(messages, expected_last)
+            finally:
+                answered.set()
+
+        log.append = late  # type: ignore[method-assign]
+        yield
+        log.append = append  # type: ignore[method-assign]
+        over.set()
+        await answered.wait()
+
     async def after(self, seconds: float) -> None:
         """Have liveness look around as if so much time had passed in silence."""
         await self.at(runtime.now() + int(seconds * SECOND))
 
     async def at(self, moment: int) -> None:
-        """Have liveness look around as if it were this moment, in microseconds."""
+        """Have liveness look around until this moment, in microseconds, as if time passed so fast.
+        In one leap it would take it for a clock that was set."""
+        for now in range(runtime.now(), moment, LOOK_SECONDS * SECOND):
+            await self._liveness.tick(now)
         await self._liveness.tick(moment)
 
 
 @contextlib.asynccontextmanager
-async def serving(nats: nats_fixture.Nats) -> AsyncIterator[Stack]:
+async def serving(nats: nats_fixture.Nats, artifacts: str = "") -> AsyncIterator[Stack]:
     """The control plane on a server that runs, without scheduler, desk and feeder."""
     async with contextlib.AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_control(nats.url, nats.data, _no_notice))
+        parts = await stack.enter_async_context(
+            open_control(nats.url, nats.data, _no_notice, artifacts=artifacts)
+        )
         refusals = Refusals(parts.connections.control)
         await stack.enter_async_context(_beside(parts.door.run(), refusals.run()))
         await app.plant(parts.door)
         origin = await stack.enter_async_context(
-            app.serve(parts, refusals, HTTP_LEASE_SECONDS, "127.0.0.1", 0, nats.url)
+            app.serve(
+                parts,
+                refusals,
+                HTTP_LEASE_SECONDS,
+                "127.0.0.1",
+                0,
+                nats.url,
+                waiting_pulls=lambda: {"cpu-16": 0},
+            )
         )
         timeout = aiohttp.ClientTimeout(total=SECONDS_MAX)
         session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
@@ -175,10 +209,10 @@ async def serving(nats: nats_fixture.Nats) -> AsyncIterator[Stack]:
 
 
 @contextlib.asynccontextmanager
-async def started(data: Path) -> AsyncIterator[Stack]:
+async def started(data: Path, artifacts: str = "") -> AsyncIterator[Stack]:
     """A nats-server and a control plane of one's own."""
     with nats_fixture.running(data) as nats:
-        async with serving(nats) as stack:
+        async with serving(nats, artifacts) as stack:
             yield stack
 
 

@@ -18,6 +18,7 @@ from click.testing import Result
 
 from cli import main
 from core import archive, backup, blocks, chunks, commands, platforms, seals
+from core.chunks_jetstream import JetStreamChunks
 from core.log import Stored
 from core.log_jetstream import JetStreamLog
 from core.runtime import new_meta
@@ -98,6 +99,13 @@ def rewritten(file: Path, target: Path, changed: dict[str, bytes | None]) -> Pat
 
 
 # Both ways
+
+
+def test_people_are_told_in_words_what_was_saved_and_restored(saved: Path, place: Path) -> None:
+    shown = run("restore", saved, "--data", place / "data").stdout
+    assert re.search(r"audit +it keeps all rules\n", shown)
+    shown = run("backup", place / "again.tar", "--data", place / "data").stdout
+    assert "left out" not in shown
 
 
 def test_what_is_restored_has_the_same_sequence_hash_and_artifacts(
@@ -254,7 +262,7 @@ def test_chunks_that_are_not_what_their_names_say_are_left_out(built: Built, pla
             ):
                 answer = await fleet.request(f"chunk.w.{name}", b"forged", headers=headers)
                 assert b"error" not in answer
-            await chunks.JetStreamChunks(fleet).put("w", b"sound")
+            await JetStreamChunks(fleet).put("w", b"sound")
 
     with in_use(data) as nats:
         asyncio.run(forge(nats))
@@ -268,7 +276,7 @@ def test_a_deleted_newest_chunk_holds_nothing_up(built: Built, place: Path) -> N
 
     async def delete(nats: nats_fixture.Nats) -> None:
         async with nats.connect("desk") as fleet:
-            store = chunks.JetStreamChunks(fleet)
+            store = JetStreamChunks(fleet)
             await store.delete("w", await store.put("w", b"soon gone"))
 
     with in_use(data) as nats:
@@ -362,6 +370,51 @@ def test_a_disk_without_room_is_told_before_anything_is_read(
 
 
 @contextlib.contextmanager
+def full_disk_of(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """1 MiB is free where the data directory is, and what there is elsewhere."""
+    usage = shutil.disk_usage
+
+    def seen(path: Path) -> Any:
+        inside = Path(path).is_relative_to(data)
+        return usage(path)._replace(free=2**20) if inside else usage(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", seen)
+        yield
+
+
+def test_a_full_disk_of_the_data_directory_is_saved_onto_another(
+    built: Built, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(built.data)
+    with full_disk_of(built.data, monkeypatch):
+        result = run("backup", place / "b.tar", "--data", built.data)
+    assert result.exit_code == 0, result.stderr
+    assert fingerprint(built.data) == before
+    facts = restored(place / "b.tar", place / "data")
+    assert (facts["last_seq"], facts["refusals"], facts["chunks"]) == (built.last_seq, 2, 5)
+
+
+def test_a_full_disk_whose_copy_has_no_room_either_says_where_to_make_some(
+    built: Built, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with full_disk_of(Path("/"), monkeypatch):
+        result = run("backup", place / "b.tar", "--data", built.data)
+    refused(result, "disk of .* is full, so a copy is read: .* Set TMPDIR")
+    assert list(place.iterdir()) == []
+
+
+def test_a_full_disk_hides_no_end_that_was_cut_off(
+    built: Built, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = copy_of(built.data, place)
+    head = seals.Head(built.last_seq + 1, "0" * 64)
+    (data / "head").write_bytes(msgspec.json.encode(head))
+    with full_disk_of(data, monkeypatch):
+        refused(run("backup", place / "b.tar", "--data", data), "accept-loss")
+
+
+@contextlib.contextmanager
 def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     usage = shutil.disk_usage("/")
     with monkeypatch.context() as patched:
@@ -393,7 +446,8 @@ def test_a_directory_with_something_in_it_is_left_alone(saved: Path, place: Path
     (data / "mine").write_text("precious")
     refused(run("restore", saved, "--data", data), "not empty")
     assert fingerprint(place).keys() == {"data", "data/mine"}
-    refused(run("restore", saved, "--data", data / "mine"), "no folder")
+    file = run("restore", saved, "--data", data / "mine")
+    assert (file.exit_code, "is a file" in file.stderr) == (main.EXIT_USAGE, True)
     refused(run("restore", saved, "--data", place / "a" / "b"), "no folder .*make it first")
 
 
@@ -423,6 +477,8 @@ def test_a_log_that_breaks_its_rules_is_restored_only_when_told_to(
     facts = restored(file, place / "data", "--accept-violations")
     assert facts["violations_total"] == 1
     assert facts["violations"][0]["seq"] == seq
+    told_of = run("restore", file, "--data", place / "again", "--accept-violations")
+    assert "it breaks its rules once, as it did when it was saved" in told_of.stdout
 
 
 @pytest.mark.parametrize(

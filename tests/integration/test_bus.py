@@ -1,17 +1,32 @@
 """The door to NATS, on a real server: answers, losses, bounds."""
 
 import asyncio
+import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 
-from core import bus, errors, nats_wire
+from core import bus, errors, nats_wire, topology
 from core.bus import Bus, Incoming
+from faults import harness
 from tests.nats_fixture import SECONDS_MAX, Nats
 
 pytest_plugins = ["tests.nats_fixture"]
+
+
+NONSENSE = [
+    (b"told", b"NATS/1.0"),
+    (b"told", b"NATS/1.0 \xff\xff\xff x\r\n\r\n"),
+    (b"told", b"NATS/1.0 50\xff \xff\r\n\r\n"),
+    (b"told", b"NATS/1.0\r\n\xff: \xfe\r\n\r\n"),
+    (b"told", b"NATS/1.0 404\r\n: \r\n\r\n"),
+    (b"told", b"no header"),
+    (b"\xff\xfe", b"NATS/1.0\r\n\r\n"),
+]
 
 
 class Notices:
@@ -141,12 +156,15 @@ async def test_what_was_sent_before_a_flush_is_dealt_with_after_it(shared_nats: 
 
 async def test_a_flush_that_was_given_up_deafens_nobody(shared_nats: Nats, desk: Bus) -> None:
     await desk.subscribe("echo", echo)
-    os.kill(shared_nats.server.pid, signal.SIGSTOP)
+    server = psutil.Process(shared_nats.server.pid)
+    server.suspend()
     try:
+        while server.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)  # noqa: ASYNC251  nothing else is to happen meanwhile
         with pytest.raises(errors.Unavailable, match="did not answer"):
             await desk.flush(0.05)
     finally:
-        os.kill(shared_nats.server.pid, signal.SIGCONT)
+        server.resume()
     await desk.flush()
     assert await desk.request("echo", b"heard") == b"heard"
 
@@ -181,6 +199,42 @@ async def test_open_questions_are_bounded(desk: Bus, monkeypatch: pytest.MonkeyP
     await asyncio.gather(*waiting, return_exceptions=True)
     await desk.subscribe("echo", echo)
     assert await desk.request("echo", b"room again") == b"room again"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"NATS/1.0\r\nStatus: 204\r\n\r\n", b"NATS/1.0 404 x\r\n\r\n", *(one for _, one in NONSENSE)],
+)
+async def test_no_header_of_a_stored_message_ends_an_answer_of_many(
+    shared_nats: Nats, desk: Bus, header: bytes
+) -> None:
+    await desk.api("STREAM.DELETE.HEARTBEATS")
+    await topology.apply(desk.api, "FLEET", shared_nats.authority.declared)
+    for worker in ("a1", "a2", "a3"):
+        head = header if worker == "a1" else b"NATS/1.0\r\n\r\n"
+        await write_raw(shared_nats, worker, b"hb." + worker.encode(), head, worker.encode())
+    question = json.dumps({"multi_last": ["hb.a1", "hb.a2", "hb.a3"]}).encode()
+
+    async def all_are_told() -> bool:
+        *found, end = await desk.ask_many("$JS.API.DIRECT.GET.HEARTBEATS", question)
+        assert bus.SEQUENCE not in end.headers
+        assert all(one.headers["Nats-Subject"] == f"hb.{one.data.decode()}" for one in found)
+        return len(found) == 3
+
+    await harness.until(all_are_told, "told", SECONDS_MAX)
+
+
+async def write_raw(nats: Nats, worker: str, subject: bytes, header: bytes, data: bytes) -> None:
+    """Publish as an agent, with a header of any bytes; once it returns the server had it."""
+    minted = nats.authority.agent(worker, ["cpu"], None)
+    assert minted.seed is not None
+    credentials = bus.Credentials(minted.jwt, minted.seed)
+    wire = await nats_wire.Wire.connect(nats.url, credentials, "raw", SECONDS_MAX)
+    sizes = b"%d %d" % (len(header), len(header) + len(data))
+    wire.write(b"HPUB %s %s\r\n%s%s\r\nPING\r\n" % (subject, sizes, header, data))
+    while b"PONG" not in (await wire.receive()).controls:
+        pass
+    wire.close()
 
 
 async def test_what_cannot_be_sent_is_invalid(desk: Bus) -> None:
@@ -307,17 +361,6 @@ async def test_where_no_server_is_connecting_says_so(
         await Bus.connect("nats://127.0.0.1:9", name="x", credentials=nowhere)
 
 
-NONSENSE = [
-    (b"told", b"NATS/1.0"),
-    (b"told", b"NATS/1.0 \xff\xff\xff x\r\n\r\n"),
-    (b"told", b"NATS/1.0 50\xff \xff\r\n\r\n"),
-    (b"told", b"NATS/1.0\r\n\xff: \xfe\r\n\r\n"),
-    (b"told", b"NATS/1.0 404\r\n: \r\n\r\n"),
-    (b"told", b"no header"),
-    (b"\xff\xfe", b"NATS/1.0\r\n\r\n"),
-]
-
-
 @pytest.mark.parametrize(("name", "header"), NONSENSE)
 async def test_bytes_of_an_agent_that_are_no_text_make_nobody_deaf(
     shared_nats: Nats, desk: Bus, name: bytes, header: bytes
@@ -330,15 +373,7 @@ async def test_bytes_of_an_agent_that_are_no_text_make_nobody_deaf(
 
     await desk.subscribe("fleet.*.*", hear)
     await desk.flush()
-    minted = shared_nats.authority.agent("a1", ["cpu"], None)
-    assert minted.seed is not None
-    credentials = bus.Credentials(minted.jwt, minted.seed)
-    wire = await nats_wire.Wire.connect(shared_nats.url, credentials, "raw", SECONDS_MAX)
-    sent = b"HPUB fleet.a1.%s %d %d\r\n%s\xff\r\n" % (name, len(header), len(header) + 1, header)
-    wire.write(sent + b"PING\r\n")
-    while b"PONG" not in (await wire.receive()).controls:
-        pass
-    wire.close()
+    await write_raw(shared_nats, "a1", b"fleet.a1." + name, header, b"\xff")
     async with shared_nats.agent("a1") as agent:
         await agent.request("fleet.a1.told", b"sane", SECONDS_MAX)
     assert heard == ([b"\xff", b"sane"] if name == b"told" else [b"sane"])

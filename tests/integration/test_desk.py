@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,14 +17,17 @@ import pytest_asyncio
 
 from agent import artifacts, machine
 from agent.link import Link, Pulled
-from core import chunks, commands, errors, events, subjects, wire
+from core import chunks, commands, errors, events, runtime, subjects, wire
 from core.bus import Bus
+from core.chunks_jetstream import require_stored
 from core.projections.tasks import Task
 from faults import harness
 from gateway.desk import REQUESTS_CONCURRENT, REQUESTS_PER_WORKER, Desk, Terms
 from gateway.refusals import Refusals
+from gateway.usage import Quotas
 from gateway.work import WorkStream
 from orchestrator.scheduler import Scheduler
+from tests.acceptance import way
 from tests.integration.gateway_stack import Stack, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,14 +46,14 @@ class Agents:
         self.notices: dict[str, asyncio.Queue[wire.Notice]] = {}
         self._links: list[Link] = []
 
-    async def join(self, worker_id: str) -> Link:
-        """An agent with a session."""
+    async def join(self, worker_id: str, origin: str = "") -> Link:
+        """An agent with a session; through the relay where it comes from elsewhere."""
         notices = self.notices.setdefault(worker_id, asyncio.Queue())
         link = await Link.join(
-            self.stack.origin,
+            origin or self.stack.origin,
             worker_id,
             MACHINE,
-            direct=True,
+            direct=not origin,
             on_notice=notices.put_nowait,
             on_reconnect=lambda: None,
             on_closed=lambda _: None,
@@ -97,6 +102,8 @@ async def opened(stack: Stack, store: chunks.ChunkStore | None = None) -> AsyncI
         parts.door,
         parts.presence,
         store or parts.store,
+        parts.promises,
+        parts.usage,
         refusals=refusals,
         fleet=parts.connections.fleet,
         control=parts.connections.control,
@@ -141,6 +148,24 @@ async def test_an_offer_wakes_a_waiting_agent_and_its_claim_can_be_repeated(
     assert await link.claim(claim_id, pulled.seq) == first
     assert await link.claim(uuid.uuid4().hex, 0) is None
     await link.release(first.token, "enough")
+    await agents.stack.do(commands.CancelTask(task_id=task_id))
+
+
+async def test_a_task_that_an_agent_is_unfit_for_waits_for_another_and_the_agent_says_why(
+    agents: Agents,
+) -> None:
+    link = await agents.join("small")
+    task_id = await agents.stack.enqueue()
+    first = await link.claim(uuid.uuid4().hex, 0)
+    assert first is not None
+    await link.release(first.token, "too little memory", unfit=True)
+    assert await link.claim(uuid.uuid4().hex, 0) is None
+    workers = (await agents.stack.get("/workers")).json["workers"]
+    told = {one["worker_id"]: [mark["reason"] for mark in one["unfit"]] for one in workers}
+    assert told["small"] == ["too little memory"]
+    other = await agents.join("large")
+    assert (await agents.stack.task(task_id))["waits"] == []
+    assert await other.claim(uuid.uuid4().hex, 0) is not None
     await agents.stack.do(commands.CancelTask(task_id=task_id))
 
 
@@ -222,12 +247,9 @@ async def test_a_heartbeat_is_believed_about_the_workers_own_tasks_only(agents: 
         while (await agents.notices["speaker"].get()).task_id != "unknown-last":
             pass
         assert (await agents.notices["gossip"].get()).kind == "stop"
-    assert {one: list(kept) for one, kept in presence.losses.items()} == {
-        task_id: [("evolver", 7, 0.5)]
-    }
+    assert presence.of("speaker").tasks == {task_id: said(0.5, step=7)}
     assert presence.of("gossip").tasks == {}
     await agents.stack.do(commands.CancelTask(task_id=task_id))
-    assert task_id not in presence.losses
 
 
 async def test_absurd_questions_about_chunks_are_refused(agents: Agents) -> None:
@@ -291,6 +313,14 @@ async def test_a_heartbeat_that_speaks_of_an_expired_unrivalled_task_revives_it(
     await link.release(token, "")
 
 
+async def test_a_connection_of_nobody_is_not_that_of_the_agent_without_a_name(
+    agents: Agents,
+) -> None:
+    await agents.join("")
+    agents.desk.connection_gone("unknown", 1)
+    assert not agents.stack.parts.presence.of("").disconnected_at
+
+
 async def test_the_end_of_a_connection_that_was_left_for_a_new_one_is_no_loss(
     agents: Agents,
 ) -> None:
@@ -327,12 +357,77 @@ async def test_a_second_agent_of_the_same_id_takes_over_and_the_first_is_told(
     await agents.stack.do(commands.CancelTask(task_id=again.token.task_id))
 
 
+async def test_no_agent_is_told_of_what_may_not_come_to_be(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.3)
+    link, assignment = await agents.holding("patient")
+    token = assignment.token
+    gone = wire.TaskBeat(task_id="task-of-nobody", attempt=1)
+    held = wire.TaskBeat(task_id=token.task_id, attempt=token.attempt)
+    beat = wire.Beat(worker_id="patient", session=link.session, tasks=[held, gone])
+    successor = commands.OpenSession(
+        worker_id="patient", session="successor", hostname="h", lane="cpu-16", protocol=1
+    )
+    async with agents.stack.unanswered():
+        joining = asyncio.ensure_future(agents.stack.do(successor))
+        await link.beat(beat)
+        with pytest.raises(errors.LogUnavailable):
+            await link.reattach(token)
+        with pytest.raises(errors.LogUnavailable):
+            await joining
+        async with asyncio.timeout(10):
+            notice = await agents.notices["patient"].get()
+        assert (notice.kind, notice.task_id) == ("stop", "task-of-nobody")
+    with pytest.raises(errors.SupersededSession):
+        await link.reattach(token)
+    await link.beat(beat)
+    async with asyncio.timeout(10):
+        assert (await agents.notices["patient"].get()).kind == "superseded"
+    await agents.stack.do(commands.CancelTask(task_id=token.task_id))
+
+
 async def test_the_holder_of_a_cancelled_task_is_told_to_stop(agents: Agents) -> None:
     _, assignment = await agents.holding("busy")
     await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
     async with asyncio.timeout(10):
         notice = await agents.notices["busy"].get()
     assert (notice.kind, notice.task_id) == ("stop", assignment.token.task_id)
+
+
+async def downloaded(link: Link, manifest: str) -> dict[str, bytes]:
+    """The files of an artifact, by name."""
+    with tempfile.TemporaryDirectory() as name:
+        await link.download(manifest, Path(name))
+        return await asyncio.to_thread(contents, Path(name))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+async def test_a_paused_agent_is_told_at_once_and_again_for_as_long_as_it_errs(
+    agents: Agents,
+) -> None:
+    link, held = await agents.holding("tired one")
+    worker = (await agents.stack.post("/workers/tired%20one/pause", {})).json["worker"]
+    assert (worker["worker_id"], worker["pause"]) == ("tired one", "pause")
+    notices = agents.notices["tired one"]
+    async with asyncio.timeout(10):
+        assert (await notices.get()).kind == "pause"
+        await link.beat(wire.Beat(worker_id="tired one", session=link.session))
+        assert (await notices.get()).kind == "pause"
+    again = await agents.join("tired one")
+    welcome = await again.hello(MACHINE, [])
+    assert welcome.pause == "pause"
+    assert await again.claim(uuid.uuid4().hex, 0) is None
+    await agents.stack.post("/workers/tired%20one/resume", {})
+    async with asyncio.timeout(10):
+        while (await notices.get()).kind != "resume":
+            pass
+    assert await again.claim(uuid.uuid4().hex, 0) is not None
+    assert (await agents.stack.post("/workers/nobody/drain", {})).status == 404
+    await agents.stack.do(commands.CancelTask(task_id=held.token.task_id))
 
 
 async def packed(tmp_path: Path, data: bytes, writer: str) -> artifacts.Packed:
@@ -362,10 +457,10 @@ async def test_a_checkpoint_is_stored_resumed_from_and_read_by_its_next_holder_o
     assert taken is not None
     (point,) = taken.resume
     assert point.step == 10
-    files = await heir.download(point.manifest)
+    files = await downloaded(heir, point.manifest)
     assert files == {"model.safetensors": b"weights" * 300_000}
     with pytest.raises(errors.NotOwner):
-        await stranger.download(point.manifest)
+        await downloaded(stranger, point.manifest)
     await agents.stack.do(commands.CancelTask(task_id=taken.token.task_id))
 
 
@@ -375,13 +470,112 @@ async def test_a_chunk_that_is_not_what_its_name_says_is_refused_and_taken_away(
     link, assignment = await agents.holding("forger")
     one = await packed(tmp_path, b"honest weights", link.token)
     ((digest, piece),) = one.pieces.items()
-    chunks.require_stored(await link._bus.request(f"chunk.{link.token}.{digest}", b"others"))
+    require_stored(await link._bus.request(f"chunk.{link.token}.{digest}", b"others"))
     with pytest.raises(errors.ArtifactError):
         await link.checkpoint(announced(assignment, one.manifest))
     assert agents.row(assignment.token.task_id).resume == ()
     await link.upload(assignment.token, one.manifest, {digest: piece})
     await link.checkpoint(announced(assignment, one.manifest))
     assert len(agents.row(assignment.token.task_id).resume) == 1
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_an_upload_that_is_cut_sends_at_most_one_chunk_twice(
+    agents: Agents, tmp_path: Path
+) -> None:
+    host, port = agents.stack.origin.removeprefix("http://").split(":")
+    async with way.to(host, int(port)) as path:
+        link = await agents.join("cut", path.origin)
+        await agents.stack.enqueue(node_id="stats-bayesian")
+        assignment = await link.claim(uuid.uuid4().hex, 0)
+        assert assignment is not None
+        one = await packed(tmp_path, os.urandom(20 * chunks.CHUNK_BYTES), link.token)
+        before = path.sent_bytes
+        path.breaks_at = before + 7 * chunks.CHUNK_BYTES + 1_000
+        while True:
+            try:
+                sent = await link.upload(assignment.token, one.manifest, one.pieces)
+                break
+            except errors.Unavailable:
+                await asyncio.sleep(0.1)
+        assert path.breaks_at is None, "it was cut"
+        assert path.sent_bytes - before <= 21.2 * chunks.CHUNK_BYTES
+        await link.checkpoint(announced(assignment, sent))
+        await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def lending(agents: Agents, tmp_path: Path, piece: bytes) -> str:
+    """A chunk that the agent `lender` stored and named; its digest."""
+    link, assignment = await agents.holding("lender")
+    one = await packed(tmp_path, piece, link.token)
+    await link.upload(assignment.token, one.manifest, one.pieces)
+    await link.checkpoint(announced(assignment, one.manifest))
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+    return one.manifest.files[0].chunks[0]
+
+
+async def test_a_chunk_that_another_agent_stored_is_not_sent_again_and_read_by_who_may(
+    agents: Agents, tmp_path: Path
+) -> None:
+    piece = os.urandom(chunks.CHUNK_BYTES)
+    digest = await lending(agents, tmp_path, piece)
+    link, assignment = await agents.holding("borrower")
+    one = await packed(tmp_path, piece + b"and more", link.token)
+    for _ in range(2):
+        sent = await link.upload(assignment.token, one.manifest, one.pieces)
+        assert sent.lent == {"lender": [digest]}
+    await link.checkpoint(announced(assignment, sent))
+    assert not await agents.stack.parts.store.has("borrower", digest)
+    await agents.expire(assignment.token)
+    reader = await agents.join("reader of what was lent")
+    taken = await reader.claim(uuid.uuid4().hex, 0)
+    assert taken is not None
+    files = await downloaded(reader, taken.resume[0].manifest)
+    assert files == {"model.safetensors": piece + b"and more"}
+    with pytest.raises(errors.NotOwner):
+        await downloaded(link, taken.resume[0].manifest)
+    await agents.stack.do(commands.CancelTask(task_id=taken.token.task_id))
+
+
+async def test_who_only_knows_the_name_of_a_chunk_is_lent_nothing(
+    agents: Agents, tmp_path: Path
+) -> None:
+    piece = os.urandom(chunks.CHUNK_BYTES)
+    digest = await lending(agents, tmp_path, piece)
+    link, assignment = await agents.holding("curious")
+    request = wire.MissingRequest(
+        session=link.session,
+        token=assignment.token,
+        chunks={digest: len(piece)},
+        proofs={digest: wire.proof("another session", piece)},
+    )
+    answer = await link._ask("missing", request, wire.MissingAnswer)
+    assert (answer.missing, answer.lent) == ([digest], {})
+    file = chunks.File(name="f", bytes=len(piece), sha256=digest, chunks=[digest])
+    manifest = chunks.Manifest(
+        kind="checkpoint", writer=link.token, files=[file], lent={"lender": [digest]}
+    )
+    with pytest.raises(errors.ArtifactError, match="not lent"):
+        await link.checkpoint(announced(assignment, manifest))
+    await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
+
+
+async def test_a_lent_chunk_that_is_gone_or_damaged_is_sent_by_who_borrowed_it(
+    agents: Agents, tmp_path: Path
+) -> None:
+    piece = os.urandom(chunks.CHUNK_BYTES)
+    digest = await lending(agents, tmp_path, piece)
+    link, assignment = await agents.holding("careful")
+    one = await packed(tmp_path, piece, link.token)
+    sent = await link.upload(assignment.token, one.manifest, one.pieces)
+    agents.desk._artifacts._verified.clear()  # as a while later
+    await agents.stack.parts.store.delete("lender", digest)
+    await agents.stack.parts.connections.fleet.request(f"chunk.lender.{digest}", b"damaged")
+    with pytest.raises(errors.ArtifactError, match="send it again"):
+        await link.checkpoint(announced(assignment, sent))
+    sent = await link.upload(assignment.token, one.manifest, one.pieces)
+    assert sent.lent == {}
+    await link.checkpoint(announced(assignment, sent))
     await agents.stack.do(commands.CancelTask(task_id=assignment.token.task_id))
 
 
@@ -431,6 +625,35 @@ async def test_a_completion_brings_its_candidate_into_a_round(
     assert subjects.token("winner") == standing[0].candidate.writer
 
 
+async def test_beyond_its_quota_a_worker_stores_no_checkpoint_but_its_result_and_gets_no_more_work(
+    agents: Agents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, assignment = await agents.holding("full")
+    usage = agents.stack.parts.usage
+    size = 10 * chunks.CHUNK_BYTES
+    monkeypatch.setattr(usage, "quotas", Quotas(worker_bytes=size))
+    one = await packed(tmp_path, os.urandom(int(0.85 * size)), link.token)
+    sent = await link.upload(assignment.token, one.manifest, one.pieces)
+    await link.checkpoint(announced(assignment, sent))
+    more = await packed(tmp_path, os.urandom(size // 10), link.token)
+    with pytest.raises(errors.QuotaExceeded, match="artifacts of full take"):
+        await link.upload(assignment.token, more.manifest, more.pieces)
+    assert [one.step for one in agents.row(assignment.token.task_id).resume] == [10]
+    result = msgspec.structs.replace(more.manifest, kind="candidate")
+    sent = await link.upload(assignment.token, result, more.pieces)
+    brought = wire.BroughtCandidate(rival="evolver", manifest=sent, weights_sha256="a" * 64)
+    await link.complete(
+        wire.CompleteRequest(token=assignment.token, metrics={"loss": 1.0}, candidates=[brought])
+    )
+    await agents.stack.enqueue(node_id="stats-bayesian")
+    with pytest.raises(errors.LogFull, match="--worker-quota-gib"):
+        await link.claim(uuid.uuid4().hex, 0)
+    monkeypatch.undo()
+    taken = await link.claim(uuid.uuid4().hex, 0)
+    assert taken is not None
+    await agents.stack.do(commands.CancelTask(task_id=taken.token.task_id))
+
+
 class _Unhurried(chunks.MemoryChunks):
     """A chunk store that answers once it is told to."""
 
@@ -438,7 +661,7 @@ class _Unhurried(chunks.MemoryChunks):
         super().__init__()
         self.may_answer = asyncio.Event()
 
-    async def has(self, writer: str, digest: str) -> int | None:
+    async def has(self, writer: str, digest: str) -> bool:
         await self.may_answer.wait()
         return await super().has(writer, digest)
 

@@ -50,7 +50,7 @@ class Endless(Executor):
         await self.stopped.wait()
         return jobs.Stopped(directory="", step=0)
 
-    async def stop(self, *, save: bool) -> None:
+    async def stop(self, *, save: bool, at_once: bool = False) -> None:
         self.stopped.set()
 
     async def close(self) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from core import chunks, commands, errors, events
+from core import commands, errors, events
+from core.chunks_jetstream import JetStreamChunks
 from core.projections.rounds import Decided, Round
 from gateway.work import Judgements
 from orchestrator import judge
@@ -46,7 +47,7 @@ async def sitting(stack: Stack, key: bytes) -> AsyncIterator[judge.Judge]:
         stack.nats.connect("judge") as control,
         stack.nats.connect("judge-fleet") as fleet,
     ):
-        yield judge.Judge(control, chunks.JetStreamChunks(fleet), key, "judge")
+        yield judge.Judge(control, JetStreamChunks(fleet), key, "judge", Path())
 
 
 async def closed_round(agents: Agents) -> str:

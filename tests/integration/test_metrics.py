@@ -1,5 +1,6 @@
 """`/metrics` of a gateway that serves."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from core.topology import MIB
 from tests.exposition import Family, parse
 from tests.integration import gateway_stack
 from tests.integration.gateway_stack import Stack
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 @pytest.fixture
@@ -27,6 +30,13 @@ async def scraped(stack: Stack) -> dict[str, Family]:
 
 def value(families: dict[str, Family], name: str, **labels: str) -> float:
     return families[name].samples[name, tuple(sorted(labels.items()))]
+
+
+async def test_every_figure_is_explained_in_the_docs_as_it_is_on_the_page(stack: Stack) -> None:
+    await stack.enqueue()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*) \|$", DOCS.read_text("utf-8"), re.MULTILINE)
+    found = await scraped(stack)
+    assert rows == [(name, family.kind, family.help) for name, family in found.items()]
 
 
 async def test_figures_follow_what_happens(stack: Stack) -> None:

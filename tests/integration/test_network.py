@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from core import chunks, commands, subjects
+from core import chunks, commands, runtime, seals, subjects
 from core.projections import tasks as projection
 from core.projections.tasks import Task
 from core.specializations import SEEDS
@@ -148,6 +148,25 @@ async def test_a_node_grows_below_one_that_was_added(shared: Stack) -> None:
     parent = (await expand(shared, parent_id="root-math", name="هندسة")).json["node"]["node_id"]
     reply = await expand(shared, parent_id=parent, name="sub", extra=1)
     reply.require(200, grown("sub", "", parent, 2, "الرياضيات/هندسة/sub"))
+
+
+async def test_a_node_is_bound_to_a_specialist_and_what_cannot_be_is_refused(
+    shared: Stack,
+) -> None:
+    asked = {"parent_id": "root-math", "name": "مرشّح", "workload": {"specialist": "opt-convex"}}
+    node_id = (await expand(shared, **asked)).json["node"]["node_id"]
+    bound = (await shared.get(f"/nodes/{node_id}")).json["node"]["workload"]
+    assert bound == {"specialist": "opt-convex", "parameters": {}, "inherited": False}
+    for workload, status, words in (
+        ({"specialist": "alchemy"}, 400, "there is no specialist 'alchemy'"),
+        ({"parameters": {"colour": 1}}, 422, "root-math takes no parameter 'colour'"),
+        ({"parameters": {"colour": "red"}}, 422, "numbers by name"),
+        ({"colour": 1}, 422, "colour"),
+        ("opt-convex", 422, "workload"),
+    ):
+        reply = await expand(shared, parent_id="root-math", name="x", workload=workload)
+        said = reply.body.decode()
+        assert (reply.status, words in said) == (status, True), said
 
 
 @pytest.mark.parametrize(
@@ -448,6 +467,27 @@ async def test_a_key_answers_with_the_task_as_it_stands_now(stack: Stack) -> Non
     assert (again.task["status"], again.task["result"]["metrics"]) == ("completed", {"a": 1})
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([""], "is empty"),
+        ([" \t"], "is empty"),
+        (["a", "b"], "one Idempotency-Key at most"),
+        (["a", "a"], "one Idempotency-Key at most"),
+        (["", "a"], "one Idempotency-Key at most"),
+    ],
+)
+async def test_a_key_that_is_empty_or_one_of_two_is_refused(
+    shared: Stack, keys: list[str], words: str
+) -> None:
+    before = await shared.counts()
+    headers = [*JSON_HEADER.items(), *(("Idempotency-Key", key) for key in keys)]
+    reply = await shared.ask("POST", f"{PREFIX}/training/enqueue", b'{"topic":"t"}', headers)
+    assert reply.status == 400
+    assert words in reply.json["detail"]
+    assert await shared.counts() == before
+
+
 async def test_a_key_that_is_too_long_is_refused(shared: Stack) -> None:
     reply = await shared.post("/training/enqueue", {"topic": "t"}, Idempotency_Key="k" * 257)
     assert reply.status == 422
@@ -591,6 +631,22 @@ async def test_a_repetition_finds_the_first_result_after_a_restart(tmp_path: Pat
             first = await stack.complete(task_id, "w", metrics={"a": "b" * 40_000})
         async with serving(nats) as stack:
             assert (await stack.complete(task_id, "w", metrics={"a": 2})).body == first.body
+
+
+async def test_a_start_keeps_a_head_that_cannot_be_read_and_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = tmp_path / "data" / "head"
+    with nats_fixture.running(head.parent) as nats:
+        async with serving(nats) as stack:
+            assert stack.parts.set_aside == []
+        head.write_text("{")
+        async with serving(nats) as stack:
+            assert stack.parts.set_aside == caplog.messages
+            assert "is kept as head.unreadable" in caplog.text
+            await stack.enqueue()
+    assert head.with_name("head.unreadable").read_text() == "{"
+    assert seals.read_head(head.parent) is not None
 
 
 async def test_a_repetition_finds_a_result_that_only_the_log_remembers(
@@ -770,6 +826,29 @@ async def test_a_worker_known_from_before_a_restart_is_seen_when_it_claims(
             assert "stranger" not in stack.parts.presence.workers
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/workers/register", {"hostname": "h"}),
+        ("/workers/heartbeat", {}),
+        ("/training/claim", {}),
+        ("/training/complete", {"task_id": "task-0"}),
+    ],
+)
+async def test_a_worker_that_asks_in_vain_while_the_log_does_not_answer_stays_online(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, path: str, asked: dict[str, str]
+) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.1)
+    await stack.register("w")
+    later = runtime.now() + int((WORKER_TIMEOUT_SECONDS + 5) * SECOND)
+    async with stack.unanswered():
+        assert (await stack.post("/training/enqueue", {"topic": "t"})).status == 503
+        monkeypatch.setattr(runtime, "now", lambda: later)
+        assert (await stack.post(path, {"worker_id": "w", **asked})).status == 503
+    await stack.at(later + SECOND)
+    assert (await stack.get("/status")).json["network"]["workers_online"] == 1
+
+
 async def lease_end(stack: Stack, task_id: str) -> int:
     """When a claim's lease ends unless something spoke for it since, in microseconds."""
     task = await stack.parts.door.read(lambda state: state.tasks.table.rows[task_id])
@@ -914,7 +993,7 @@ async def test_over_http_nobody_gives_signs_of_life_or_takes_work_for_an_agent(
     assert (await stack.post("/workers/heartbeat", {"worker_id": "a"})).status == 409
     assert await stack.claim("a") is None
     assert (await stack.complete("task-unknown", "a")).status == 400
-    assert (presence.last_seen("a"), presence.of("a").via) == (1, "nats")
+    assert (presence.last_seen("a"), workers.table.rows["a"].via) == (1, "nats")
     await stack.do(commands.MarkOffline(worker_id="a", reason="r", session="s"))
     await stack.beat("a")
     assert (workers.table.rows["a"].via, workers.table.rows["a"].session) == ("http", "")

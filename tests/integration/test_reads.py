@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from core.bus import Bus
 from core.projections import tasks as projection
 from core.projections.state import State
 from gateway import control, reads
+from gateway import refusals as refused
 from gateway.http import PREFIX
-from tests.integration.gateway_stack import Reply, Stack, quoted, started
+from tests import nats_fixture
+from tests.integration.gateway_stack import Reply, Stack, quoted, serving, started
 
 SECRET = b"s" * 32
 COMMITMENT = hashlib.sha256(SECRET).hexdigest()
@@ -104,7 +107,8 @@ async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
         ("/rounds?status=done", "'closed', 'decided', 'judging' or 'open'"),
         ("/log/refusals?after=x", "after takes the `next` of the page before"),
         ("/log/state?at=7", "known here: none"),
-        ("/workers?status=online", "known here: none"),
+        ("/workers?status=online", "known here: after, limit"),
+        ("/workers?after=nobody", "after takes a worker_id"),
     ],
 )
 async def test_a_question_that_is_none_is_told_what_is_allowed(
@@ -133,8 +137,9 @@ async def test_a_listed_task_is_the_contracts_task_and_three_keys_more(stack: St
 
 
 async def test_a_task_is_shown_with_its_whole_history(stack: Stack) -> None:
+    grown = await stack.post("/graph/expand", {"parent_id": "root-math", "name": "n"})
     task_id = await stack.enqueue(
-        node_id="physics-fluid",
+        node_id=grown.json["node"]["node_id"],
         role="reinventor",
         budget_seconds=3,
         seed=7,
@@ -144,8 +149,8 @@ async def test_a_task_is_shown_with_its_whole_history(stack: Stack) -> None:
     assert list(task) == [
         *TASK_KEYS,
         *("role", "claimed_at", "completed_at", "method", "seed", "budget_seconds", "requires"),
-        *("workload", "base", "attempts", "resume", "candidates", "losses", "round_id"),
-        *("reasons", "log_tail"),
+        *("workload", "base", "parents", "attempts", "resume", "candidates", "losses", "round_id"),
+        *("waits", "reasons", "log_tail"),
     ]
     assert (task["role"], task["seed"], task["budget_seconds"]) == ("reinventor", 7, 3.0)
     assert task["requires"] == {"device": "", "memory_gb": 2.0}
@@ -171,11 +176,8 @@ async def test_an_ended_attempt_stays_in_the_record_of_a_completed_task(
     assert "1800 s" in attempts[0]["reason"]
 
 
-async def test_losses_come_from_heartbeats_and_then_from_the_result(stack: Stack) -> None:
+async def test_losses_of_a_worker_without_telemetry_come_from_its_result(stack: Stack) -> None:
     task_id = await stack.held("w")
-    beat = wire.TaskBeat(task_id=task_id, attempt=1, rival="evolver", step=3, loss=0.5)
-    stack.parts.presence.beat("w", runtime.now(), "", 0, [beat])
-    assert (await stack.task(task_id))["losses"] == [{"rival": "evolver", "step": 3, "loss": 0.5}]
     await stack.complete(task_id, "w", metrics={"losses": [["evolver", 9, 0.25]]})
     assert (await stack.task(task_id))["losses"] == [{"rival": "evolver", "step": 9, "loss": 0.25}]
 
@@ -201,6 +203,14 @@ async def test_what_does_not_exist_is_a_404_in_words(stack: Stack, odd: str) -> 
 # ── people's verbs ──
 
 
+async def test_a_merge_of_what_is_not_there_says_what_is_missing(stack: Stack) -> None:
+    asked = {"topic": "t", "node_id": "stats-bayesian", "method": "merge"}
+    reply = await stack.post("/training/enqueue", asked)
+    assert (reply.status, "there are none" in words(reply)) == (409, True)
+    reply = await stack.post("/training/enqueue", asked | {"parents": ["cand-1"]})
+    assert (reply.status, "cand-1 cannot be merged" in words(reply)) == (400, True)
+
+
 async def test_a_cancelled_task_can_be_queued_again(stack: Stack) -> None:
     task_id = await stack.enqueue()
     cancelled = await stack.post(f"/tasks/{task_id}/cancel", {"reason": "لا حاجة"})
@@ -210,6 +220,23 @@ async def test_a_cancelled_task_can_be_queued_again(stack: Stack) -> None:
     retried = await stack.post(f"/tasks/{task_id}/retry", b"")
     assert (retried.task["status"], retried.task["reasons"]) == ("queued", [])
     assert await stack.claim("w") == task_id
+
+
+async def test_an_ended_task_whose_words_only_the_log_has_is_shown_whole_and_queued_again_whole(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "ENDED_CHARS_MAX", 0)
+    task_id = await stack.enqueue("موضوع طويل")
+    cancelled = await stack.post(f"/tasks/{task_id}/cancel", {"reason": "لا حاجة"})
+    assert (cancelled.task["topic"], cancelled.task["reasons"]) == ("موضوع طويل", ["لا حاجة"])
+    (listed,) = (await stack.get("/tasks")).json["tasks"]
+    assert (listed["topic"], listed["status"]) == ("موضوع طويل", "cancelled")
+    assert (await stack.post(f"/tasks/{task_id}/retry", b"")).status == 200
+    await stack.register("w")
+    claimed = await stack.post("/training/claim", {"worker_id": "w"})
+    assert claimed.task["topic"] == "موضوع طويل"
+    done = await stack.complete(task_id, "w")
+    assert (done.task["topic"], done.task["status"]) == ("موضوع طويل", "completed")
 
 
 async def test_cancelling_needs_no_body_and_twice_is_once(stack: Stack) -> None:
@@ -250,10 +277,51 @@ async def test_workers_are_listed_with_what_they_hold(stack: Stack) -> None:
     (listed,) = (await stack.get("/workers")).json["workers"]
     assert list(listed) == [
         *("worker_id", "hostname", "capabilities", "status", "last_seen"),
-        *("via", "lane", "reason", "tasks", "step", "total_steps", "loss"),
+        *("via", "lane", "reason", "tasks", "rival", "step", "total_steps", "loss"),
+        *("samples_per_second", "utilisation", "memory_bytes", "unfit", "pause"),
     ]
     assert (listed["worker_id"], listed["via"], listed["tasks"]) == ("عامل ١", "http", [task_id])
     assert listed["step"] is None
+
+
+async def test_workers_are_listed_in_parts_where_that_is_asked_for(stack: Stack) -> None:
+    names = ["عامل", "w 2", "w3"]
+    for name in names:
+        await stack.register(name)
+    await stack.beat(names[0])
+
+    async def listed(query: str) -> list[str]:
+        answer = (await stack.get(f"/workers{query}")).json
+        assert list(answer) == ["status", "workers"]
+        return [one["worker_id"] for one in answer["workers"]]
+
+    assert await listed("") == names
+    assert await listed("?limit=2") == names[:2]
+    assert await listed(f"?limit=2&after={quoted(names[1])}") == names[2:]
+    assert await listed(f"?after={quoted(names[0])}") == names[1:]
+    assert await listed(f"?after={quoted(names[2])}") == []
+
+
+async def test_after_a_restart_a_worker_was_last_seen_when_it_last_showed_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "RECALLED_AT_ONCE", 1)
+    with nats_fixture.running(tmp_path / "data") as nats:
+        async with serving(nats) as stack:
+            for name in ("عامل ١", "never beat"):
+                await stack.register(name)
+            # As the log has it: its times never run back, whatever the wall clock does.
+            at = stack.parts.door.state.at
+            registered = events.isoformat(at)
+            await asyncio.sleep(max(0, at - runtime.now()) / 1e6 + 0.001)
+            await stack.beat("عامل ١")
+            await stack.parts.connections.fleet.flush()
+        restarted = events.isoformat(runtime.now())
+        async with serving(nats) as stack:
+            shown = (await stack.get("/workers")).json["workers"]
+    assert {one["status"] for one in shown} == {"online"}
+    beaten, silent = (one["last_seen"] for one in shown)
+    assert silent == registered < beaten < restarted
 
 
 async def test_a_worker_taken_for_offline_is_listed_with_the_reason(stack: Stack) -> None:
@@ -361,17 +429,26 @@ async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> Non
 
 async def test_rounds_are_listed_by_status_and_node(stack: Stack) -> None:
     task_id, round_id = await judged(stack)
-    assert (await stack.get("/rounds")).json == {
-        "status": "ok",
-        "rounds": [
-            {"round_id": round_id, "node_id": "opt-convex", "status": "judging", "verdict": None}
-        ],
-        "next": None,
+    listed = (await stack.get("/rounds")).json
+    (one,) = listed.pop("rounds")
+    assert listed == {"status": "ok", "next": None, "awaiting_judgement": 1}
+    assert one.pop("opened_at")[-1] == "Z"
+    assert one == {
+        "round_id": round_id,
+        "node_id": "opt-convex",
+        "status": "judging",
+        "verdict": None,
+        "decided_at": None,
     }
     assert await pages(stack, "/rounds?status=decided", "rounds") == [[]]
     assert await pages(stack, "/rounds?node_id=root-math", "rounds") == [[]]
     await decide(stack, round_id)
     assert await pages(stack, "/rounds?status=decided&node_id=opt-convex", "rounds") == [[round_id]]
+    page = (await stack.get("/rounds")).json
+    (listed,), awaiting = page["rounds"], page["awaiting_judgement"]
+    assert awaiting == 0
+    shown = (await stack.get(f"/rounds/{round_id}")).json["round"]
+    assert listed["opened_at"] <= listed["decided_at"] == shown["decided_at"]
     assert (await stack.task(task_id))["round_id"] == round_id
 
 
@@ -418,6 +495,47 @@ async def test_a_node_that_was_added_trains_what_its_ancestor_lends(stack: Stack
     assert (node["champion"], node["rounds"], node["lineage"]) == (None, [], [])
 
 
+# ── what is not durable ──
+
+
+async def shown(stack: Stack, *paths: str) -> dict[str, tuple[int, bytes]]:
+    """All but when a worker was last heard of, which no log need hold to be true."""
+    replies = {path: await stack.get(path) for path in paths}
+    return {
+        path: (reply.status, re.sub(rb'"last_seen":"[^"]*"', b"", reply.body))
+        for path, reply in replies.items()
+    }
+
+
+async def test_while_the_log_does_not_answer_every_read_shows_what_is_durable(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(reads, "SCANNED_AT_ONCE", 1)
+    _, round_id = await judged(stack)
+    held, queued = await stack.held("w"), await stack.enqueue()
+    tasks = ("/tasks", "/tasks?limit=1", "/tasks?status=queued", "/tasks?status=cancelled")
+    rounds = ("/rounds", "/rounds?status=decided", f"/rounds/{round_id}", "/nodes/opt-convex")
+    rest = (f"/tasks/{queued}", "/workers", "/status", "/graph", "/log/state", "/log/refusals")
+    before = await shown(stack, *tasks, *rounds, *rest)
+    assert {status for status, _ in before.values()} == {200}
+    async with stack.unanswered():
+        told = await asyncio.gather(
+            decide(stack, round_id),
+            stack.post("/training/enqueue", {"topic": "t"}),
+            stack.post("/graph/expand", {"parent_id": "root-math", "name": "n"}),
+            stack.post("/workers/register", {"worker_id": "new", "hostname": "h"}),
+            stack.post(f"/tasks/{queued}/cancel", {}),
+            stack.post(f"/tasks/{held}/cancel", {}),
+            return_exceptions=True,
+        )
+        assert isinstance(told[0], errors.LogUnavailable)
+        assert {one.status for one in told[1:] if isinstance(one, Reply)} == {503}
+        assert await shown(stack, *before) == before
+    assert await pages(stack, "/rounds?status=decided", "rounds") == [[round_id]]
+    assert await pages(stack, "/tasks?status=cancelled", "tasks") == [[held, queued]]
+
+
 # ── the log ──
 
 
@@ -450,6 +568,21 @@ async def test_who_completes_what_is_not_its_own_is_on_record(stack: Stack) -> N
     assert list(refused) == ["at", "subject", "worker_id", "reason"]
     assert (refused["subject"], refused["worker_id"]) == (f"task.{task_id}", "لص")
     assert "does not own" in refused["reason"]
+
+
+async def test_a_refusal_that_the_stream_does_not_take_is_kept_until_it_does(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refused, "RETRY_SECONDS", 0.05)
+    api = stack.parts.connections.control.api
+    config = (await api("STREAM.INFO.REFUSALS"))["config"]
+    assert "error" not in await api("STREAM.UPDATE.REFUSALS", {**config, "max_msg_size": 1})
+    task_id = await stack.held("w")
+    assert (await stack.complete(task_id, "other")).status == 400
+    await api("STREAM.UPDATE.REFUSALS", config)
+    async with asyncio.timeout(10):
+        (one,) = await refusals(stack, 1)
+    assert one["subject"] == f"task.{task_id}"
 
 
 async def test_refusals_come_in_pages(stack: Stack) -> None:
@@ -629,8 +762,8 @@ async def test_the_document_names_every_route_that_is_served(stack: Stack) -> No
     assert document["openapi"].startswith("3.1")
     for path, operations in document["paths"].items():
         for method in operations:
-            target = path.replace("{task_id}", "t").replace("{node_id}", "n")
-            reply = await stack.ask(method.upper(), target.replace("{round_id}", "r"))
+            target = re.sub(r"\{\w+_id\}", "x", path)
+            reply = await stack.ask(method.upper(), target)
             assert reply.status not in (405, 500)
             assert reply.body != b'{"detail":"Not Found"}'
 

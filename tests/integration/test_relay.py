@@ -83,9 +83,12 @@ class Gateway:
     """An aiohttp server with nothing but the relay."""
 
     def __init__(
-        self, nats_address: Callable[[], tuple[str, int]], connections_max: int = 100
+        self,
+        nats_address: Callable[[], tuple[str, int]],
+        connections_max: int = 100,
+        held_bytes_max: int = relay.HELD_BYTES_MAX,
     ) -> None:
-        self.relay = relay.Relay(nats_address, connections_max)
+        self.relay = relay.Relay(nats_address, connections_max, held_bytes_max)
         self.url, self.port = "", 0
         self._runner: web.AppRunner | None = None
 
@@ -302,6 +305,50 @@ async def test_a_message_beyond_every_payload_ends_its_connection(gateway: Gatew
             await link.send_bytes(bytes(relay.MESSAGE_BYTES_MAX + 1))
         assert (await link.receive()).type is not aiohttp.WSMsgType.BINARY
         await _until(lambda: gateway.relay.connections == 0)
+
+
+async def test_beyond_what_is_held_of_all_messages_the_slowest_gives_way(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = Gateway(server.address, connections_max=4, held_bytes_max=MIB)
+    await gateway.start()
+    try:
+        async with _linked(gateway.url) as idle, _linked(gateway.url) as quick:
+            await _echo(idle.client)
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(UPGRADE)
+            await reader.readuntil(b"INFO ")
+            head = bytes([0x82, 0x80 | 127]) + (MIB).to_bytes(8, "big") + bytes(4)
+            writer.write(head + bytes(MIB // 2))
+            await _until(lambda: gateway.relay.held_bytes >= MIB // 2)
+            assert await _ask(quick.client, bytes(MIB // 4)) == bytes(MIB // 4)
+            assert gateway.relay.cut == 0
+            payload = bytes(3 * MIB // 4)
+            assert await _ask(quick.client, payload) == payload
+            assert b"too many bytes" in await reader.read()
+            assert gateway.relay.cut == 1
+            assert await _ask(quick.client, payload) == payload
+            await _until(lambda: gateway.relay.held_bytes == 0)
+            assert gateway.relay.connections == 2
+            assert "this one's took longest" in caplog.text
+            writer.close()
+    finally:
+        await gateway.stop()
+
+
+async def test_what_was_no_message_is_not_held_for_ever(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "BUFFERED_BYTES_MAX", 1_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(UPGRADE)
+    await reader.readuntil(b"INFO ")
+    pings = (bytes([0x89, 0x80 | 125]) + bytes(4 + 125)) * 100
+    writer.write(pings)
+    await _until(lambda: gateway.relay.held_bytes == len(pings))
+    writer.write(bytes([0x82, 0x80 | 6]) + bytes(4) + b"PING\r\n")
+    await _until(lambda: gateway.relay.held_bytes == 1_000)
+    writer.close()
 
 
 async def test_the_servers_first_lines_come_whole_and_one_a_message() -> None:

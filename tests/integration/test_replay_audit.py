@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from cli import main
 from core import chunks, commands, events, platforms, subjects
 from core.bus import Bus
+from core.chunks_jetstream import JetStreamChunks
 from core.commands import AnyCommand
 from core.log_jetstream import JetStreamLog
 from core.runtime import Runtime, new_meta
@@ -78,10 +79,10 @@ async def live(nats: nats_fixture.Nats) -> Built:
         async def do(command: AnyCommand) -> None:
             await door.execute(command, new_meta("test"), lambda state: None)
 
-        chunk_store = chunks.JetStreamChunks(fleet)
+        chunk_store = JetStreamChunks(fleet)
         weights = b"w" * (chunks.CHUNK_BYTES + 100)
-        point, chunk = await store(chunk_store, "checkpoint", weights)
-        model, _ = await store(chunk_store, "candidate", b"model")
+        point, _ = await store(chunk_store, "checkpoint", b"point")
+        model, chunk = await store(chunk_store, "candidate", weights)
         await do(commands.SeedTree())
         await do(commands.DepositCommitments(judge="j", first=0, commitments=[COMMITMENT]))
         await do(
@@ -103,7 +104,7 @@ async def live(nats: nats_fixture.Nats) -> Built:
             total_steps=9,
             manifest=point,
             writer=TOKEN,
-            bytes=len(weights),
+            bytes=5,
         )
         await do(commands.StoreCheckpoint(checkpoint=stored, **held))
         brought = events.Candidate(
@@ -112,7 +113,7 @@ async def live(nats: nats_fixture.Nats) -> Built:
             manifest=model,
             writer=TOKEN,
             weights_sha256="f" * 64,
-            bytes=5,
+            bytes=len(weights),
         )
         await do(commands.CompleteTask(task_id="t1", candidates=[brought], **held))
         await judge(door, do)
@@ -254,9 +255,9 @@ def test_a_sound_log_is_found_sound_running_and_stopped_alike(built: Built) -> N
     assert told(beside) == told(alone) | {"running": True}
     assert told(alone)["violations"] == []
     assert told(alone) == told(alone) | {"ok": True, "events": built.last_seq, "refusals": 0}
-    # The checkpoint and the candidate, which became the champion; their manifests aside.
-    assert told(alone)["artifacts"] == 2
-    assert told(alone)["artifact_bytes"] == chunks.CHUNK_BYTES + 100 + len(b"model")
+    # The candidate, which became the champion; its manifest aside. Nobody needs the checkpoint.
+    assert told(alone)["artifacts"] == 1
+    assert told(alone)["artifact_bytes"] == chunks.CHUNK_BYTES + 100
     assert beside.exit_code == alone.exit_code == 0
 
 
@@ -331,17 +332,60 @@ def test_a_copy_that_may_only_be_read_is_enough(built: Built, tmp_path: Path, ve
 def test_a_lost_chunk_is_named_by_the_event_that_needs_it(built: Built, tmp_path: Path) -> None:
     async def lose(nats: nats_fixture.Nats) -> None:
         async with nats.connect("desk") as fleet:
-            await chunks.JetStreamChunks(fleet).delete(TOKEN, built.chunk)
+            await JetStreamChunks(fleet).delete(TOKEN, built.chunk)
 
     data = copy_of(built.data, tmp_path)
     with nats_fixture.running(data) as nats:
         asyncio.run(lose(nats))
     result = run("audit", "--data", data, "--json")
     (violation,) = told(result)["violations"]
-    # The checkpoint is the first event after the claim.
-    assert (violation["rule"], violation["seq"]) == ("artifacts", built.middle_seq + 1)
+    # After the claim comes the checkpoint, and then the completion that brings the candidate.
+    assert (violation["rule"], violation["seq"]) == ("artifacts", built.middle_seq + 2)
     assert built.chunk[:12] in violation["detail"]
     assert result.exit_code == 1
+
+
+def without(stream: str, built: Built, folder: Path) -> tuple[Path, Path]:
+    """A copy whose server kept a stream in a folder that is gone; that folder."""
+    data = copy_of(built.data, folder)
+    (gone,) = data.glob(f"nats/js/jetstream/*/streams/{stream}")
+    shutil.rmtree(gone)
+    return data, gone
+
+
+def test_artifacts_that_are_all_gone_are_one_violation_that_names_their_folder(
+    built: Built, tmp_path: Path
+) -> None:
+    data, gone = without("CHUNKS", built, tmp_path)
+    result = run("audit", "--data", data, "--json")
+    assert result.exit_code == 1
+    (violation,) = told(result)["violations"]
+    assert (violation["rule"], violation["seq"]) == ("artifacts", built.middle_seq + 2)
+    assert violation["detail"].startswith(f"There is no folder {gone}, which held all artifacts")
+    assert "restore a backup" in violation["detail"]
+    assert told(result)["artifacts"] == 1
+    verified = run("artifact", "verify", "--data", data)
+    assert (verified.exit_code, f"{gone}" in verified.stderr) == (main.EXIT_NOT_FOUND, True)
+
+
+def test_artifacts_that_are_all_gone_below_a_server_are_a_violation(
+    built: Built, tmp_path: Path
+) -> None:
+    data, _ = without("CHUNKS", built, tmp_path)
+    with in_use(data):
+        (violation,) = told(run("audit", "--data", data, "--json"))["violations"]
+    assert violation["detail"].startswith("There is no stream CHUNKS, which held all artifacts")
+
+
+@pytest.mark.parametrize("verb", ["replay", "audit"])
+def test_a_log_that_is_gone_is_no_log_that_never_was(
+    built: Built, tmp_path: Path, verb: str
+) -> None:
+    data, gone = without("EVENTS", built, tmp_path)
+    result = run(verb, "--data", data)
+    assert result.exit_code == main.EXIT_FAILED
+    assert f"the log is gone: there is no folder {gone}" in result.stderr
+    assert "restore a backup" in result.stderr
 
 
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.98])
@@ -398,9 +442,13 @@ def test_a_wrong_directory_is_refused_in_words_and_left_alone(verb: str, tmp_pat
     missing = run(verb, "--data", tmp_path / "missing", "--json")
     assert missing.exit_code == main.EXIT_NOT_FOUND
     assert "There is no data directory" in missing.stderr
-    for name, words in (("empty", "no data directory"), ("photos", "aghsan up"), ("file", "file")):
+    for name, words, code in (
+        ("empty", "no data directory", main.EXIT_FAILED),
+        ("photos", "aghsan up", main.EXIT_FAILED),
+        ("file", "is a file", main.EXIT_USAGE),
+    ):
         result = run(verb, "--data", tmp_path / name, "--json")
-        assert result.exit_code == main.EXIT_FAILED
+        assert result.exit_code == code
         assert words in result.stderr
         assert result.stdout == ""
     assert fingerprint(tmp_path) == before
@@ -461,6 +509,15 @@ def test_a_disk_without_room_for_the_copy_is_named(
     full = shutil.disk_usage("/")._replace(free=1024 * 1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     result = run(verb, "--data", built.data)
+    assert result.exit_code == main.EXIT_FAILED
+    assert "Set TMPDIR" in result.stderr
+
+
+def test_a_folder_for_copies_that_is_not_there_is_told_in_words(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    result = run("replay", "--data", built.data)
     assert result.exit_code == main.EXIT_FAILED
     assert "Set TMPDIR" in result.stderr
 

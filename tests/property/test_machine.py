@@ -13,13 +13,21 @@ from core.decide import tasks as rules
 from core.events import Token
 from core.projections.rounds import Round
 from core.projections.state import State
-from core.projections.tasks import OPEN, Done, Task
+from core.projections.tasks import CLAIMS_KEPT, OPEN, Done, Task
 from tests.build import World
 
 AGENTS = ("a1", "a2", "عامل ٣")
 HTTP = ("w1", "w 2")
 NODES = ("stats-bayesian", "opt-convex")
 KEYS = ("", "", "k1", "k2")
+CLAIM_EVENTS = (
+    events.CheckpointStored,
+    events.TaskCompleted,
+    events.ClaimExpired,
+    events.ClaimRevived,
+    events.ClaimReleased,
+    events.AttemptFailed,
+)
 RECENT = 5
 """What rules speak of is drawn from so many of the newest tasks and tokens, old ones among them."""
 CONFIGURED = settings(
@@ -74,6 +82,15 @@ class Network(RuleBasedStateMachine):
         except errors.Refused:
             assert self.state.seq == before, "a refusal changes nothing"
             return []
+
+    def speak(self, token: Token, command: commands.AnyCommand) -> list[events.EventData]:
+        """Do what is said under a token, which touches the claim it names and no other."""
+        happened = self.attempt(command)
+        for data in happened:
+            if isinstance(data, CLAIM_EVENTS):
+                of = Token(task_id=data.task_id, attempt=data.attempt, claim_id=data.claim_id)
+                assert of == token, "a token speaks for its own claim"
+        return happened
 
     def number(self) -> int:
         self.count += 1
@@ -188,7 +205,7 @@ class Network(RuleBasedStateMachine):
         self.claims(worker_id)
 
     def claims(self, worker_id: str) -> None:
-        best = rules.claimable(self.state, worker_id, "nats")
+        best = rules.claimable(self.state, worker_id, "nats", self.world.now)
         command = commands.ClaimTask(
             worker_id=worker_id,
             via="nats",
@@ -231,13 +248,14 @@ class Network(RuleBasedStateMachine):
         checkpoint = events.Checkpoint(
             rival=rival, step=step, total_steps=100, manifest="c" * 64, writer="a1", bytes=1
         )
-        self.attempt(
+        self.speak(
+            token,
             commands.StoreCheckpoint(
                 token=token,
                 worker_id=worker_id,
                 session=self.session(worker_id),
                 checkpoint=checkpoint,
-            )
+            ),
         )
 
     @rule(data=st.data(), rivals=st.sets(st.sampled_from(("evolver", "reinventor"))))
@@ -267,7 +285,10 @@ class Network(RuleBasedStateMachine):
         )
 
     def completed(self, command: commands.CompleteTask) -> None:
-        for data in self.attempt(command):
+        said = (
+            self.attempt(command) if command.token is None else self.speak(command.token, command)
+        )
+        for data in said:
             if isinstance(data, events.TaskCompleted):
                 assert data.task_id not in self.completions, "a task is completed once"
                 self.completions[data.task_id] = command.metrics
@@ -276,25 +297,21 @@ class Network(RuleBasedStateMachine):
     def ends_a_claim(self, data: Any, how: str) -> None:
         worker_id, token = self.a_token(data)
         session = self.session(worker_id)
+        command: commands.AnyCommand
         match how:
             case "fail":
-                self.attempt(
-                    commands.FailAttempt(
-                        token=token, worker_id=worker_id, session=session, reason="سبب"
-                    )
+                command = commands.FailAttempt(
+                    token=token, worker_id=worker_id, session=session, reason="سبب"
                 )
             case "release":
-                self.attempt(
-                    commands.ReleaseClaim(
-                        token=token, worker_id=worker_id, session=session, reason="r"
-                    )
+                command = commands.ReleaseClaim(
+                    token=token, worker_id=worker_id, session=session, reason="r"
                 )
             case "reattach":
-                self.attempt(
-                    commands.ReattachClaim(token=token, worker_id=worker_id, session=session)
-                )
+                command = commands.ReattachClaim(token=token, worker_id=worker_id, session=session)
             case _:
-                self.attempt(commands.ExpireClaim(token=token, reason="silence"))
+                command = commands.ExpireClaim(token=token, reason="silence")
+        self.speak(token, command)
 
     @rule(data=st.data(), retry=st.booleans())
     def changes_its_mind(self, data: Any, retry: bool) -> None:
@@ -372,9 +389,9 @@ class Network(RuleBasedStateMachine):
     def every_task_has_at_most_one_open_claim_and_contiguous_attempts(self) -> None:
         for row in self.state.tasks.table:
             if isinstance(row, Task):
-                assert [claim.attempt for claim in row.claims] == list(
-                    range(1, len(row.claims) + 1)
-                )
+                last = row.claims[-1].attempt if row.claims else 0
+                first = max(1, last - CLAIMS_KEPT + 1)
+                assert [claim.attempt for claim in row.claims] == list(range(first, last + 1))
                 is_open = [claim.state == "open" for claim in row.claims]
                 assert sum(is_open) == (row.status == "running")
                 assert not any(is_open[:-1])
@@ -385,14 +402,20 @@ class Network(RuleBasedStateMachine):
         assert +Counter(tasks.counts) == Counter(row.status for row in tasks.table)
         held: dict[str, set[str]] = {}
         still_open: Counter[str] = Counter()
+        chars = ended_chars = 0
         for row in tasks.table:
             if row.status == "running":
                 assert isinstance(row, Task)
                 held.setdefault(row.claims[-1].worker_id, set()).add(row.task_id)
             if row.status in OPEN:
+                assert isinstance(row, Task)
                 still_open[row.node_id] += 1
+                chars += len(row.topic)
+            elif isinstance(row, Task):
+                ended_chars += len(row.topic + row.log_tail + "".join(row.reasons))
         assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
         assert +Counter(tasks.open_of_node) == still_open
+        assert (tasks.open_topic_chars, tasks.ended_chars) == (chars, ended_chars)
         online = {
             one.worker_id: one.via for one in self.state.workers.table if one.status == "online"
         }

@@ -20,7 +20,7 @@ def reloaded(copied: snapshots.Copy, record: Record) -> State:
     kept = snapshots.encode_head(
         snapshots.head_of(copied, record, [piece.part for piece in pieces])
     )
-    return snapshots.load(snapshots.decode_head(kept), [piece.data for piece in pieces])
+    return states.loaded(snapshots.decode_head(kept), [piece.data for piece in pieces])
 
 
 class Twins(World):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from agent.specialists import addition
-from agent.specialists.addition import ANSWER_TOKENS, EQUALS, PLUS, PROMPT_TOKENS, Addition, Gpt
+from agent.specialists.addition import EQUALS, PLUS, Addition, Gpt
 from agent.specialists.base import Config
 from core import errors
 
 torch.set_num_threads(1)  # as where models are trained and judged
 
+PROMPT_TOKENS, ANSWER_TOKENS = 6, 3
 SIDES = {"train": 5_993, "validation": 1_216, "hidden": 2_791}
 
 
@@ -31,9 +32,9 @@ class Calculator(Gpt):
         return [int(digit) for digit in reversed(f"{total:03d}")]
 
 
-def _read(row: list[int]) -> tuple[int, int]:
+def _read(row: list[int], prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
     """The numbers in a prompt, read back from their characters."""
-    text = "".join("0123456789+="[token] for token in row[:PROMPT_TOKENS])
+    text = "".join("0123456789+="[token] for token in row[:prompt_tokens])
     a, b = text.removesuffix("=").split("+")
     return int(a), int(b)
 
@@ -162,3 +163,70 @@ def test_a_width_that_heads_cannot_share_is_refused() -> None:
     sizes = {**config.sizes, "width": 50, "heads": 4}
     with pytest.raises(errors.ArtifactError, match="multiple of heads"):
         Addition().build(Config(family="gpt", sizes=sizes))
+
+
+def test_the_cases_of_two_digits_are_those_of_the_first_version() -> None:
+    one = Addition()
+    drawn = (one.train_batch(5, 7), one.cases(3, 50), one.cases(3, 50, "hidden"))
+    found = [_mark(tensor) for each in drawn for tensor in each.values()]
+    wanted = [-32.300860071, 1.731073917, 2.361641344, -56.669691795, -11.347969818]
+    assert found == pytest.approx(wanted, abs=1e-8)
+
+
+def _mark(tensor: torch.Tensor) -> float:
+    ramp = torch.arange(tensor.numel(), dtype=torch.float64).cos()
+    return float(tensor.double().flatten() @ ramp)
+
+
+more_digits = pytest.mark.parametrize("digits", [3, 4])
+
+
+@more_digits
+def test_longer_numbers_are_added_and_their_pairs_are_split_alike(digits: int) -> None:
+    one, prompt_tokens = Addition(digits=digits), 2 * digits + 2
+    sides: dict[str, list[tuple[int, int]]] = {
+        "train": [],
+        "validation": [],
+        "hidden": [],
+    }
+    rows = {
+        "train": torch.cat([one.train_batch(1, step)["tokens"] for step in range(20)]),
+        "validation": torch.cat([*one.cases(1, 300).values()], 1),
+        "hidden": torch.cat([*one.cases(1, 600, "hidden").values()], 1),
+    }
+    for side, tokens in rows.items():
+        assert tokens.dtype == torch.int64
+        assert tokens.shape[1] == 3 * digits + 3
+        for row in tokens.tolist():
+            a, b = _read(row, prompt_tokens)
+            assert (
+                sum(digit * 10**place for place, digit in enumerate(row[prompt_tokens:])) == a + b
+            )
+            assert addition.side_of(a, b) == side
+            sides[side].append((a, b))
+    assert len(set(sides["hidden"])) == 600
+    longest = max(a for a, _ in sides["hidden"])
+    assert 0.9 * 10**digits < longest < 10**digits
+
+
+@more_digits
+def test_longer_sums_are_decoded_from_the_prompt_alone(digits: int) -> None:
+    one = Addition(digits=digits)
+    torch.manual_seed(2)
+    module = one.build(one.families("evolver")[0])
+    assert isinstance(module, Gpt)
+    cases = one.cases(5, 32)
+    tokens = torch.cat((cases["prompt"], torch.zeros_like(cases["answer"])), 1)
+    for place in range(digits + 1):
+        tokens[:, 2 * digits + 2 + place] = module(tokens[:, :-1])[:, place].argmax(1)
+    assert torch.equal(module.answer(cases["prompt"]), tokens[:, 2 * digits + 2 :])
+
+
+@more_digits
+def test_constant_answers_have_as_many_digits_as_the_sums(digits: int) -> None:
+    one = Addition(digits=digits)
+    assert one.trivial_error == pytest.approx(1 - 0.01**digits)
+    answers = torch.tensor([[9] * digits + [0], [0] * (digits + 1), [9, 9] + [0] * (digits - 1)])
+    found = one.baseline_errors({"answer": answers})
+    assert found["commonest sum"].tolist() == [0, 1, 1]
+    assert found["trivial"].tolist() == [1, 0, 1]

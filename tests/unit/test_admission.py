@@ -66,6 +66,21 @@ def test_what_saves_or_ends_what_was_begun_does_not(world: World) -> None:
     assert [one for one in saving if admission.begins_work(world.state, one)] == []
 
 
+@pytest.mark.parametrize("worker_id", ["a1", "stranger"])
+def test_an_agent_has_its_session_without_room_and_waits_with_its_claim(
+    world: World, worker_id: str
+) -> None:
+    hello = commands.OpenSession(
+        worker_id=worker_id, session="s", hostname="h", lane="cpu-16", protocol=1
+    )
+    assert not admission.begins_work(world.state, hello)
+    world.do(hello)
+    claim = commands.ClaimTask(
+        worker_id=worker_id, via="nats", claim_id="c9", lease_seconds=60.0, session="s"
+    )
+    assert admission.begins_work(world.state, claim)
+
+
 def test_an_enqueue_under_a_known_key_only_asks_again(world: World) -> None:
     assert not admission.begins_work(world.state, _enqueue("known"))
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from core import audit, chunks, commands, events
+from core.audit import artifacts
+from core.audit.findings import RULES, SHOWN_MAX, Findings
 from core.log import Record
 from tests.build import World
 
@@ -52,7 +54,12 @@ def with_token(world: World, token: events.Token) -> dict[str, Any]:
 def complete(world: World, token: events.Token, prefix: str) -> None:
     brought = [candidate("evolver", f"{prefix}-e"), candidate("reinventor", f"{prefix}-r")]
     given = with_token(world, token)
-    world.do(commands.CompleteTask(task_id=token.task_id, candidates=brought, **given))
+    told = chunks.digest_of(prefix.encode())
+    world.do(
+        commands.CompleteTask(
+            task_id=token.task_id, candidates=brought, telemetry_digest=told, **given
+        )
+    )
 
 
 def judge(world: World, round_id: str, promoted: str) -> None:
@@ -113,7 +120,8 @@ def whole_history() -> History:
     world.task("t3", role="reinventor")
     for _ in range(5):
         failing = with_token(world, claimed(world, "a1"))
-        world.do(commands.FailAttempt(reason="out of memory", **failing))
+        told = chunks.digest_of(failing["token"].claim_id.encode())
+        world.do(commands.FailAttempt(reason="out of memory", telemetry_digest=told, **failing))
     world.do(commands.RetryTask(task_id="t3"))
     world.do(commands.ReleaseClaim(reason="stopping", **with_token(world, claimed(world, "a2"))))
     world.do(commands.CancelTask(task_id="t3"))
@@ -398,7 +406,28 @@ def cases_of_rounds() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*cases_of_tasks(), *cases_of_nodes(), *cases_of_rounds()]
+def swept(*manifests: str) -> events.ArtifactsSwept:
+    return events.ArtifactsSwept(chunks=1, bytes=1, manifests=list(manifests))
+
+
+def cases_of_sweeps() -> list[Case]:
+    """What was swept while it was needed."""
+    first, second, end = (
+        find(events.CheckpointStored),
+        find(events.CheckpointStored, 1),
+        len(WHOLE),
+    )
+    champion = at(find(events.ChampionPromoted)).champion
+    brought = at(find(events.TaskCompleted, 1)).candidates[0]
+    last = swept(at(first).checkpoint.manifest, at(second).checkpoint.manifest)
+    return [
+        ("a last checkpoint", "sweeps", inserted(second + 1, last), second + 1),
+        ("a champion", "sweeps", inserted(end, swept(champion.manifest)), end),
+        ("a candidate", "sweeps", inserted(end, swept(brought.manifest)), end),
+    ]
+
+
+CASES = [*cases_of_tasks(), *cases_of_nodes(), *cases_of_rounds(), *cases_of_sweeps()]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +461,7 @@ def test_a_promotion_that_was_cut_off_may_be_missing_where_that_was_accepted() -
 def test_every_rule_is_broken_by_some_test_here() -> None:
     alone = {"order", "undecodable", "subject", "identity", "time", "writer", "artifacts"}
     alone |= {"blocks", "seals", "head"}  # of tests of their own
-    assert {case[1] for case in CASES} | alone == set(audit.RULES)
+    assert {case[1] for case in CASES} | alone == set(RULES)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +495,7 @@ def test_a_flood_of_faults_is_counted_whole_and_shown_in_part() -> None:
     for seq in range(1, 1_001):
         auditor.take(Record(seq, "ev.task.x", b"nonsense"))
     assert auditor.findings.total == 1_000
-    assert len(auditor.findings.shown) == audit.SHOWN_MAX
+    assert len(auditor.findings.shown) == SHOWN_MAX
 
 
 # What is stored
@@ -490,22 +519,22 @@ Spoil = Callable[[chunks.MemoryChunks, str, str], None]
 
 
 def lose_manifest(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    del store.stored[chunks.DESK, manifest]
+    del store.held[chunks.DESK, manifest]
 
 
 def lose_chunk(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    del store.stored["a1", chunk]
+    del store.held["a1", chunk]
 
 
 def damage_chunk(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    store.stored["a1", chunk] = b"else"
+    store.held["a1", chunk] = b"else"
 
 
 def damage_manifest(store: chunks.MemoryChunks, manifest: str, chunk: str) -> None:
-    store.stored[chunks.DESK, manifest] += b" "
+    store.held[chunks.DESK, manifest] += b" "
 
 
-def stored_history(spoil: Spoil | None, **named: Any) -> tuple[audit.Findings, audit.Stored, int]:
+def stored_history(spoil: Spoil | None, **named: Any) -> tuple[Findings, artifacts.Stored, int]:
     """What the audit finds of a task's stored checkpoints; the sequence of the last of them."""
     store = chunks.MemoryChunks()
     world = World().seeded()
@@ -519,21 +548,21 @@ def stored_history(spoil: Spoil | None, **named: Any) -> tuple[audit.Findings, a
         world.do(commands.StoreCheckpoint(checkpoint=point, **with_token(world, token)))
         if step == 1:
             # Only the last checkpoint of a rival is needed.
-            store.stored.clear()
+            store.held.clear()
     if spoil is not None:
         spoil(store, digest, chunk)
     auditor = audit.Auditor()
     for record in records(world.stored):
         auditor.take(record)
     auditor.finish()
-    stored = asyncio.run(audit.check_artifacts(store, auditor.named(), auditor.findings))
+    stored = asyncio.run(artifacts.check(store, auditor.named(), auditor.findings))
     return auditor.findings, stored, len(world.stored)
 
 
 def test_an_artifact_that_is_stored_whole_is_counted() -> None:
     findings, stored, _ = stored_history(None)
     assert findings.shown == []
-    assert stored == audit.Stored(artifacts=1, bytes=len(b"step 2 of training"))
+    assert stored == artifacts.Stored(artifacts=1, bytes=len(b"step 2 of training"))
 
 
 @pytest.mark.parametrize("spoil", [lose_manifest, lose_chunk, damage_chunk, damage_manifest])
@@ -551,21 +580,56 @@ def test_an_artifact_of_another_size_than_the_log_says_is_named() -> None:
 
 @pytest.mark.parametrize("change", [{"bytes": 5}, {"sha256": "f" * 64}])
 def test_a_file_that_is_not_what_its_manifest_says_is_named(change: dict[str, Any]) -> None:
-    async def spoiled() -> audit.Findings:
+    async def spoiled() -> Findings:
         store = chunks.MemoryChunks()
         digest, _, _ = await put(store, "candidate", b"weights")
         manifest = chunks.decode_manifest(await store.get(chunks.DESK, digest))
         files = [events.replace(manifest.files[0], **change)]
         digest = await store.put(chunks.DESK, events.replace(manifest, files=files).encode())
-        findings = audit.Findings()
-        named = audit.Named(7, "candidate c", digest, "a1")
-        await audit.check_artifacts(store, [named], findings)
+        findings = Findings()
+        named = artifacts.Named(7, "candidate c", digest, "a1")
+        await artifacts.check(store, [named], findings)
         return findings
 
     assert [(one.rule, one.seq) for one in asyncio.run(spoiled()).shown] == [("artifacts", 7)]
 
 
-def test_candidates_champions_and_large_metrics_have_to_be_stored() -> None:
+def test_what_was_swept_when_nothing_needed_it_may_be_gone() -> None:
+    points = [one.data.checkpoint for one in WHOLE if isinstance(one.data, events.CheckpointStored)]
+    superseded = swept(points[0].manifest)
+    assert broken(inserted(find(events.CheckpointStored, 1) + 1, superseded)) == []
+    assert broken(inserted(len(WHOLE), swept(*(point.manifest for point in points)))) == []
+
+
+def test_what_was_swept_while_needed_is_told_once_and_needed_again_when_it_is_named_again() -> None:
+    second = find(events.CheckpointStored, 1)
+    last = at(second)
+    history = inserted(second + 1, swept(last.checkpoint.manifest))[: second + 2]
+    assert last.checkpoint.manifest not in named(history)
+    again = history[second]._replace(id="again")
+    assert last.checkpoint.manifest in named([*history, again])
+
+
+def named(history: History) -> set[str]:
+    """The manifests that have to be stored."""
+    auditor = audit.Auditor()
+    for record in records(history):
+        auditor.take(record)
+    return {one.digest for one in auditor.named()}
+
+
+def test_nobody_needs_the_checkpoints_of_a_completed_task() -> None:
+    points = {
+        one.data.checkpoint.manifest
+        for one in WHOLE
+        if isinstance(one.data, events.CheckpointStored)
+    }
+    before = named(WHOLE[: find(events.TaskCompleted)])
+    assert before & points
+    assert not named(WHOLE) & points
+
+
+def test_candidates_champions_metrics_payloads_and_telemetry_have_to_be_stored() -> None:
     world = World().seeded()
     world.agent("a1")
     world.do(commands.DepositCommitments(judge="j", first=0, commitments=COMMITMENTS))
@@ -575,7 +639,12 @@ def test_candidates_champions_and_large_metrics_have_to_be_stored() -> None:
     brought = [candidate("evolver", "e"), candidate("reinventor", "r")]
     world.do(
         commands.CompleteTask(
-            task_id="t1", candidates=brought, metrics_digest=chunks.digest_of(b"{}"), **given
+            task_id="t1",
+            candidates=brought,
+            metrics_digest=chunks.digest_of(b"{}"),
+            artifact_digest=chunks.digest_of(b"[]"),
+            telemetry_digest=chunks.digest_of(b"[[]]"),
+            **given,
         )
     )
     judge(world, the_round(world), "e")
@@ -586,4 +655,6 @@ def test_candidates_champions_and_large_metrics_have_to_be_stored() -> None:
         "candidate e of t1",
         "candidate r of t1",
         "metrics of t1",
+        "payload of t1",
+        "telemetry of t1",
     }

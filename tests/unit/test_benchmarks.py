@@ -1,14 +1,15 @@
 """What the benchmarks make of their figures; measuring itself is for `dev.py bench`."""
 
 import datetime
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import busy, harness, history
+from benchmarks import busy, harness, history, specialists
 from benchmarks.__main__ import NAMES, main
 from benchmarks.harness import Figure, Goal, Ratio, Section
-from core import audit
+from core import audit, specializations
 from core.log import BATCH_MESSAGES_MAX, Record
 from core.log_memory import MemoryLog
 
@@ -113,7 +114,7 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are() -> None:
     assert ran.exit_code == 2
     assert (
         "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy, "
-        "death" in ran.output
+        "death, artifacts, specialists, telemetry" in ran.output
     )
 
 
@@ -190,3 +191,43 @@ async def test_a_history_is_stored_whole_in_batches() -> None:
     log = MemoryLog()
     await history.store(log, story.messages)
     assert await log.last_seq() == len(story.messages)
+
+
+# Specialists
+
+
+def trained(row: specialists.Row, seed: int, source: str, error: float) -> specialists.Trained:
+    return specialists.Trained(
+        row=row.name, source=source, seed=seed, error=error, evidence=1.0, family="f", params=1
+    )
+
+
+def test_a_row_is_held_to_a_ratio_and_to_a_bound_where_its_figure_is_tiny() -> None:
+    assert specialists.Row("n", "evolver", 1, 0.04).error_max == pytest.approx(0.05)
+    for tiny in (0.0, 0.0015):
+        assert specialists.Row("n", "evolver", 1, tiny).error_max == 0.002
+
+
+def test_what_was_measured_is_known_again_after_a_break_but_not_of_other_code(
+    tmp_path: Path,
+) -> None:
+    row, other = specialists.ROWS[:2]
+    for seed, source in ((1, "old"), (2, "new"), (3, "new")):
+        book = specialists.Book(tmp_path / "rows")
+        book.add(trained(row, seed, source, 0.1 * seed))
+    book = specialists.Book(tmp_path / "rows")
+    assert [one.seed for one in book.trained(row, "new")] == [2, 3]
+    assert book.trained(other, "new") == []
+
+
+def test_a_checkpoint_holds_up_by_what_steps_near_it_take_longer() -> None:
+    marks = [0.1 * step for step in range(50)]
+    marks += [marks[-1] + 0.4 + 0.1 * step for step in range(50)]  # one of them took 0.3 s more
+    assert specialists.held_up(marks, [marks[50]]) == [pytest.approx(0.3)]
+    assert specialists.held_up(marks, []) == []
+
+
+def test_every_seeded_node_has_its_rows() -> None:
+    assert {row.node_id for row in specialists.ROWS} == {
+        seed.node_id for seed in specializations.SEEDS
+    }

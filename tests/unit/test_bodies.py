@@ -33,6 +33,7 @@ POSTS: list[type[schemas.Request]] = [
     ThinkRequest,
     schemas.JoinRequest,
     schemas.CancelRequest,
+    schemas.SweepRequest,
     schemas.Nothing,
 ]
 
@@ -445,7 +446,7 @@ def test_a_name_that_can_be_shown_is_taken(name: str) -> None:
 def test_an_enqueue_may_say_how_it_wants_to_be_trained() -> None:
     sent = (
         b'{"topic":"p","role":"evolver","method":"full","budget_seconds":"2.5","seed":9,'
-        b'"requires":{"device":"cuda","memory_gb":80}}'
+        b'"parents":["a","b"],"requires":{"device":"cuda","memory_gb":80}}'
     )
     assert bodies.parse(sent, JSON, EnqueueRequest) == EnqueueRequest(
         topic="p",
@@ -453,6 +454,7 @@ def test_an_enqueue_may_say_how_it_wants_to_be_trained() -> None:
         method="full",
         budget_seconds=2.5,
         seed=9,
+        parents=["a", "b"],
         requires=schemas.Requires(device="cuda", memory_gb=80.0),
     )
 
@@ -467,7 +469,17 @@ def test_null_leaves_what_has_no_default_of_its_own_to_the_server() -> None:
     [
         ('"role":"merge"', "literal_error", "Input should be 'dual', 'evolver' or 'reinventor'"),
         ('"role":null', "literal_error", "Input should be 'dual', 'evolver' or 'reinventor'"),
-        ('"method":5', "literal_error", "Input should be 'auto' or 'full'"),
+        (
+            '"method":5',
+            "literal_error",
+            "Input should be 'auto', 'distill', 'full', 'lora', 'merge' or 'quantize'",
+        ),
+        ('"parents":"c"', "list_type", "Input should be a valid list"),
+        (
+            '"parents":["a","b","c","d","e"]',
+            "too_long",
+            "List should have at most 4 items, not 5",
+        ),
         (
             '"budget_seconds":"x"',
             "float_parsing",
@@ -645,3 +657,14 @@ def _exactly(value: object) -> object:
     if isinstance(value, float):
         return "float", value, math.copysign(1.0, value)
     return type(value).__name__, value
+
+
+@pytest.mark.parametrize("value", ["1", "0", '"true"', "null", "[]"])
+def test_what_is_neither_true_nor_false_is_refused(value: str) -> None:
+    wrong = fault(f'{{"dry_run":{value}}}', schemas.SweepRequest)
+    assert (wrong["type"], wrong["loc"]) == ("bool_type", ["body", "dry_run"])
+
+
+def test_a_misspelt_dry_run_is_no_sweep() -> None:
+    assert fault('{"dryrun":true}', schemas.SweepRequest)["type"] == "extra_forbidden"
+    assert bodies.parse(b'{"dry_run":true}', JSON, schemas.SweepRequest).dry_run is True

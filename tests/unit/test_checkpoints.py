@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from agent import checkpoints
+from agent import checkpoints, tensors
 from agent.specialists.base import Config
-from core import errors
+from core import chunks, errors
 
 CONFIG = Config(family="linear", sizes={"width": 3})
 
@@ -43,7 +43,7 @@ def test_the_hash_of_weights_does_not_depend_on_their_order_in_the_file() -> Non
     one = safetensors.torch.save({"a": a, "b": b})
     other = safetensors.torch.save({"b": b, "a": a}, metadata={"made": "otherwise"})
     assert one != other
-    assert checkpoints.weights_sha256(one) == checkpoints.weights_sha256(other)
+    assert tensors.weights_sha256(one) == tensors.weights_sha256(other)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_the_hash_of_weights_does_not_depend_on_their_order_in_the_file() -> Non
     [{"a": torch.ones(3)}, {"b": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.float64)}],
 )
 def test_another_name_shape_or_type_is_another_hash(changed: dict[str, torch.Tensor]) -> None:
-    before = checkpoints.weights_sha256(safetensors.torch.save({"a": torch.ones(2)}))
-    assert checkpoints.weights_sha256(safetensors.torch.save(changed)) != before
+    before = tensors.weights_sha256(safetensors.torch.save({"a": torch.ones(2)}))
+    assert tensors.weights_sha256(safetensors.torch.save(changed)) != before
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_is_no_sound_safetensors_is_refused_before_anything_is_made(
     path = tmp_path / checkpoints.WEIGHTS_FILE
     path.write_bytes(raw)
     with pytest.raises(errors.ArtifactError, match="no safetensors"):
-        checkpoints.weights_sha256_of_file(path)
+        tensors.weights_sha256_of_file(path)
     with pytest.raises(errors.ArtifactError):
         checkpoints.load_weights(path, linear())
 
@@ -89,7 +89,7 @@ def test_what_is_no_sound_safetensors_is_refused_before_anything_is_made(
 @pytest.mark.parametrize("name", ["\ud800", "a\x1fF32\x1f(2,)\x1e12345678b"])
 def test_a_tensor_name_that_could_pass_for_something_else_is_refused(name: str) -> None:
     with pytest.raises(errors.ArtifactError, match="no name"):
-        checkpoints.weights_sha256(blob({name: tensor()}, b"\0" * 8))
+        tensors.weights_sha256(blob({name: tensor()}, b"\0" * 8))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
     read = linear(4)
     checkpoints.load_weights(path, read)
     assert torch.equal(read.weight, written.weight)
-    assert checkpoints.weights_sha256_of_file(path) == sha256
+    assert tensors.weights_sha256_of_file(path) == sha256
     assert checkpoints.read_config(tmp_path / checkpoints.CONFIG_FILE) == CONFIG
 
 
@@ -148,7 +148,8 @@ class Run:
             self.optimizer.step()
 
     def save(self, directory: Path, step: int) -> Path:
-        return checkpoints.save_state(directory, state(step), self.module, CONFIG, self.optimizer)
+        taken = checkpoints.snapshot(self.module, self.optimizer)
+        return checkpoints.write_state(directory, state(step), taken, CONFIG)
 
 
 def test_training_goes_on_from_a_state_exactly_as_if_it_had_never_stopped(tmp_path: Path) -> None:
@@ -277,3 +278,20 @@ def test_a_state_names_the_digest_of_each_of_its_files(tmp_path: Path) -> None:
         (folder / checkpoints.STATE_FILE).read_bytes(), type=checkpoints.State
     ).files
     assert set(told) == {path.name for path in folder.iterdir()} - {checkpoints.STATE_FILE}
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [("MODEL_BYTES_MAX", "the model would have 0 MB"), ("ARTIFACT_BYTES_MAX", "and its optimizer")],
+)
+def test_what_could_not_be_stored_is_not_trained(
+    monkeypatch: pytest.MonkeyPatch, bound: str, words: str
+) -> None:
+    module = torch.nn.Linear(10, 10)
+    checkpoints.require_storable(module)
+    monkeypatch.setattr(chunks, bound, 3 * 440 - 1 if "ARTIFACT" in bound else 439)
+    with pytest.raises(errors.TrainingError, match=words):
+        checkpoints.require_storable(module)
+    module.requires_grad_(False)
+    monkeypatch.setattr(chunks, "MODEL_BYTES_MAX", 440)
+    checkpoints.require_storable(module)

@@ -69,13 +69,43 @@ def options_of_numbers(group: click.Group) -> Iterator[tuple[click.Command, str]
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("up", "--data"), ("agent", "--directory"), ("train", "--out")]
+    ("command", "args"),
+    [
+        ("up", ["--data="]),
+        ("up", ["--ready-file="]),
+        ("agent", ["--directory="]),
+        ("train", ["--out="]),
+        ("replay", ["--data="]),
+        ("audit", ["--data="]),
+        ("backup", ["a.tar", "--data="]),
+        ("backup", [""]),
+        ("restore", ["a.tar", "--data="]),
+        ("restore", [""]),
+    ],
 )
-def test_a_directory_without_a_name_is_not_the_one_at_hand(command: str, option: str) -> None:
+def test_a_place_without_a_name_is_not_the_directory_at_hand(command: str, args: list[str]) -> None:
     one = main.aghsan.get_command(click.Context(main.aghsan), command)
     assert one is not None
     with pytest.raises(click.BadParameter, match="it is empty"):
-        one.make_context(command, [f"{option}="])
+        one.make_context(command, args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["up", "--port", "0", "--data"],
+        ["agent", "--directory"],
+        ["train", "--node", "stats-bayesian", "--steps", "1", "--out"],
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_with_why_and_what_to_do(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(main.aghsan, [*args, str(tmp_path / "file" / "folder")])
+    assert result.exit_code == main.EXIT_FAILED
+    assert "folder cannot be used: Not a directory. Name one by --" in result.stderr
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "soon"])
@@ -98,6 +128,7 @@ def test_no_option_takes_a_number_that_is_none(value: str) -> None:
         (errors.NotOwner("words"), 1),
         (errors.LogUnavailable("words"), 69),
         (errors.DataDirectoryError("words"), 1),
+        (errors.DirectoryInUse("words"), 5),
         (PermissionError(13, "not allowed", "/a/file"), 1),
         (KeyboardInterrupt(), 130),
     ],

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main, terminal
+from cli.client import Client
+from cli.orchestrator import ServerTarget
 
 PREFIX = "/api/v1/network"
 
@@ -98,6 +102,7 @@ ROUND = {
     ],
     "verdict": "promoted",
     "reasons": {"en": "it is better", "ar": "هو أفضل"},
+    "opened_at": "2026-11-23T12:00:00Z",
     "decided_at": "2026-11-24T12:00:00Z",
 }
 
@@ -208,6 +213,40 @@ def test_an_enqueue_passes_every_option_on(stub: Stub) -> None:
     }
 
 
+def test_a_merge_names_its_parents_and_no_other_method_has_any(stub: Stub) -> None:
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    parents = ("--parent", "cand-1", "--parent", "cand-2")
+    _run(stub, "enqueue", "t", "--method", "merge", *parents)
+    assert stub.asked[0][3]["parents"] == ["cand-1", "cand-2"]
+    result = _run(stub, "enqueue", "t", *parents)
+    assert result.exit_code == main.EXIT_USAGE
+    assert "--method merge" in result.stderr
+    assert len(stub.asked) == 1
+
+
+def test_a_task_shows_what_was_asked_for_and_what_each_worker_chose_and_why(stub: Stub) -> None:
+    detail = DETAIL | {
+        "method": "distill",
+        "parents": [{"candidate_id": "cand-7"}],
+        "resume": [{"rival": "evolver", "method": "full"}, {"rival": "merge", "method": "merge"}],
+        "candidates": [
+            {"rival": "evolver", "method": "lora", "method_reason": "as it was asked"},
+            {"rival": "evolver", "method": "lora", "method_reason": "again"},
+        ],
+    }
+    stub.says("GET", "/tasks/task-1", {"status": "ok", "task": detail})
+    shown = _run(stub, "task", "show", "task-1").stdout
+    for words in (
+        "distill",
+        "evolver: lora, as it was asked",
+        "lora, again",
+        "merge: merge",
+        "cand-7",
+    ):
+        assert words in shown
+    assert "evolver: full" not in shown
+
+
 @pytest.mark.parametrize("priority", ["0", "11", "99", "-1"])
 def test_a_priority_out_of_range_is_refused_and_never_another_one(
     stub: Stub, priority: str
@@ -218,7 +257,9 @@ def test_a_priority_out_of_range_is_refused_and_never_another_one(
     assert stub.asked == []
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u00a0"])
+@pytest.mark.parametrize(
+    "blank", ["", " ", "\n\t", "\u00a0", "\u200b\u2060\ufeff", "\u200f \ufe0f", "\u3164\u2800"]
+)
 @pytest.mark.parametrize("command", [("enqueue",), ("expand", "root-math")])
 def test_what_has_no_words_is_refused_before_the_server_is_asked(
     stub: Stub, command: tuple[str, ...], blank: str
@@ -229,6 +270,12 @@ def test_what_has_no_words_is_refused_before_the_server_is_asked(
     assert stub.asked == []
 
 
+@pytest.mark.parametrize("topic", ["7", "؟", "🚀", "\u200fس\u200e"])
+def test_one_letter_that_is_seen_is_a_topic(stub: Stub, topic: str) -> None:
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    assert _run(stub, "enqueue", topic).exit_code == 0
+
+
 def test_an_enqueue_whose_answer_broke_off_is_repeated_under_the_same_key(stub: Stub) -> None:
     stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
     stub.break_off = 1
@@ -237,11 +284,92 @@ def test_an_enqueue_whose_answer_broke_off_is_repeated_under_the_same_key(stub: 
     assert first == second
 
 
-def test_a_request_that_may_not_be_repeated_is_not(stub: Stub) -> None:
-    stub.break_off = 1
-    result = _run(stub, "task", "retry", "task-1")
+@pytest.fixture
+def going() -> Iterator[str]:
+    """The address of a server that takes one request, and resets it with its port closed."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def take() -> None:
+        connection, _ = listener.accept()
+        connection.recv(65_536)
+        listener.close()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread.join()
+
+
+def test_an_enqueue_that_a_server_took_before_it_went_is_in_doubt_and_says_how_to_repeat(
+    going: str, stub: Stub
+) -> None:
+    typed = ["enqueue", "درس الجبر", "--node", "root-math", "--priority", "7", "--seed", "9"]
+    typed += ["--budget-seconds", "2.5"]
+    result = CliRunner().invoke(main.aghsan, typed, env={"AGHSAN_API": going})
     assert result.exit_code == main.EXIT_UNREACHABLE
-    assert "not known" in result.stderr
+    assert "What it did is not known" in result.stderr
+    assert "no server answers" not in result.stderr
+    words = shlex.split(result.stderr.splitlines()[-1])
+    assert words[:2] == ["aghsan", "enqueue"]
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    assert _run(stub, *words[1:]).exit_code == 0
+    _run(stub, *typed, "--key", words[words.index("--key") + 1])
+    (*_, repeated, headers), (*_, same, others) = stub.asked
+    assert repeated == same
+    assert headers["idempotency-key"] == others["idempotency-key"]
+
+
+def test_what_is_to_be_repeated_is_what_was_typed_without_credentials(stub: Stub) -> None:
+    stub.says("POST", "/training/enqueue", {"detail": "the log has not answered"}, 503)
+    address = stub.address.replace("//", "//me:secret@")
+    parents = ("--parent", "a", "--parent", "b")
+    result = _run(
+        stub, "enqueue", "--api", address, "--method", "merge", *parents, "--json", "--", "-1 = ?"
+    )
+    assert result.exit_code == main.EXIT_UNREACHABLE
+    assert "secret" not in result.stderr
+    words = shlex.split(result.stderr.splitlines()[-1])
+    key = stub.asked[0][4]["idempotency-key"]
+    assert words[-2:] == ["--", "-1 = ?"]
+    assert set(words[2:-2]) == {
+        *("--method", "merge", *parents, "--json", "--key", key),
+        *("--api", stub.address.replace("//", "//NAME:TOKEN@")),
+    }
+
+
+@pytest.mark.parametrize("key", ["", " k", "k" * 257, "مفتاح", "a\tb"])
+def test_a_key_that_no_header_holds_as_it_is_is_a_usage_error(stub: Stub, key: str) -> None:
+    result = _run(stub, "enqueue", "t", "--key", key)
+    assert result.exit_code == main.EXIT_USAGE
+    assert "a key has 1 to 256" in result.stderr
+    assert stub.asked == []
+
+
+def test_a_key_that_is_given_is_the_one_that_is_sent(stub: Stub) -> None:
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    _run(stub, "enqueue", "t", "--key", "mine 1")
+    assert stub.asked[0][4]["idempotency-key"] == "mine 1"
+
+
+@pytest.mark.parametrize(
+    ("typed", "look"),
+    [
+        (("task", "retry", "task-1"), "`aghsan task show task-1`"),
+        (("task", "cancel", "task-1"), "`aghsan task show task-1`"),
+        (("expand", "root-math", "n"), "`aghsan node ls`"),
+        (("corpus", "remove", "n"), "`aghsan corpus ls`"),
+        (("artifact", "gc"), "`aghsan artifact gc --dry-run`"),
+    ],
+)
+def test_a_request_that_may_not_be_repeated_is_not_and_says_where_its_outcome_shows(
+    stub: Stub, typed: tuple[str, ...], look: str
+) -> None:
+    stub.break_off = 1
+    result = _run(stub, *typed)
+    assert result.exit_code == main.EXIT_UNREACHABLE
+    assert f"What it did is not known: look with {look}" in result.stderr
     assert len(stub.asked) == 1
 
 
@@ -286,15 +414,15 @@ def test_a_result_shows_each_rival_in_a_row_and_anything_else_readably(stub: Stu
     metrics = {
         "loss": 0.125,
         "finished_at": 1795694049.69,
-        "rivals": {"evolver": rival, "reinventor": rival | {"loss": 0.125}},
+        "rivals": {"evolver": rival, "reinventor": rival | {"loss": 0.125, "latency_ms": 0.26}},
         "mine": {"ملاحظة": [1, 2]},
     }
     detail = DETAIL | {"result": {"worker_id": "w", "metrics": metrics}}
     stub.says("GET", "/tasks/task-1", {"status": "ok", "task": detail})
     lines = [line.split() for line in _run(stub, "task", "show", "task-1").stdout.splitlines()]
     assert ["loss", "0.125"] in lines
-    assert ["rival", "loss", "steps", "params"] in lines
-    assert ["reinventor", "0.125", "80", "371"] in lines
+    assert ["rival", "loss", "steps", "params", "latency_ms"] in lines
+    assert ["reinventor", "0.125", "80", "371", "0.26"] in lines
     assert ["mine", '{"ملاحظة":', "[1,", "2]}"] in lines
     assert not any(line[:1] == ["finished_at"] for line in lines)
 
@@ -324,11 +452,69 @@ def test_the_status_shows_figures_workers_and_what_runs(stub: Stub) -> None:
         assert part in shown
 
 
+def test_the_status_tells_of_a_task_that_no_worker_online_can_train(stub: Stub) -> None:
+    mark = {"node_id": "stats-bayesian", "role": "dual", "method": "auto", "reason": "too small"}
+    worker = {"worker_id": "a1", "status": "online", "unfit": [mark]}
+    waiting = TASK | {"waits": ["a1: too small"]}
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
+    stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK]})
+    stub.says("GET", "/tasks/task-0123456789ab", {"status": "ok", "task": waiting})
+    assert "no worker can train it: a1: too small" in " ".join(_run(stub, "status").stdout.split())
+    shown = _run(stub, "task", "show", "task-0123456789ab").stdout
+    assert "a1: too small" in shown
+
+
+def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    rounds: dict[str, Any] = {"status": "ok", "rounds": [ROUND], "next": None}
+    stub.says("GET", "/rounds", rounds)
+    assert "judge" not in _run(stub, "status").stdout
+    stub.says("GET", "/rounds", rounds | {"awaiting_judgement": 15})
+    assert "judge" not in _run(stub, "status").stdout
+    stub.says("GET", "/rounds", rounds | {"awaiting_judgement": 16})
+    shown = " ".join(_run(stub, "status").stdout.split())
+    assert "16 rounds wait for the judge" in shown
+    assert "the orchestrator orders no training" in shown
+
+
 def test_the_status_of_a_server_with_only_the_nine_routes_is_shown_too(stub: Stub) -> None:
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     result = _run(stub, "status")
     assert result.exit_code == 0
     assert "10 nodes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("is_so", "words"),
+    [
+        ({"via": "http"}, "is given nothing more, and ends what it holds as it likes"),
+        ({"via": "nats", "status": "offline"}, "gives back what it still holds once it is back"),
+    ],
+)
+def test_a_pause_promises_no_more_than_this_worker_does(
+    stub: Stub, is_so: dict[str, str], words: str
+) -> None:
+    worker = {"worker_id": "a1", "status": "online", "pause": "pause", **is_so}
+    stub.says("POST", "/workers/a1/pause", {"status": "ok", "worker": worker})
+    assert words in _run(stub, "worker", "pause", "a1").stdout
+
+
+def test_a_worker_is_paused_drained_and_resumed(stub: Stub) -> None:
+    for how in ("pause", "drain", "resume"):
+        worker = {"worker_id": "a1", "status": "online", "pause": how.replace("resume", "")}
+        stub.says("POST", f"/workers/a1/{how}", {"status": "ok", "worker": worker})
+    said = [_run(stub, "worker", how, "a1").stdout for how in ("pause", "drain", "resume")]
+    assert [words.split(" ", 1)[1] for words in said] == [
+        "is paused, and gives back what it holds\n",
+        "is given nothing more\n",
+        "may have work\n",
+    ]
+    assert json.loads(_run(stub, "worker", "pause", "a1", "--json").stdout)["pause"] == "pause"
+    stub.says(
+        "GET", "/workers", {"status": "ok", "workers": [{"status": "online", "pause": "drain"}]}
+    )
+    assert "online, draining" in _run(stub, "worker", "ls").stdout
 
 
 def test_workers_are_listed_with_missing_and_unknown_keys_alike(stub: Stub) -> None:
@@ -362,7 +548,9 @@ def test_a_round_shows_the_verdict_and_why_in_both_languages(stub: Stub) -> None
 
 def test_rounds_are_listed_by_node_and_status(stub: Stub) -> None:
     stub.says("GET", "/rounds", {"status": "ok", "rounds": [ROUND], "next": None})
-    assert "round-1" in _run(stub, "round", "ls", "--node", "n1", "--status", "decided").stdout
+    shown = _run(stub, "round", "ls", "--node", "n1", "--status", "decided").stdout
+    for part in ("round-1", "2026-11-23", "2026-11-24"):
+        assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"], "status": ["decided"], "limit": ["100"]}
 
 
@@ -575,3 +763,52 @@ def test_a_reader_that_goes_away_is_no_error_to_talk_about(stub: Stub) -> None:
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
     process.wait()
+
+
+SWEEP = {
+    "dry_run": True,
+    "chunks": 7,
+    "bytes": 1_234_567,
+    "spared": 2,
+    "artifacts": 3,
+    "lost": 1,
+    "live_chunks": 9,
+    "live_bytes": 10,
+    "unfinished": None,
+}
+
+
+def test_a_sweep_asks_for_what_was_meant_and_says_what_went(stub: Stub) -> None:
+    stub.says("POST", "/artifacts/gc", {"status": "ok", "sweep": SWEEP})
+    dry = _run(stub, "artifact", "gc", "--dry-run")
+    assert stub.asked[-1][3] == {"dry_run": True}
+    for words in ("would go", "7 chunks, 1,234,567 bytes", "2 chunks that somebody", "1 artifacts"):
+        assert words in dry.stdout
+    assert "unfinished" not in dry.stdout
+    assert "swept" in _run(stub, "artifact", "gc").stdout
+    assert stub.asked[-1][3] == {"dry_run": False}
+    assert json.loads(_run(stub, "artifact", "gc", "--json").stdout) == SWEEP
+
+
+def test_a_second_sweep_is_a_conflict(stub: Stub) -> None:
+    stub.says("POST", "/artifacts/gc", {"detail": "a sweep is under way already"}, 409)
+    result = _run(stub, "artifact", "gc")
+    assert result.exit_code == main.EXIT_CONFLICT
+    assert "under way" in result.stderr
+
+
+async def test_the_orchestrator_neither_orders_nor_counts_what_nobody_online_can_train(
+    stub: Stub,
+) -> None:
+    mark = {"node_id": "stats-bayesian", "role": "dual", "method": "auto", "reason": "too small"}
+    worker = {"worker_id": "a1", "status": "online", "via": "nats", "unfit": [mark]}
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
+    nodes = [NODE, NODE | {"node_id": "opt-convex"}]
+    stub.says("GET", "/graph", {"status": "ok", "graph": {"nodes": nodes}})
+    stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
+    stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK], "next": None})
+    stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
+    fleet = await ServerTarget(Client(stub.address)).survey()
+    assert [node.node_id for node in fleet.nodes] == ["opt-convex"]
+    assert fleet.queued == 4

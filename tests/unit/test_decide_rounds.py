@@ -176,6 +176,20 @@ def test_only_the_secret_of_the_commitment_decides() -> None:
         world.do(verdict(row))
 
 
+def test_nobody_becomes_champion_of_a_node_that_trains_something_else_by_now() -> None:
+    world = deposited()
+    brought(world, claimed(world), "evolver", "reinventor")
+    row = judged(world)
+    other = events.Workload(specialist="opt-convex")
+    world.state.graph.workload_changed(
+        1, 1, events.WorkloadChanged(node_id=row.node_id, workload=other)
+    )
+    with pytest.raises(errors.Conflict, match="trains something else now"):
+        world.do(verdict(row))
+    happened = world.do(verdict(row, verdict="void", promoted=""))
+    assert [type(data).__name__ for data in happened] == ["RoundDecided"]
+
+
 def test_a_verdict_names_every_candidate_and_promotes_one_of_them() -> None:
     world = deposited()
     brought(world, claimed(world), "evolver", "reinventor")

@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from core import commands, errors, events
+from core.decide import tasks as rules
 from core.events import Token
-from core.projections.tasks import ATTEMPTS_MAX, IdempotencyKey, Task
+from core.projections import tasks as projection
+from core.projections.tasks import ATTEMPTS_MAX, CLAIMS_KEPT, IdempotencyKey, Task
 from tests.build import World
 
 CHECKPOINT = events.Checkpoint(
@@ -35,15 +37,49 @@ def task(world: World, task_id: str = "t1") -> Task:
     return row
 
 
-def save(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
+def save(
+    world: World,
+    token: Token,
+    worker_id: str = "a1",
+    checkpoint: events.Checkpoint = CHECKPOINT,
+) -> list[events.EventData]:
     return world.do(
         commands.StoreCheckpoint(
             token=token,
             worker_id=worker_id,
             session=session(world, worker_id),
-            checkpoint=CHECKPOINT,
+            checkpoint=checkpoint,
         )
     )
+
+
+MISFITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"role": "evolver"}, {"rival": "reinventor"}, "brings no reinventor"),
+    ({"role": "dual"}, {"rival": "merge"}, "brings no merge"),
+    ({}, {"step": -1}, "step -1 of 10"),
+    ({}, {"step": 11}, "step 11 of 10"),
+    ({}, {"total_steps": -1}, "step 5 of -1"),
+]
+
+
+@pytest.mark.parametrize(("asked", "changes", "words"), MISFITS)
+def test_a_checkpoint_that_no_training_of_its_task_leaves_is_refused(
+    asked: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    world, token = working(**asked)
+    with pytest.raises(errors.Invalid, match=words):
+        save(world, token, checkpoint=msgspec.structs.replace(CHECKPOINT, **changes))
+    assert task(world).resume == ()
+
+
+def test_a_checkpoint_may_be_the_first_or_the_last_step_and_need_not_know_how_many_there_are() -> (
+    None
+):
+    world, token = working()
+    for step, total_steps in ((0, 10), (10, 10), (5, 0)):
+        point = msgspec.structs.replace(CHECKPOINT, step=step, total_steps=total_steps)
+        save(world, token, checkpoint=point)
+        assert task(world).resume == (point,)
 
 
 def complete(world: World, token: Token, worker_id: str = "a1") -> list[events.EventData]:
@@ -204,6 +240,21 @@ def test_giving_a_task_back_is_no_strike() -> None:
     assert task(world).strikes == 0
 
 
+def test_of_the_claims_of_a_task_the_newest_are_kept_and_the_last_one_revives_as_ever() -> None:
+    world, token = working()
+    for _ in range(CLAIMS_KEPT + 3):
+        release(world, token)
+        again = world.claim()
+        assert again is not None
+        token = again
+    assert [one.attempt for one in task(world).claims] == list(range(5, CLAIMS_KEPT + 5))
+    expire(world, token)
+    assert names(save(world, token)) == ["ClaimRevived", "CheckpointStored"]
+    stale = Token(task_id="t1", attempt=1, claim_id="claim1")
+    with pytest.raises(errors.StaleAttempt, match=f"attempt {CLAIMS_KEPT + 4} is the latest"):
+        save(world, stale)
+
+
 def test_a_claim_starts_from_the_last_checkpoint_of_whoever_held_it_before() -> None:
     world, token = working()
     save(world, token)
@@ -319,3 +370,63 @@ def test_a_key_from_a_log_without_digests_stands_for_any_request() -> None:
     world.do(ASKED)
     world.state.tasks.keys.put("k", IdempotencyKey(task_id="t1"))
     assert world.do(msgspec.structs.replace(ASKED, topic="u")) == []
+
+
+def test_open_topics_are_bounded_as_a_whole_and_what_ends_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rules, "TOPIC_CHARS_MAX", 12)
+    world, token = working(idempotency_key="k")  # each topic has five characters
+    world.task("t2")
+    with pytest.raises(errors.QuotaExceeded, match="10 characters, and may have 12"):
+        world.task("t3")
+    world.task("again", idempotency_key="k")
+    complete(world, token)
+    world.task("t3")
+    world.do(commands.CancelTask(task_id="t2"))
+    world.task("t4")
+    with pytest.raises(errors.QuotaExceeded):
+        world.task("t5")
+
+
+def retry(world: World, task_id: str) -> None:
+    world.do(commands.RetryTask(task_id=task_id, topic="topic"))
+
+
+def test_a_task_that_is_queued_again_needs_its_place_like_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World().seeded()
+    for task_id in ("t1", "t2"):
+        world.task(task_id)
+        world.do(commands.CancelTask(task_id=task_id))
+    monkeypatch.setattr(rules, "TOPIC_CHARS_MAX", 9)
+    retry(world, "t1")
+    with pytest.raises(errors.QuotaExceeded, match="5 characters, and may have 9"):
+        retry(world, "t2")
+    monkeypatch.setattr(rules, "OPEN_TASKS_MAX", 1)
+    with pytest.raises(errors.Overloaded, match="1 tasks are queued"):
+        retry(world, "t2")
+    assert task(world, "t2").status == "cancelled"
+
+
+def test_words_of_ended_tasks_are_bounded_as_a_whole_and_a_retried_one_has_its_topic_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(projection, "ENDED_CHARS_MAX", 14)
+    world = World().seeded()
+    for task_id in ("t1", "t2"):
+        world.task(task_id)
+        world.do(commands.CancelTask(task_id=task_id, reason="why"))
+    held = world.state.tasks
+    assert [(one.topic, one.shortened) for one in (task(world), task(world, "t2"))] == [
+        ("topic", False),
+        ("", True),
+    ]
+    assert (held.ended_chars, held.open_topic_chars) == (8, 0)
+    retry(world, "t2")
+    assert (task(world, "t2").topic, held.open_topic_chars) == ("topic", 5)
+    retry(world, "t1")
+    assert (held.ended_chars, held.open_topic_chars) == (0, 10)
+    world.do(commands.CancelTask(task_id="t2"))
+    assert (task(world, "t2").topic, held.ended_chars, held.open_topic_chars) == ("topic", 5, 5)

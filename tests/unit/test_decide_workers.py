@@ -226,3 +226,49 @@ def test_a_worker_that_is_offline_gets_no_task() -> None:
     world.task("t2")
     world.do(commands.MarkOffline(worker_id="a1", reason="r", session="s1"))
     assert world.claim("a1") is None
+
+
+# ── paused ──
+
+
+def test_a_paused_worker_is_given_nothing_until_it_is_resumed() -> None:
+    world = World().seeded()
+    world.agent("a1")
+    world.task()
+    world.do(commands.PauseWorker(worker_id="a1", how="pause"))
+    assert world.claim("a1") is None
+    world.do(commands.ResumeWorker(worker_id="a1"))
+    assert world.claim("a1") is not None
+
+
+def test_a_pause_outlives_the_session_and_the_registration_it_came_in() -> None:
+    world, _ = holder()
+    world.http_worker()
+    for worker_id in ("a1", "w1"):
+        world.do(commands.PauseWorker(worker_id=worker_id, how="drain"))
+    hello(world, "s2")
+    world.http_worker()
+    assert row(world, "a1").pause == row(world, "w1").pause == "drain"
+
+
+def test_a_draining_worker_may_end_what_it_holds_and_be_paused_after_all() -> None:
+    world, token = holder()
+    assert world.do(commands.PauseWorker(worker_id="a1", how="drain")) != []
+    assert world.do(commands.PauseWorker(worker_id="a1", how="drain")) == []
+    world.do(
+        commands.CompleteTask(
+            task_id="t1", worker_id="a1", token=token, session="s1", metrics=b"{}"
+        )
+    )
+    assert world.do(commands.PauseWorker(worker_id="a1", how="pause")) != []
+    world.do(commands.ResumeWorker(worker_id="a1"))
+    assert world.do(commands.ResumeWorker(worker_id="a1")) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [commands.PauseWorker(worker_id="x", how="pause"), commands.ResumeWorker(worker_id="x")],
+)
+def test_nobody_pauses_who_is_not_known(command: commands.PauseWorker) -> None:
+    with pytest.raises(errors.NotFound):
+        World().do(command)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -44,8 +44,12 @@ def test_a_sound_envelope_is_read() -> None:
     assert isinstance(events.decode(1, "ev.task.t", envelope()), events.Event)
 
 
-def test_every_type_of_event_has_its_golden_bytes() -> None:
-    assert {json.loads(raw)["type"] for raw in LINES} == set(events.TYPES)
+def test_every_version_of_every_type_has_its_golden_bytes_and_a_way_up() -> None:
+    current = {name: events.VERSIONS.get(name, 1) for name in events.TYPES}
+    older = {(name, v) for name, newest in current.items() for v in range(1, newest)}
+    golden = {(json.loads(raw)["type"], json.loads(raw)["v"]) for raw in LINES}
+    assert golden == set(current.items()) | older
+    assert set(events.UPCASTERS) == older
 
 
 @pytest.mark.parametrize("raw", LINES, ids=lambda raw: json.loads(raw)["type"])
@@ -53,7 +57,8 @@ def test_golden_bytes_are_read_for_ever_and_written_alike(raw: bytes) -> None:
     read = events.decode(7, subject(raw), raw)
     assert isinstance(read, events.Event)
     assert read.seq == 7
-    assert events.encode(read) == raw
+    if json.loads(raw)["v"] == events.VERSIONS.get(json.loads(raw)["type"], 1):
+        assert events.encode(read) == raw
     assert events.reread(read.data).data == read.data
 
 
@@ -73,7 +78,10 @@ def test_a_block_is_read_as_its_records_are_one_by_one() -> None:
         b"{" * 5_000,
         envelope(type="NoSuchEvent"),
         envelope(v=9),
+        envelope(v=0),
         envelope(at="yesterday"),
+        envelope(at="9999-12-31T23:59:59-12:00"),
+        envelope(at="0001-01-01T00:00:00+12:00"),
         envelope(data={"task_id": 7}),
     ],
 )
@@ -82,6 +90,52 @@ def test_what_cannot_be_read_is_said_and_never_raised(raw: bytes) -> None:
     whole = LINES[0]
     records = [Record(2, subject(whole), whole), Record(3, "ev.task.t", raw)]
     assert events.read_facts(records) is None
+
+
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClaimExpired as if it had been changed twice: first `reason` was `why`, then `last_seen` came
+    in seconds."""
+
+    def renamed(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "reason": data.pop("why")}
+
+    def in_microseconds(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "last_seen": data["last_seen"] * 1_000_000}
+
+    prefix, field, _ = events._LAYOUT[events.ClaimExpired]
+    monkeypatch.setitem(events._LAYOUT, events.ClaimExpired, (prefix, field, 3))
+    monkeypatch.setitem(events.VERSIONS, "ClaimExpired", 3)
+    monkeypatch.setitem(events.UPCASTERS, ("ClaimExpired", 1), renamed)
+    monkeypatch.setitem(events.UPCASTERS, ("ClaimExpired", 2), in_microseconds)
+
+
+def expired(version: int, **data: object) -> bytes:
+    claim = {"task_id": "t", "attempt": 1, "claim_id": "c"}
+    return envelope(type="ClaimExpired", v=version, data={**claim, **data})
+
+
+@pytest.mark.usefixtures("third")
+def test_an_older_version_is_lifted_step_by_step_to_what_is_folded_today() -> None:
+    versions = (
+        expired(1, why="silence", last_seen=5),
+        expired(2, reason="silence", last_seen=5),
+        expired(3, reason="silence", last_seen=5_000_000),
+    )
+    read = [events.decode(1, "ev.task.t", raw) for raw in versions]
+    today = events.ClaimExpired(
+        task_id="t", attempt=1, claim_id="c", reason="silence", last_seen=5_000_000
+    )
+    assert [one.data for one in read if isinstance(one, events.Event)] == [today] * 3
+    assert json.loads(events.encode(events.Event(1, 1, "i", "b", "c", "r", today)))["v"] == 3
+    singly = [Record(1, "ev.task.t", raw) for raw in versions[:2]]
+    assert [events.read_facts([one]) for one in singly] == [None, None]
+
+
+@pytest.mark.usefixtures("third")
+@pytest.mark.parametrize("raw", [expired(1, reason="silence"), expired(2), expired(4)])
+def test_an_older_version_that_cannot_be_lifted_is_said_and_never_raised(raw: bytes) -> None:
+    assert isinstance(events.decode(3, "ev.task.t", raw), events.Undecodable)
 
 
 def test_an_event_on_another_subject_is_no_event_of_it() -> None:

@@ -1,6 +1,7 @@
 """What the feeder chooses, and when it holds back."""
 
 import asyncio
+from collections import Counter
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from core import errors
 from orchestrator import feeder
 from orchestrator.feeder import Feeder, Fleet, Order, Standing
+from tests.build import World
 
 
 def _node(node_id: str, **more: object) -> Standing:
@@ -44,6 +46,51 @@ def test_nothing_is_fed_when_nobody_works() -> None:
 
 def test_nothing_is_fed_while_the_judges_are_behind() -> None:
     assert feeder.plan(_fleet(_node("a"), unjudged=16), min_queue=5, burst=5, turn=0) == []
+
+
+def test_a_task_gets_what_its_node_needs_for_both_rivals_and_elsewhere_what_its_agent_gives() -> (
+    None
+):
+    fleet = _fleet(_node("slow", budget_seconds_min=60.0), _node("any"))
+    budgets = {
+        order.node_id: order.budget_seconds
+        for order in feeder.plan(fleet, min_queue=9, burst=9, turn=0)
+    }
+    assert budgets == {"slow": 120.0, "any": None}
+
+
+def test_a_task_for_which_its_agent_gives_more_than_its_node_needs_names_no_budget() -> None:
+    fleet = _fleet(_node("slow", budget_seconds_min=60.0))
+    for given, named in ((119.0, 120.0), (120.0, None), (300.0, None)):
+        (order,) = feeder.plan(fleet, min_queue=1, burst=1, turn=0, given_seconds=given)
+        assert order.budget_seconds == named
+
+
+def test_what_takes_long_comes_later_and_is_explored_more_rarely() -> None:
+    fleet = _fleet(_node("a", budget_seconds_min=60.0), _node("b"), _node("c"))
+    orders = feeder.plan(fleet, min_queue=24, burst=24, turn=0, given_seconds=10.0)
+    counts = Counter(order.node_id for order in orders)
+    assert orders[0].node_id == "b"
+    # Twelve times as dear: about a twelfth as often as each of the others.
+    assert counts["a"] == 1
+    assert abs(counts["b"] - counts["c"]) <= 1
+
+
+def test_the_root_is_never_ordered_for_less_than_it_needs() -> None:
+    fleet = feeder.survey(World().seeded().state, 0)
+    root = next(node for node in fleet.nodes if node.node_id == "root-math")
+    assert root.budget_seconds_min == 60.0
+    assert feeder.least_budget("of a newer version") == 0.0
+
+
+def test_tasks_that_nobody_is_given_any_more_leave_their_place_to_others() -> None:
+    world = World().seeded()
+    world.task("t1")
+    world.task("t2")
+    world.state.close("ev.task.t1")
+    fleet = feeder.survey(world.state, 0)
+    (node,) = [node for node in fleet.nodes if node.open_tasks]
+    assert (fleet.queued, node.open_tasks) == (1, 1)
 
 
 def test_a_node_without_a_champion_comes_before_one_that_is_good_already() -> None:
@@ -115,9 +162,48 @@ async def test_what_keeps_the_feeder_from_feeding_is_said_once(
 ) -> None:
     target = Full()
     feeding = asyncio.ensure_future(
-        Feeder(target, min_queue=1, burst=1, sleep_seconds=0.0, priority=3).run()
+        Feeder(target, min_queue=1, burst=1, sleep_seconds=0.0, priority=3, say=print).run()
     )
     for _ in range(3):
         await target.asked.get()
     feeding.cancel()
     assert caplog.text.count("no room for new work") == 1
+
+
+class Judging:
+    """A target with so many rounds that no judge has decided."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.orders = 0
+
+    async def survey(self) -> Fleet:
+        return self.fleet
+
+    async def enqueue(self, order: Order, priority: int, key: str) -> None:
+        self.orders += 1
+
+
+async def test_that_the_judge_is_behind_and_no_longer_is_said_once_each() -> None:
+    said: list[str] = []
+    target = Judging(_fleet(_node("a")))
+    one = Feeder(target, min_queue=1, burst=1, sleep_seconds=0.0, priority=3, say=said.append)
+    told = []
+    for unjudged in (0, 15, 16, 17, 15, 16, 9, 8, 0, 16):
+        target.fleet = _fleet(_node("a"), unjudged=unjudged)
+        await one.feed()
+        told.append(len(said))
+    assert told == [0, 0, 1, 1, 1, 1, 1, 2, 2, 3]
+    assert said[0] == said[2] == feeder.backlog(16)
+    assert "16 rounds wait for the judge" in said[0]
+    assert target.orders == 6
+
+
+async def test_a_judge_that_is_behind_is_no_news_where_nothing_would_be_ordered_anyway() -> None:
+    said: list[str] = []
+    target = Judging(_fleet(_node("a")))
+    one = Feeder(target, min_queue=1, burst=1, sleep_seconds=0.0, priority=3, say=said.append)
+    for more in ({"queued": 1}, {"workers": 0}):
+        target.fleet = _fleet(_node("a"), unjudged=16, **more)
+        await one.feed()
+    assert said == []

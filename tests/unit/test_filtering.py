@@ -1,5 +1,6 @@
 """The Kalman truth, what is said without a filter, and what the closed form can represent."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -8,7 +9,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from agent.specialists import base, filtering
-from agent.specialists.filtering import READINGS, Filter, Filtering, LearnedGain
+from agent.specialists.filtering import READINGS, Filter, Filtering, LearnedGain, Ranges
+from core import workloads
 
 torch.set_num_threads(1)  # as where models are trained and judged
 
@@ -16,6 +18,12 @@ MANY = 20_000
 GRID = 40
 LIMITS = torch.tensor([[0.02, 0.1], [1.0, 2.0]], dtype=torch.float64).log()
 """Least and most of (log q, log R)."""
+PARAMETERS = workloads.KINDS["stats-bayesian"].parameters
+EXTREMES = [
+    dict(zip(PARAMETERS, values, strict=True))
+    for values in itertools.product(*((each.least, each.most) for each in PARAMETERS.values()))
+]
+extremes = pytest.mark.parametrize("parameters", EXTREMES, ids=str)
 Spread = Callable[[float, torch.Tensor], torch.Tensor]
 """Gain and scales to the standard deviation that is said."""
 
@@ -225,3 +233,87 @@ def test_a_recurrent_filter_says_nothing_of_a_moment_that_rests_on_later_reading
     told, retold = (module.posteriors(seen, batch["scales"]) for seen in (batch["readings"], later))
     assert torch.allclose(told[:, :20], retold[:, :20], atol=1e-6)
     assert not torch.allclose(told[:, 20:], retold[:, 20:], atol=1e-2)
+
+
+def test_the_cases_of_the_defaults_are_those_of_the_first_version() -> None:
+    one = Filtering()
+    batch, cases, hidden = one.train_batch(5, 7), one.cases(3, 50), one.cases(3, 50, "hidden")
+    marks = {
+        16.537421807: batch["readings"],
+        -13.902642517: cases["readings"],
+        4.188464621: cases["scales"],
+        -2.231278532: cases["mean"],
+        -18.938021341: hidden["readings"],
+        -1.333817056: hidden["sd"],
+    }
+    for mark, tensor in marks.items():
+        ramp = torch.arange(tensor.numel(), dtype=torch.float64).cos()
+        assert float(tensor.double().flatten() @ ramp) == pytest.approx(mark, abs=1e-5)
+    assert {name: each.default for name, each in PARAMETERS.items()} == Ranges()._asdict()
+
+
+@extremes
+def test_the_truth_of_relatives_is_the_conditional_of_the_joint_gaussian(
+    parameters: dict[str, float],
+) -> None:
+    cases = Filtering(**parameters).cases(9, 50)
+    limits = torch.tensor([*parameters.values()], dtype=torch.float64).view(2, 2).log()
+    share = (cases["scales"] - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+    assert bool(((share >= 0) & (share <= 1)).all())
+    states, seen = _covariances(cases["scales"])
+    with_last = states[:, -1]
+    solved = torch.linalg.solve(seen, with_last)
+    mean = (solved * cases["readings"]).sum(1)
+    variance = states[:, -1, -1] - (solved * with_last).sum(1)
+    assert torch.allclose(cases["mean"], mean, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(cases["sd"].square(), variance, rtol=1e-6, atol=1e-9)
+
+
+@extremes
+def test_the_trivial_error_of_relatives_is_expected_of_the_prior(
+    parameters: dict[str, float],
+) -> None:
+    one = Filtering(**parameters)
+    cases = one.cases(9, 4_000)
+    # Given q and R, what is expected of mean^2 is 1 + 32 q^2 - sd^2; the rest is luck.
+    drift = torch.exp(2 * cases["scales"][:, 0])
+    expected = READINGS / 2 * drift - cases["sd"].log()
+    slack = 5 * float(expected.std()) / math.sqrt(4_000)
+    assert one.trivial_error == pytest.approx(float(expected.mean()), rel=0.01, abs=slack)
+
+
+@extremes
+def test_relatives_have_fixed_gains_of_their_own_that_are_the_best(
+    parameters: dict[str, float],
+) -> None:
+    one = Filtering(**parameters)
+    cases = one.cases(9, 2_000)
+    gains = filtering.fixed_gains(Ranges(**parameters))
+    found = one.baseline_errors(cases)
+    for name, gain, spread in (
+        ("fixed gain", gains.steady, _steady_spread),
+        ("fixed gain, exact spread", gains.exact_spread, _exact_spread),
+    ):
+        missed = [
+            float(_missed(each, spread, cases["scales"]))
+            for each in (gain, gain - 0.15, gain + 0.15)
+            if 0 < each < 1
+        ]
+        assert missed[0] == min(missed)
+        assert float(found[name].mean()) < one.trivial_error
+        assert float(found[name].mean()) == pytest.approx(missed[0], rel=0.2)
+
+
+def _missed(gain: float, spread: Spread, scales: torch.Tensor) -> torch.Tensor:
+    """Expected KL of a smoother at these scales, as in `_expected`."""
+    said = spread(gain, scales)
+    missed = (_exact_spread(gain, scales) / said).square()
+    return ((said / _last_sd(scales)).log() + missed / 2 - 0.5).mean()
+
+
+@extremes
+def test_the_closed_form_holds_for_relatives(parameters: dict[str, float]) -> None:
+    module = LearnedGain(width=4)
+    module.numbers = ExactNumbers()  # type: ignore[assignment]
+    one = Filtering(**parameters)
+    assert float(one.errors(module, one.cases(9, 1_000)).max()) < 1e-2

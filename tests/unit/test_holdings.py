@@ -67,3 +67,18 @@ def test_what_is_still_held_stays_where_the_rest_is_deleted(tmp_path: Path) -> N
     folders.empty(tmp_path / "tasks", [folder])
     left = {path.name for path in (tmp_path / "tasks").iterdir()}
     assert left == {folders.MARK, folder.name}
+
+
+def test_what_was_put_away_is_nobodys_and_goes_with_the_next_start(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    folders.own(tasks)
+    folder = kept(tasks, held("t1"))
+    gone = holdings.put_away(tasks, "t1")
+    assert (folder.exists(), gone.is_dir()) == (False, True)
+    assert holdings.restore(tasks) == []
+    folders.empty(tasks)
+    assert [path.name for path in tasks.iterdir()] == [folders.MARK]
+
+
+def test_a_task_without_a_folder_is_put_away_too(tmp_path: Path) -> None:
+    assert not holdings.put_away(tmp_path, "t1").exists()

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from agent import artifacts, checkpoints
+from agent import artifacts, tensors
 from agent.specialists import base, registry
 from core import bus, chunks, errors, events, wire
 from orchestrator import judge
@@ -58,7 +58,7 @@ class Shelf:
         (directory / judge.CONFIG_FILE).write_bytes(written)
         if not sha256:
             try:
-                sha256 = checkpoints.weights_sha256_of_file(path)
+                sha256 = tensors.weights_sha256_of_file(path)
             except errors.ArtifactError:
                 sha256 = "0" * 64
         packed = artifacts.pack(directory, "candidate", WRITER)
@@ -81,7 +81,9 @@ class Shelf:
 
     def judged(self, *candidates: events.Candidate, **more: object) -> wire.Verdict:
         """The verdict on a round of these candidates."""
-        return asyncio.run(judge.judge_round(brief(*candidates, **more), self.store, SECRET, "j"))
+        return asyncio.run(
+            judge.judge_round(brief(*candidates, **more), self.store, SECRET, "j", Path())
+        )
 
 
 def brief(*candidates: events.Candidate, **more: object) -> wire.RoundBrief:
@@ -366,7 +368,7 @@ class _Control:
 
 
 def sitting(shelf: Shelf, key: bytes = b"k" * judge.KEY_BYTES) -> judge.Judge:
-    return judge.Judge(cast("bus.Bus", _Control()), shelf.store, key, "j")
+    return judge.Judge(cast("bus.Bus", _Control()), shelf.store, key, "j", Path())
 
 
 def test_a_round_of_a_lost_key_ends_void_without_a_secret_once_that_is_said(
@@ -378,6 +380,16 @@ def test_a_round_of_a_lost_key_ends_void_without_a_secret_once_that_is_said(
     verdict = asyncio.run(one._verdict(brief(shelf.put(better), withdrawn=True), 1))
     assert (verdict.verdict, verdict.secret) == ("void", "")
     assert "key behind this round's commitment is lost" in verdict.reasons.en
+    assert only(verdict).error is None
+
+
+def test_a_round_of_a_node_that_trains_something_else_ends_void_with_its_secret(
+    shelf: Shelf, better: torch.nn.Module
+) -> None:
+    standing = brief(shelf.put(better), outdated=True)
+    verdict = asyncio.run(sitting(shelf)._verdict(standing, 1))
+    assert (verdict.verdict, verdict.secret) == ("void", SECRET.hex())
+    assert "something else" in verdict.reasons.en
     assert only(verdict).error is None
 
 
@@ -422,7 +434,9 @@ def test_a_judge_asked_to_stop_abandons_the_round(shelf: Shelf, better: torch.nn
         raise judge.Abandoned
 
     with pytest.raises(judge.Abandoned):
-        asyncio.run(judge.judge_round(brief(shelf.put(better)), shelf.store, SECRET, "j", stop))
+        asyncio.run(
+            judge.judge_round(brief(shelf.put(better)), shelf.store, SECRET, "j", Path(), stop)
+        )
 
 
 @pytest.mark.parametrize("name", ["root-math", "opt-convex"])

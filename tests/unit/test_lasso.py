@@ -1,6 +1,7 @@
 """The certificate, the public matrix, and the solver that everything is compared with."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -8,8 +9,20 @@ import torch
 
 from agent.specialists import base, lasso
 from agent.specialists.lasso import COLUMNS, ROWS, Lasso
+from core import workloads
 
 torch.set_num_threads(1)  # as where models are trained and judged
+
+
+PARAMETERS = workloads.KINDS["opt-convex"].parameters
+EXTREMES = [
+    dict(zip(PARAMETERS, values, strict=True))
+    for values in itertools.product(*((each.least, each.most) for each in PARAMETERS.values()))
+]
+SWEEPS = 200
+corners = pytest.mark.parametrize("parameters", EXTREMES[::5], ids=str)
+"""Each parameter at its least and at its most, twice."""
+extremes = pytest.mark.parametrize("parameters", EXTREMES, ids=str)
 
 
 class Solver(torch.nn.Module):
@@ -161,3 +174,72 @@ def test_the_loss_is_the_mean_error_of_the_same_problems() -> None:
     cases = {name: tensor.double() for name, tensor in batch.items()}
     error = float(one.errors(module, cases).mean().detach())
     assert float(one.loss(module, batch).detach()) == pytest.approx(error, rel=1e-4)
+
+
+def test_the_problems_of_the_defaults_are_those_of_the_first_version() -> None:
+    one = Lasso()
+    marks = {
+        -21.879661667: one.train_batch(5, 7)["b"],
+        9.440150021: one.cases(3, 50)["b"],
+        0.198784808: one.cases(3, 50)["penalty"],
+        -31.213228179: one.cases(3, 50, "hidden")["b"],
+    }
+    for mark, tensor in marks.items():
+        ramp = torch.arange(tensor.numel(), dtype=torch.float64).cos()
+        assert float(tensor.double().flatten() @ ramp) == pytest.approx(mark, abs=1e-4)
+
+
+@extremes
+def test_relatives_have_problems_of_their_shape(parameters: dict[str, float]) -> None:
+    cases = Lasso(**parameters).cases(1, 2_000)
+    rows, columns = int(parameters["rows"]), int(parameters["columns"])
+    a = lasso.matrix(rows=rows, columns=columns)
+    assert (a.shape, cases["b"].shape) == ((rows, columns), (2_000, rows))
+    assert float((a.norm(dim=0) - 1).abs().max()) < 1e-14
+    energy = float(cases["b"].square().sum(1).mean())
+    wanted = parameters["density"] * columns + rows * parameters["noise"] ** 2
+    assert energy == pytest.approx(wanted, rel=0.12)
+    assert float(cases["penalty"].min()) > 0
+
+
+@corners
+def test_the_certificate_holds_for_relatives(parameters: dict[str, float]) -> None:
+    """No gap is left at the optimum, found by descent along one coordinate after the other."""
+    one = Lasso(**parameters)
+    cases = one.cases(7, 6)
+    b, penalty = cases["b"], cases["penalty"]
+    rows, columns = int(parameters["rows"]), int(parameters["columns"])
+    a = lasso.matrix(rows=rows, columns=columns)
+    best = _descended(a, b, penalty)
+    assert float(lasso.relative_gap(best, b, penalty).max()) < 1e-3
+
+    def objective(x: torch.Tensor) -> torch.Tensor:
+        return (b - x @ a.T).square().sum(1) / 2 + penalty * x.abs().sum(1)
+
+    for x in (0.9 * best, *lasso.fista(b, penalty, 12, 48, columns=columns)):
+        lost = (objective(x) - objective(best)) / (b.square().sum(1) / 2)
+        assert bool((lasso.relative_gap(x, b, penalty) >= lost - 1e-14).all())
+    found = one.baseline_errors(cases)
+    assert torch.allclose(found["trivial"], torch.full_like(found["trivial"], 0.81), atol=1e-12)
+    assert float(found["fista 48"].mean()) < float(found["fista 12"].mean()) < 0.81
+    for config in (*one.families("evolver"), *one.families("reinventor")):
+        x = one.build(config)(b.float(), penalty.float())
+        assert x.shape == (6, columns)
+        fista = lasso.fista(b, penalty, config.sizes["layers"], columns=columns)[0]
+        assert torch.allclose(x.double(), fista, rtol=0, atol=1e-4)
+
+
+def _descended(a: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Each coordinate put where it is best, a few hundred times over (Friedman et al. 2007)."""
+    x, residual = torch.zeros(len(b), a.shape[1], dtype=b.dtype), b.clone()
+    for _ in range(SWEEPS):
+        moved = 0.0
+        for column in range(a.shape[1]):
+            alone = residual @ a[:, column] + x[:, column]
+            best = alone.sign() * (alone.abs() - penalty).clamp_min(0)
+            residual -= (best - x[:, column])[:, None] * a[:, column]
+            moved = max(moved, float((best - x[:, column]).abs().max()))
+            x[:, column] = best
+        if moved < 1e-9:
+            break
+    return x

@@ -2,11 +2,13 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from core import commands, events, runtime
 from core.log_memory import MemoryLog
 from core.presence import Presence
+from core.projections.tasks import Task, token_of
 from core.wire import TaskBeat
 from orchestrator import liveness
 from orchestrator.liveness import Grace, Limits
@@ -63,6 +65,15 @@ def test_a_silent_agent_loses_its_task_after_ten_seconds_when_another_waits() ->
     assert [c.token.task_id for c in _expired(_plan(world, presence, waits=True))] == ["t1"]
 
 
+@pytest.mark.parametrize("closed", ["ev.task.t1", "ev.worker.a1"])
+def test_nothing_is_asked_for_what_nothing_can_be_written_on(closed: str) -> None:
+    world, presence = _running()
+    world.state.close(closed)
+    world.later(100)
+    planned = [getattr(command, "worker_id", "") for command in _plan(world, presence, waits=True)]
+    assert planned == ([""] if closed == "ev.worker.a1" else ["a1"])
+
+
 def test_with_nobody_waiting_the_lease_runs() -> None:
     world, presence = _running()
     world.later(59)
@@ -107,6 +118,61 @@ def test_a_claim_its_worker_never_speaks_of_ends_with_its_lease() -> None:
     world.later(2)
     presence.beat("a1", world.now, "session-a1", 0, [])
     assert "spoke of it" in _expired(_plan(world, presence, waits=True))[0].reason
+
+
+def test_a_claim_not_spoken_of_since_our_clock_was_set_has_its_whole_lease_anew() -> None:
+    world, presence = _running()
+    world.later(600)  # in no time at all
+    grace = Grace()
+    grace.begin(world.now, 60)
+    world.later(1)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert _plan(world, presence, waits=True, grace=grace) == []
+    world.later(58)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert _plan(world, presence, waits=True, grace=grace) == []
+    world.later(2)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    assert len(_expired(_plan(world, presence, waits=True, grace=grace))) == 1
+
+
+def test_an_agent_that_asks_for_a_claim_as_its_own_has_its_whole_lease_anew() -> None:
+    world, presence = _running()
+    task = world.state.tasks.table.rows["t1"]
+    assert isinstance(task, Task)
+    token = token_of(task)
+    world.later(61)
+    presence.beat("a1", world.now, "session-a1", 0, [])
+    presence.speaks_of("a1", world.now, [token])
+    assert _plan(world, presence, waits=True) == []
+    presence.speaks_of("a1", world.now + 40 * SECOND, [msgspec.structs.replace(token, attempt=9)])
+    world.later(61)
+    assert len(_expired(_plan(world, presence, waits=False))) == 1
+
+
+def test_asking_for_a_claim_ends_no_time_of_grace() -> None:
+    world, presence = _running()
+    task = world.state.tasks.table.rows["t1"]
+    assert isinstance(task, Task)
+    presence.lost("a1", world.now)
+    grace = Grace()
+    grace.begin(world.now, 60)
+    world.later(5)
+    presence.speaks_of("a1", world.now, [token_of(task)])
+    assert _plan(world, presence, waits=True, grace=grace) == []
+
+
+def test_an_http_worker_is_not_offline_for_a_clock_that_was_set() -> None:
+    world = World().seeded()
+    world.do(commands.RegisterWorker(worker_id="w", hostname="h", capabilities=b"{}"))
+    presence = Presence(world.now)
+    world.later(600)
+    grace = Grace()
+    grace.begin(world.now, 60)
+    assert _plan(world, presence, waits=False, grace=grace) == []
+    world.later(LIMITS.worker_timeout + 1)
+    (gone,) = _plan(world, presence, waits=False, grace=grace)
+    assert isinstance(gone, commands.MarkOffline)
 
 
 def test_a_heartbeat_after_the_silence_brings_a_worker_back_online() -> None:

@@ -2,16 +2,18 @@
 
 import asyncio
 import math
+import sys
 import time
 
 import pytest
 
+from core import turns
 from core.appends import EVENTS_BOUNDS, Appends
 from core.events import Requires
 from core.projections.queue import Queue
 from gateway import exposition
 from gateway.exposition import Family
-from gateway.metrics import WINDOW_SECONDS, LoopDelay
+from gateway.metrics import TICK_SECONDS, WINDOW_SECONDS, Highest, LoopDelay
 from tests.exposition import parse
 
 
@@ -75,23 +77,21 @@ def test_appends_fall_into_the_bound_that_holds_them() -> None:
     assert [counts[bound] for bound in (1, 2, 5, 10, 1_000, math.inf)] == [1, 1, 2, 0, 1, 1]
 
 
-def test_the_highest_delay_is_forgotten_after_a_minute() -> None:
-    delay = LoopDelay()
+def test_the_highest_is_forgotten_after_a_minute() -> None:
+    highest = Highest()
     for now, seconds in ((0.5, 0.1), (1.0, 0.9), (2.0, 0.2), (2.5, 0.3), (30.0, 0.05)):
-        delay.note(now, seconds)
-    assert delay.last == 0.05
-    assert delay.highest(1.0 + WINDOW_SECONDS) == 0.9
-    assert delay.highest(2.0 + WINDOW_SECONDS) == 0.3
-    assert delay.highest(30.0 + WINDOW_SECONDS) == 0.05
-    assert delay.highest(31.0 + WINDOW_SECONDS) == 0.0
+        highest.note(now, seconds)
+    assert highest.value(1.0 + WINDOW_SECONDS) == 0.9
+    assert highest.value(2.0 + WINDOW_SECONDS) == 0.3
+    assert highest.value(30.0 + WINDOW_SECONDS) == 0.05
+    assert highest.value(31.0 + WINDOW_SECONDS) == 0.0
 
 
 def test_delays_that_fall_for_ever_do_not_pile_up() -> None:
-    delay = LoopDelay()
+    highest = Highest()
     for tick in range(100_000):
-        delay.note(tick * 0.01, 1.0 / (tick + 1))
-        delay.highest(tick * 0.01)
-    assert len(delay._highest) <= WINDOW_SECONDS + 2
+        highest.note(tick * 0.01, 1.0 / (tick + 1))
+    assert len(highest._highest) <= WINDOW_SECONDS + 2
 
 
 async def test_a_loop_that_is_held_up_shows_it() -> None:
@@ -101,13 +101,30 @@ async def test_a_loop_that_is_held_up_shows_it() -> None:
     time.sleep(0.05)  # noqa: ASYNC251  this is what is measured
     await asyncio.sleep(0.02)
     running.cancel()
-    assert delay.highest(asyncio.get_running_loop().time()) >= 0.03
+    assert delay.late.value(asyncio.get_running_loop().time()) >= 0.03
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere turns are not counted")
+def test_what_a_turn_computes_is_told_beside_how_late_it_was() -> None:
+    async def main() -> float:
+        delay = LoopDelay()
+        running = asyncio.create_task(delay.run())
+        await asyncio.sleep(0)
+        computed = time.thread_time() + 2 * TICK_SECONDS
+        while time.thread_time() < computed:
+            pass
+        await asyncio.sleep(TICK_SECONDS)  # its own is over by now
+        running.cancel()
+        return delay.computing.value(asyncio.get_running_loop().time())
+
+    with asyncio.Runner(loop_factory=turns.new_loop) as runner:
+        assert runner.run(main()) >= 2 * TICK_SECONDS
 
 
 def test_the_queue_says_how_many_tasks_wait() -> None:
     queue = Queue()
     requires = Requires()
-    queue.add("a", requires, False, 1, 1)
-    queue.add("b", requires, True, 2, 2)
+    queue.add("a", requires, False, b"", 1, 1)
+    queue.add("b", requires, True, b"", 2, 2)
     queue.removed(requires, False)
     assert len(queue) == 1

@@ -66,6 +66,21 @@ def test_what_befalls_a_task_is_told_by_its_node() -> None:
     assert _last(world, events.TaskCancelled) == "opt-convex “topic” was cancelled"
 
 
+@pytest.mark.parametrize(("held", "more"), [(0, ""), (1, ""), (3, " and 2 more")])
+def test_a_worker_that_goes_offline_is_told_with_what_becomes_of_its_tasks(
+    held: int, more: str
+) -> None:
+    world = World().seeded()
+    session = world.agent("a1")
+    for number in range(held):
+        world.task(f"t{number}", "opt-convex")
+        assert world.claim("a1") is not None
+    world.do(commands.MarkOffline(worker_id="a1", session=session, reason="it broke"))
+    left = f"; opt-convex “topic”{more} stays its own until another takes over, or the lease ends"
+    said = f"a1 is offline: it broke{left if held else ''}"
+    assert _last(world, events.WorkerWentOffline) == said
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

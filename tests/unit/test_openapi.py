@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from core.methods import METHODS, PARENTS_MAX
 from gateway import http, openapi, schemas
 from gateway.schemas import Nothing
 
@@ -42,6 +43,7 @@ ROUTES: list[http.Route | http.Page] = [
         ("GET", "/rounds", schemas.RoundsQuery, schemas.RoundsAnswer, False),
         ("GET", "/rounds/{round_id}", Nothing, schemas.RoundAnswer, False),
         ("GET", "/log/state", Nothing, schemas.LogStateAnswer, False),
+        ("POST", "/artifacts/gc", schemas.SweepRequest, schemas.SweepAnswer, False),
         ("GET", "/log/refusals", schemas.RefusalsQuery, schemas.RefusalsAnswer, False),
     ]
 ]
@@ -113,6 +115,8 @@ def test_a_body_tells_its_required_fields_and_bounds(document: dict[str, Any]) -
     enqueue = document["components"]["schemas"]["EnqueueRequest"]
     assert enqueue["required"] == ["topic"]
     assert enqueue["properties"]["role"]["enum"] == ["dual", "evolver", "reinventor"]
+    assert set(enqueue["properties"]["method"]["enum"]) == set(METHODS)
+    assert enqueue["properties"]["parents"]["maxItems"] == PARENTS_MAX
     assert enqueue["properties"]["priority"]["default"] == 5
 
 

@@ -1,5 +1,6 @@
 """core.platforms, on Linux as it is and elsewhere with a faked platform."""
 
+import ast
 import contextlib
 import ctypes
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from core import errors, platforms
 
+ROOT = Path(platforms.__file__).parents[1]
 SECONDS_MAX = 10.0
 ARABIC = "بيانات with space"
 
@@ -154,6 +156,31 @@ def test_replacing_is_tried_again_on_windows_while_somebody_has_the_file_open(
         platforms.write_atomically(tmp_path / "file", b"data")
     assert asked == tries
     assert (tmp_path / "file").exists() == windows
+
+
+RENAMES_OF_THEIR_OWN = {"core/platforms.py", "core/archive.py", "agent/holdings.py"}
+"""The one that tries again, one that must not overwrite, and one that gives way at once."""
+
+
+def test_whatever_is_put_in_its_place_waits_for_who_has_it_open() -> None:
+    bare = [
+        f"{path}:{node.lineno}"
+        for package in ("core", "agent", "gateway", "orchestrator", "cli")
+        for path in (file.relative_to(ROOT) for file in (ROOT / package).rglob("*.py"))
+        if path.as_posix() not in RENAMES_OF_THEIR_OWN
+        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))
+        if isinstance(node, ast.Call) and _renames(node)
+    ]
+    assert bare == []
+
+
+def _renames(call: ast.Call) -> bool:
+    """Whether this is Path.replace or one of its kin; a string's takes two arguments."""
+    function = call.func
+    if not isinstance(function, ast.Attribute) or function.attr not in ("replace", "rename"):
+        return False
+    owner = function.value.id if isinstance(function.value, ast.Name) else ""
+    return owner == "os" or (owner != "platforms" and len(call.args) == 1 and not call.keywords)
 
 
 def test_on_macos_a_file_and_its_folder_are_flushed_past_the_drive_cache(

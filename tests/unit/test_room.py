@@ -24,12 +24,15 @@ def test_a_fifth_of_the_disk_is_kept_within_bounds(total_mib: int, reserve_mib: 
 def test_below_the_reserve_there_is_no_room_and_the_words_say_what_to_do() -> None:
     short = room.shortage(Disk(999 * MIB, 5_000 * MIB), {}, short=False)
     assert "999 MiB are free" in short
-    assert "make room" in short
+    assert "1000 MiB are kept" in short
+    assert "make room there, and with 1250 MiB work goes on" in short
     assert room.shortage(Disk(1_000 * MIB, 5_000 * MIB), {}, short=False) == ""
 
 
 def test_once_short_more_must_come_back_than_was_missed() -> None:
-    assert room.shortage(Disk(1_100 * MIB, 5_000 * MIB), {}, short=True)
+    waiting = room.shortage(Disk(1_100 * MIB, 5_000 * MIB), {}, short=True)
+    assert "1000 MiB are kept" in waiting
+    assert "with 1250 MiB work goes on" in waiting
     assert room.shortage(Disk(1_250 * MIB, 5_000 * MIB), {}, short=True) == ""
 
 
@@ -42,6 +45,12 @@ def test_a_stream_at_four_fifths_of_its_bound_leaves_no_room() -> None:
     assert "EVENTS" in told(80, short=False)
     assert "EVENTS" in told(79, short=True)
     assert told(74, short=True) == ""
+
+
+def test_a_quota_at_four_fifths_leaves_no_room_and_says_how_to_raise_it() -> None:
+    told = room.shortage(ROOMY, {"artifacts": Filling(80 * MIB, 100 * MIB)}, short=False)
+    assert "all artifacts take 80 of at most 100 MiB" in told
+    assert "--quota-gib" in told
 
 
 def test_a_server_that_was_on_a_full_disk_is_restarted_once_when_room_is_back() -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from core import commands, decide, errors, events, runtime
@@ -201,7 +202,7 @@ async def test_observers_see_each_durable_event_once_and_in_order() -> None:
         log.drop_next_answer()
         await asyncio.gather(*(do(door, enqueue(f"t{n}")) for n in range(20)))
         assert seen == list(range(seen[0], await log.last_seq() + 1))
-        assert len(seen) == 20
+        assert len(seen) == 21  # one more, to prove what was stored without an answer
 
 
 class Gapped(MemoryLog):
@@ -261,15 +262,98 @@ async def test_a_read_only_task_does_not_keep_its_worker_from_beginning_a_sessio
             await do(door, commands.CancelTask(task_id="x"))
 
 
+async def without(log: MemoryLog, *lost: type[events.EventData]) -> MemoryLog:
+    """The log as accepting a loss leaves it, where the first events of these types were lost."""
+    missing, messages = list(lost), []
+    for seq in range(1, await log.last_seq() + 1):
+        record = await log.get(seq)
+        assert record is not None
+        event = events.decode(record.seq, record.subject, record.data)
+        data = record.data
+        if isinstance(event, events.Event) and type(event.data) in missing:
+            missing.remove(type(event.data))
+            data = events.lost_record(seq, event.at)
+        messages.append(Message(record.subject, data))
+    mended = MemoryLog()
+    await mended.append(messages, 0)
+    return mended
+
+
+def closed_words(what: str) -> str:
+    return f"{what} is closed: a record of it cannot be read"
+
+
+async def tale(*, expires: bool) -> MemoryLog:
+    """A task x that was claimed, and given out again if its lease ended, and a later task y."""
+    log = MemoryLog()
+    async with running(log) as door:
+        await do(door, enqueue("x"))
+        await do(door, hello("first"))
+        await do(door, claim("first"))
+        if expires:
+            token = events.Token(task_id="x", attempt=1, claim_id="c1")
+            await do(door, commands.ExpireClaim(token=token, reason="silent", last_seen=0))
+        await do(door, enqueue("y"))
+    return log
+
+
+@pytest.mark.parametrize("lost", [events.TaskClaimed, events.ClaimExpired])
+async def test_a_task_that_lost_a_record_is_passed_over_and_the_next_is_given_out(
+    lost: type[events.EventData],
+) -> None:
+    async with running(await without(await tale(expires=True), lost)) as door:
+        await do(door, hello("second"))
+        assert len(door.state.tasks.queue) == 1
+        await do(door, claim("second", "c2"))
+        assert door.state.tasks.held == {"w": {"y": None}}
+        with pytest.raises(errors.ReadOnlyAggregate, match=closed_words("task x")):
+            await do(door, commands.CancelTask(task_id="x"))
+
+
+async def test_an_http_worker_is_not_given_a_task_again_that_lost_a_record() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        await do(door, enqueue("x"))
+        await do(door, commands.RegisterWorker(worker_id="w", hostname="h"))
+        await do(door, http_claim(0))
+        await log.append([Message("ev.task.x", events.lost_record(9, 9))], await log.last_seq())
+        await door.catch_up()
+        await do(door, enqueue("y"))
+        await do(door, http_claim(runtime.now()))
+        assert door.state.tasks.held == {"w": {"y": None}}
+
+
+async def test_an_agent_that_lists_a_task_that_lost_a_record_begins_its_session() -> None:
+    token = events.Token(task_id="x", attempt=1, claim_id="c1")
+    log = await tale(expires=True)
+    async with running(log) as door:
+        await log.append([Message("ev.task.x", events.lost_record(9, 9))], await log.last_seq())
+        await door.catch_up()
+        await do(door, msgspec.structs.replace(hello("second"), holding=[token]))
+        assert door.state.workers.table.rows["w"].session == "second"
+
+
+async def test_a_worker_that_lost_a_record_is_told_to_come_under_another_id() -> None:
+    async with running(await without(await tale(expires=False), events.SessionOpened)) as door:
+        with pytest.raises(errors.ReadOnlyAggregate, match="--worker-id"):
+            await do(door, hello("second"))
+
+
+def http_claim(signalled_at: int) -> commands.ClaimTask:
+    return commands.ClaimTask(
+        worker_id="w", via="http", claim_id="h", lease_seconds=60.0, signalled_at=signalled_at
+    )
+
+
 def hello(session: str) -> commands.OpenSession:
     return commands.OpenSession(
         worker_id="w", session=session, hostname="h", lane="cpu-16", protocol=1
     )
 
 
-def claim(session: str) -> commands.ClaimTask:
+def claim(session: str, claim_id: str = "c1") -> commands.ClaimTask:
     return commands.ClaimTask(
-        worker_id="w", via="nats", claim_id="c1", lease_seconds=60.0, session=session
+        worker_id="w", via="nats", claim_id=claim_id, lease_seconds=60.0, session=session
     )
 
 
@@ -338,6 +422,37 @@ async def test_an_observer_that_breaks_holds_up_neither_the_writer_nor_the_other
         assert await do(door, enqueue("t2")) == 2
         assert len(seen) == 2
     assert "an observer failed" in caplog.text
+
+
+async def test_many_that_wait_for_one_append_are_answered_over_several_turns_of_the_loop() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.hold()
+        many = 3 * runtime.ANSWERS_PER_TURN
+        first = asyncio.ensure_future(do(door, enqueue("first")))
+        await settle()
+        asked = [asyncio.ensure_future(do(door, enqueue(f"t{n}"))) for n in range(many)]
+        reading = asyncio.ensure_future(door.read(lambda state: len(state.tasks.table)))
+        log.release()
+        by_turn = []
+        while not reading.done():
+            before = sum(one.done() for one in asked)
+            await asyncio.sleep(0)
+            by_turn.append(sum(one.done() for one in asked) - before)
+        assert 0 < max(by_turn) <= runtime.ANSWERS_PER_TURN
+        assert [await one for one in (first, *asked)] == list(range(1, many + 2))
+        assert await reading == many + 1
+
+
+async def test_one_who_was_overtaken_refuses_nothing_that_its_successor_took() -> None:
+    log = MemoryLog()
+    async with running(log) as overtaken:
+        async with running(log) as successor:
+            await do(successor, enqueue("t1"))
+        # To it there is no such task, and nothing it could append would show that it is wrong.
+        with pytest.raises(errors.SteppedDown):
+            await do(overtaken, commands.CancelTask(task_id="t1"))
+        assert overtaken.stepped_down
 
 
 async def test_text_that_is_no_unicode_is_refused() -> None:
@@ -442,6 +557,44 @@ async def test_a_read_that_cannot_be_answered_says_so_and_later_ones_are_tried_a
             await asked
 
 
+class Slow(MemoryLog):
+    """A log that, while it holds an append, does not come to the end of a reading either."""
+
+    reading = 0
+
+    async def read(self, start: int = 1, stop: int | None = None) -> AsyncIterator[list[Record]]:
+        self.reading += 1
+        try:
+            if stop is not None:
+                await asyncio.Event().wait()
+            async for records in super().read(start, stop):
+                yield records
+        finally:
+            self.reading -= 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_one_reading_of_the_log_at_a_time_and_none_once_the_append_is_answered() -> None:
+    log = Slow()
+    async with running(log) as door:
+        for name in ("t1", "t2"):
+            log.hold()
+            asked = asyncio.ensure_future(do(door, enqueue(name)))
+            with pytest.raises(errors.LogUnavailable):
+                await asked
+            reading = [
+                asyncio.ensure_future(door.read(lambda state: len(state.tasks.table)))
+                for _ in range(2)
+            ]
+            await settle()
+            assert log.reading == 1
+            log.release()
+            await settle()
+            await door.until_durable()
+            assert await asyncio.gather(*reading) == [len(door.state.tasks.table)] * 2
+            assert log.reading == 0
+
+
 async def test_a_log_that_comes_back_shorter_ends_its_writer() -> None:
     log = MemoryLog()
     door = runtime.Runtime(log, "test")
@@ -453,3 +606,64 @@ async def test_a_log_that_comes_back_shorter_ends_its_writer() -> None:
     with pytest.raises(errors.LogDamaged, match="ends at"):
         await asyncio.wait_for(writing, 10)
     asked.cancel()
+
+
+class Failing(MemoryLog):
+    """As nats-server on a full disk: it holds in memory, and shows, what it could not write, until
+    it is started again; and it takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_failing = False
+        self.failed = asyncio.Semaphore(0)
+        self._written = 0
+
+    async def append(self, messages: Sequence[Message], expected_last: int) -> int:
+        if not self.is_failing:
+            self._written = await super().append(messages, expected_last)
+            return self._written
+        if expected_last == self._written == await self.last_seq():
+            await super().append(messages, expected_last)
+        elif expected_last != await self.last_seq():
+            raise errors.SequenceConflict("the log ends elsewhere")
+        self.failed.release()
+        raise errors.LogUnavailable("a write failed")
+
+    def restart(self) -> None:
+        """What was written is there."""
+        del self._records[self._written :]
+        self.is_failing = False
+
+
+async def test_what_a_server_holds_in_memory_alone_is_not_acknowledged_and_comes_once() -> None:
+    log = Failing()
+    heads: list[int] = []
+    async with running(log) as door:
+        door.note_head = lambda seq, _: heads.append(seq)
+        end = await log.last_seq()
+        log.is_failing = True
+        asked = asyncio.ensure_future(do(door, enqueue("t1")))
+        for _ in range(3):  # the write, and twice what was to prove it
+            await log.failed.acquire()
+        assert await log.last_seq() == end + 1
+        assert not asked.done()
+        assert (heads, door.durable_seq) == ([], end)
+        log.restart()
+        assert await asyncio.wait_for(asked, 10) == 1
+        assert heads[0] > end
+        state = await replayed(log)
+        assert list(state.tasks.table.rows) == ["t1"]
+        assert state.hash() == door.state.hash()
+        assert door.durable_seq == await log.last_seq()
+
+
+async def test_what_was_stored_without_an_answer_is_told_once_a_later_append_is() -> None:
+    log = MemoryLog()
+    async with running(log) as door:
+        log.drop_next_answer()
+        assert await do(door, enqueue("t1")) == 1
+        state = await replayed(log)
+        assert list(state.tasks.table.rows) == ["t1"]
+        assert state.epoch == 2
+        assert await do(door, enqueue("t2")) == 2
+        assert not door.stepped_down

@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
+
 from core import commands, runtime
+from core.events import Token
 from core.log_memory import MemoryLog
 from core.projections.tasks import Task
 from orchestrator.scheduler import PULLS_MAX, Scheduler, wanted
@@ -50,6 +53,26 @@ class Bench:
         for task_id in task_ids:
             command = commands.EnqueueTask(task_id=task_id, node_id="root-math", topic="t", seed=1)
             await self.door.execute(command, runtime.new_meta("t"), runtime.nothing)
+
+    async def does(self, command: commands.AnyCommand) -> None:
+        await self.door.execute(command, runtime.new_meta("t"), runtime.nothing)
+
+    async def joins(self, worker_id: str, lane: str) -> None:
+        """An agent says hello."""
+        hello = commands.OpenSession(
+            worker_id=worker_id,
+            session=f"session-{worker_id}",
+            hostname="host",
+            lane=lane,
+            protocol=1,
+        )
+        await self.does(hello)
+
+    def waits(self, task_id: str) -> bool:
+        """Whether somebody waits who could take over this task."""
+        task = self.door.state.tasks.table.rows[task_id]
+        assert isinstance(task, Task)
+        return self.scheduler.someone_waits(task)
 
     async def settled(self) -> list[str]:
         """The tasks on offer, once nothing more happens by itself."""
@@ -193,9 +216,38 @@ async def test_somebody_waits_only_where_the_lane_can_run_the_task() -> None:
         await one.enqueue("t1")
         task = one.door.state.tasks.table.rows["t1"]
         assert isinstance(task, Task)
+        await one.joins("a1", "cpu-16")
+        await one.joins("a2", "cuda-80")
         assert not one.scheduler.someone_waits(task)
         one.scheduler.lane("cpu-16").pulls.append(FOREVER)
         assert one.scheduler.someone_waits(task)
+
+
+async def test_a_pull_of_a_lane_without_an_agent_that_may_be_given_the_task_is_nobody() -> None:
+    async with bench() as one:
+        await one.enqueue("t1")
+        one.scheduler.lane("cpu-16").pulls.append(FOREVER)
+        await one.joins("a1", "cpu-16")
+        claim = commands.ClaimTask(
+            worker_id="a1", session="session-a1", via="nats", claim_id="c", lease_seconds=60
+        )
+        await one.does(claim)
+        assert not one.waits("t1"), "the holder itself pulls"
+        await one.joins("a2", "cpu-16")
+        assert one.waits("t1")
+        await one.does(commands.PauseWorker(worker_id="a2", how="pause"))
+        assert not one.waits("t1")
+        await one.does(commands.ResumeWorker(worker_id="a2"))
+        release = commands.ReleaseClaim(
+            token=Token(task_id="t1", attempt=1, claim_id="c"),
+            worker_id="a1",
+            session="session-a1",
+            reason="too small",
+            unfit=True,
+        )
+        await one.does(release)
+        await one.does(msgspec.structs.replace(claim, worker_id="a2", session="session-a2"))
+        assert not one.waits("t1"), "the only other is unfit"
 
 
 async def test_who_waits_is_told_by_lane_without_those_whose_time_is_over() -> None:

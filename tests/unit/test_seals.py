@@ -236,11 +236,11 @@ async def test_anchors_can_be_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_start_without_blocks_is_refused_where_head_tells_of_records(tmp_path: Path) -> None:
-    (tmp_path / "msgs").mkdir()
-    seals.require_end(tmp_path / "msgs", tmp_path)
+    seals.require_end(0, tmp_path)
     (tmp_path / seals.HEAD_FILE).write_bytes(msgspec.json.encode(seals.Head(3, "00")))
     with pytest.raises(errors.LogDamaged, match="3 are missing"):
-        seals.require_end(tmp_path / "msgs", tmp_path)
+        seals.require_end(0, tmp_path)
+    seals.require_end(3, tmp_path)
 
 
 async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an_audit(
@@ -261,6 +261,29 @@ async def test_notes_that_cannot_be_read_are_as_none_to_a_start_and_damage_to_an
             head.write_bytes(never_written)
             await seals.require_whole(log, tmp_path)
             assert await seals.find_unreadable(log, tmp_path) == []
+
+
+async def test_notes_that_cannot_be_read_are_kept_under_another_name_and_told(
+    tmp_path: Path,
+) -> None:
+    async with written(tmp_path) as (log, *_):
+        assert await seals.set_aside_unreadable(log, tmp_path) == []
+        for name in (seals.HEAD_FILE, seals.ANCHOR_FILE):
+            (tmp_path / name).write_text(f"{{{name}")
+            (tmp_path / f"{name}.unreadable").write_text("an older one")
+        words = await seals.set_aside_unreadable(log, tmp_path)
+        for name, told in zip((seals.HEAD_FILE, seals.ANCHOR_FILE), words, strict=True):
+            assert f"{name} cannot be read and is kept as {name}.unreadable" in told
+            assert (tmp_path / f"{name}.unreadable").read_text() == f"{{{name}"
+        assert await seals.find_unreadable(log, tmp_path) == []
+
+
+async def test_a_note_that_can_neither_be_read_nor_kept_stops_a_start(tmp_path: Path) -> None:
+    async with written(tmp_path) as (log, *_):
+        (tmp_path / seals.HEAD_FILE).write_text("{")
+        (tmp_path / "head.unreadable").mkdir()
+        with pytest.raises(errors.DataDirectoryError, match="Move it away"):
+            await seals.set_aside_unreadable(log, tmp_path)
 
 
 async def test_the_loop_seals_what_is_new_after_a_while(

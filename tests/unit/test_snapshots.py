@@ -24,6 +24,7 @@ def tale() -> history.Story:
     story.complete_over_http(12)
     story.train(9)
     story.queue(7)
+    story.do(commands.CancelTask(task_id=next(reversed(story.state.tasks.ids)), reason="no"))
     story.do(commands.ExpandNode(node_id="n1", parent_id="root-math", name="عقدة"))
     story.do(commands.RegisterWorker(worker_id="slow", hostname="host"))
     story.do(commands.ClaimTask(worker_id="slow", via="http", claim_id="c", lease_seconds=60.0))
@@ -49,21 +50,38 @@ def test_a_loaded_state_is_the_folded_one_in_all_that_is_in_it() -> None:
     state = story.state
     state.skip(events.Undecodable(state.seq + 1, "ev.task.broken", "no event"))
     record = Record(state.seq, "ev.task.broken", b"?")
-    loaded = snapshots.load(*dumped(state, record))
+    loaded = states.loaded(*dumped(state, record))
     assert states.contents(loaded) == states.contents(state)
     assert loaded.read_only == {"ev.task.broken"}
     assert loaded.hash() == state.hash()
 
 
+def test_tasks_that_nothing_can_be_written_on_are_given_out_after_a_load_no_more_than_before() -> (
+    None
+):
+    story = tale()
+    state = story.state
+    waits = state.tasks.queue.first(1, state.tasks.ticket)[0]
+    held = next(iter(state.tasks.held["slow"]))
+    for task_id in (waits, held):
+        record = Record(state.seq + 1, f"ev.task.{task_id}", b"?")
+        state.skip(events.Undecodable(record.seq, record.subject, "no event"))
+    assert "slow" not in state.tasks.held
+    loaded = states.loaded(*dumped(state, record))
+    assert states.contents(loaded) == states.contents(state)
+    assert len(loaded.tasks.queue) == len(state.tasks.queue)
+    assert waits not in loaded.tasks.queue.first(9, loaded.tasks.ticket)
+
+
 def test_a_copy_stays_as_it_was_while_the_state_goes_on() -> None:
     story = tale()
-    before = states.contents(snapshots.load(*dumped(story.state, last_record(story))))
+    before = states.contents(states.loaded(*dumped(story.state, last_record(story))))
     copied, record = snapshots.copy(story.state), last_record(story)
     story.complete_over_http(3)
     story.train(3)
     pieces = list(snapshots.dump(copied))
     head = snapshots.head_of(copied, record, [piece.part for piece in pieces])
-    loaded = snapshots.load(head, [piece.data for piece in pieces])
+    loaded = states.loaded(head, [piece.data for piece in pieces])
     assert states.contents(loaded) == before
     for message in story.messages[head.seq :]:
         event = events.decode(loaded.seq + 1, message.subject, message.data)
@@ -80,14 +98,14 @@ def test_parts_are_bounded_and_a_row_is_never_cut(monkeypatch: pytest.MonkeyPatc
     for part, data in zip(head.parts, parts, strict=True):
         assert part.rows == 1 or len(data) <= 2_000 + 2
         assert len(msgspec.json.decode(data)) == part.rows
-    assert states.contents(snapshots.load(head, parts)) == states.contents(story.state)
+    assert states.contents(states.loaded(head, parts)) == states.contents(story.state)
 
 
 def test_loaded_rows_do_not_keep_the_bytes_they_came_from() -> None:
     story = tale()
     head, parts = dumped(story.state, last_record(story))
     before = list(map(sys.getrefcount, parts))
-    loaded = snapshots.load(head, parts)
+    loaded = states.loaded(head, parts)
     assert len(loaded.tasks.recent) == 21
     assert list(map(sys.getrefcount, parts)) == before
 
@@ -108,7 +126,7 @@ def test_damaged_parts_make_no_state(harm: str) -> None:
         case "swap":
             parts[0], parts[1] = parts[1], parts[0]
     with pytest.raises(errors.SnapshotUnusable):
-        snapshots.load(head, parts)
+        states.loaded(head, parts)
 
 
 def test_a_damaged_head_is_refused() -> None:
@@ -192,6 +210,27 @@ class Reads(MemoryLog):
         self.starts.append(start)
         async for records in super().read(start, stop):
             yield records
+
+
+class Stumbles(Reads):
+    """A log whose first question, or first answer about a record, is lost."""
+
+    def __init__(self, other: MemoryLog, lost: str) -> None:
+        super().__init__(other)
+        self.lost = {lost}
+
+    def lose(self, what: str) -> None:
+        if what in self.lost:
+            self.lost.remove(what)
+            raise errors.LogUnavailable("no answer")
+
+    async def last_seq(self) -> int:
+        self.lose("last_seq")
+        return await super().last_seq()
+
+    async def get(self, seq: int) -> Record | None:
+        self.lose("get")
+        return await super().get(seq)
 
 
 async def begun(store: MemorySnapshots, log: MemoryLog) -> tuple[State, int]:
@@ -288,6 +327,18 @@ async def test_a_store_that_is_away_does_not_stop_a_start(
     _, start = await begun(store, log)
     assert start == 1
     assert "snapshots cannot be read: nobody is there" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["last_seq", "get"])
+async def test_a_log_that_does_not_answer_once_is_asked_again_in_place_of_folded_whole(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "SETTLE_SECONDS_MAX", 0.0)
+    store = MemorySnapshots()
+    stumbles = Stumbles(await log_with_snapshots(store), lost)
+    async with running(stumbles, keeper.Keeper(store, stumbles)):
+        assert stumbles.lost == set()
+        assert stumbles.starts[0] > 1
 
 
 async def test_only_what_is_durable_gets_into_a_snapshot() -> None:

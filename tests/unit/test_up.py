@@ -1,18 +1,25 @@
 """How `aghsan up` keeps alive what it started, and what it takes its children's words for."""
 
+import errno
 import io
 import shlex
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
-from cli import child, up
-from core import errors, platforms
+from cli import child, options, up
+from core import errors, nats_server, platforms, replay, seals
+from core.accounts import Authority
 from core.nats_server import EmbeddedServer
+
+SECONDS_MAX = 30.0
 
 
 class Server:
@@ -38,6 +45,19 @@ class Server:
             raise errors.Unavailable("its port is taken")
         self.code = None
         self.on_start()
+
+
+def supervised(data: Path, server: Server, ready_file: Path | None = None) -> up.Supervisor:
+    authority = Authority.load_or_create(data / "keys")
+    return up.Supervisor(data, authority, cast(EmbeddedServer, server), ready_file)
+
+
+def run(supervisor: up.Supervisor) -> None:
+    """Run until it is asked to stop, by the test or else after a while."""
+    give_up = threading.Timer(SECONDS_MAX, supervisor.on_signal)
+    give_up.start()
+    supervisor.run()
+    give_up.cancel()
 
 
 def _without_times(said: io.StringIO) -> list[str]:
@@ -69,15 +89,42 @@ def test_a_server_that_ended_is_tried_again_with_longer_pauses_and_a_line_for_ea
     monkeypatch.setattr(sys, "stdout", said)
     monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
     server = Server()
-    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, server), None)
+    supervisor = supervised(tmp_path, server)
     server.on_start = supervisor.on_signal
-    supervisor.run()
+    run(supervisor)
     assert _without_times(said) == [
         "nats-server ended (SIGKILL); restarting in 0.01 s",
         "nats-server did not start, again in 0.02 s: its port is taken",
         "nats-server did not start, again in 0.04 s: its port is taken",
         "nats-server is back",
     ]
+
+
+def test_a_log_that_was_cut_while_its_server_was_away_is_refused_before_one_starts_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
+    server = Server()
+    supervisor = supervised(tmp_path, server)
+    server.on_start = supervisor.on_signal
+    authority = Authority.load_or_create(tmp_path / "keys")
+    (replay.streams_of(tmp_path, authority, "CONTROL") / "EVENTS" / "msgs").mkdir(parents=True)
+    (tmp_path / seals.HEAD_FILE).write_bytes(msgspec.json.encode(seals.Head(3, "00")))
+    with pytest.raises(errors.LogDamaged, match="3 are missing"):
+        supervisor.run()
+    assert server.starts == 0
+
+
+def test_a_log_that_is_gone_as_a_whole_is_refused_before_an_empty_one_is_made_in_its_place(
+    tmp_path: Path,
+) -> None:
+    authority = Authority.load_or_create(tmp_path / "keys")
+    replay.prepare_start(tmp_path, authority)
+    (tmp_path / seals.HEAD_FILE).write_bytes(msgspec.json.encode(seals.Head(3, "00")))
+    with pytest.raises(errors.LogDamaged, match="3 are missing"):
+        replay.prepare_start(tmp_path, authority)
+    replay.prepare_start(tmp_path, authority, accept_loss=True)
 
 
 def test_what_people_are_told_to_type_can_be_pasted(
@@ -87,7 +134,7 @@ def test_what_people_are_told_to_type_can_be_pasted(
     data.mkdir()
     said = io.StringIO()
     monkeypatch.setattr(sys, "stdout", said)
-    supervisor = up.Supervisor(data, cast(EmbeddedServer, Server()), tmp_path / "ready")
+    supervisor = supervised(data, Server(), tmp_path / "ready")
     supervisor.announce()
     pasted = shlex.split(said.getvalue().partition("look inside: ")[2])
     assert pasted[3:5] == ["--creds", str(data / "creds" / "inspect-control.creds")]
@@ -106,7 +153,7 @@ def test_a_data_directory_that_cannot_be_is_refused_in_words(tmp_path: Path) -> 
     circle.symlink_to(circle)
     for data in (Path("/proc/foo"), circle / "data", tmp_path / "\udcff", tmp_path / ("n" * 300)):
         with pytest.raises(errors.DataDirectoryError, match="--data"):
-            up.made(data)
+            options.made(data, "The data directory", "Name one by --data")
 
 
 def test_a_disk_without_room_is_told_how_much_is_needed(
@@ -115,7 +162,7 @@ def test_a_disk_without_room_is_told_how_much_is_needed(
     full = shutil.disk_usage("/")._replace(free=1024 * 1024)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(errors.DataDirectoryError, match="1 MiB are free, at least 256 MiB"):
-        up.made(tmp_path)
+        nats_server.require_room(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +198,7 @@ def test_a_part_that_ended_is_told_when_it_is_back_and_an_agent_by_its_joining_a
 ) -> None:
     said = io.StringIO()
     monkeypatch.setattr(sys, "stdout", said)
-    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, Server()), None)
+    supervisor = supervised(tmp_path, Server())
     for name in ("judge", "agent-1"):
         member = up.Member(name, [], tmp_path / "log")
         ready = f'\x1e{{"kind":"ready","pid":7,"name":"{name}"}}'
@@ -162,6 +209,29 @@ def test_a_part_that_ended_is_told_when_it_is_back_and_an_agent_by_its_joining_a
     assert _without_times(said) == ["judge is back"]
 
 
+def test_that_no_agent_is_left_is_said_with_how_to_attach_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    server = Server()
+    server.code = None
+    supervisor = supervised(tmp_path, server)
+    supervisor.http = "http://127.0.0.1:8000"
+    monkeypatch.setattr(sys, "executable", _python(tmp_path, f"sys.exit({child.REFUSED})"))
+    members = [supervisor.add(f"agent-{number}") for number in (1, 2)]
+    for member in members:
+        supervisor.wait_ready(member)
+    supervisor.stop()
+    lines = _without_times(said)
+    assert [line.partition(" is")[0] for line in lines[:2]] == [
+        "agent-1 was refused and",
+        "agent-2 was refused and",
+    ]
+    attach = "aghsan agent --api http://127.0.0.1:8000 --worker-id NAME"
+    assert lines[2] == f"no agent is left here; attach one under another id: {attach}"
+
+
 def test_a_server_is_stopped_and_started_again_when_control_asks_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,12 +240,12 @@ def test_a_server_is_stopped_and_started_again_when_control_asks_for_it(
     monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
     server = Server()
     server.code, server.starts = None, 2
-    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, server), None)
+    supervisor = supervised(tmp_path, server)
     server.on_start = supervisor.on_signal
     told = r"""print('\x1e{"kind":"restart_server","pid":1}')"""
     monkeypatch.setattr(sys, "executable", _python(tmp_path, told))
     supervisor.add("gateway")
-    supervisor.run()
+    run(supervisor)
     supervisor.stop()
     assert _without_times(said)[:3] == [
         "there is room again on a disk that was full: nats-server is restarted",
@@ -195,13 +265,80 @@ def _python(folder: Path, program: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("what", ["process", "thread"])
+def test_a_part_that_cannot_be_started_for_want_of_room_is_tried_again_with_longer_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(up, "BACKOFF_SECONDS_MIN", 0.01)
+    server = Server()
+    server.code = None
+    supervisor = supervised(tmp_path, server)
+    told = r"""print('\x1e{"kind":"ready","pid":1,"http":"x"}')"""
+    monkeypatch.setattr(sys, "executable", _python(tmp_path, told))
+    failures: list[Exception] = [
+        BlockingIOError(errno.EAGAIN, "no more"),
+        OSError(errno.ENOMEM, "no memory"),
+    ]
+    if what == "process":
+        _fail_first(monkeypatch, platforms, "spawn", failures)
+    else:
+        _fail_first(monkeypatch, threading.Thread, "start", [RuntimeError("no more")])
+    supervisor.wait_ready(supervisor.add("gateway"))
+    supervisor.stop()
+    assert (
+        _without_times(said)[:-1]
+        == [
+            "gateway did not start, again in 0.01 s: [Errno 11] no more",
+            "gateway did not start, again in 0.02 s: [Errno 12] no memory",
+            "gateway is back",
+        ][:: 2 if what == "thread" else 1]
+    )
+
+
+def _fail_first(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, failures: list[Exception]
+) -> None:
+    """Let the first calls of a function fail."""
+    real = getattr(owner, name)
+
+    def called(*args: object, **kwargs: object) -> object:
+        if failures:
+            raise failures.pop(0)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+def test_what_waits_to_be_shown_is_bounded_in_lines_and_in_their_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(up, "LINES_MAX", 4)
+    supervisor = supervised(tmp_path, Server())
+    count = 3 * up.LINE_BYTES_MAX
+    monkeypatch.setattr(sys, "executable", _python(tmp_path, f"print('x' * {count}, 'last')"))
+    supervisor.add("gateway")
+    deadline = time.monotonic() + SECONDS_MAX
+    while "last" not in said.getvalue():
+        assert time.monotonic() < deadline
+        supervisor._step(1.0)
+    supervisor.stop()
+    assert supervisor._events.maxsize == 4
+    lines = said.getvalue().splitlines()
+    assert max(map(len, lines)) == up.LINE_BYTES_MAX
+    assert sum(line.count("x") for line in lines) == count
+
+
 def test_a_ready_file_that_finds_no_room_is_written_when_there_is_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = io.StringIO()
     monkeypatch.setattr(sys, "stdout", said)
     ready = tmp_path / "folder" / "ready.json"
-    supervisor = up.Supervisor(tmp_path, cast(EmbeddedServer, Server()), ready)
+    supervisor = supervised(tmp_path, Server(), ready)
     control = up.Member("gateway", [], tmp_path / "log", ready=True, told={"http": "http://x"})
     supervisor._members["gateway"] = control
     supervisor.announce()  # there is no such folder, as there is no room on a full disk

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 from cli import child, voice
 
@@ -27,14 +29,21 @@ class Paused:
         return len(part)
 
 
+def finish(speaker: voice.Voice, has_said: Callable[[], bool]) -> None:
+    """Wait until something was said, each time as long as the end of a process would."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while not has_said():
+        assert time.monotonic() < deadline, "it was never said"
+        speaker.finish()
+
+
 def test_all_lines_come_whole_and_in_order() -> None:
     paused = Paused()
     paused.goes_on.set()
     speaker = voice.Voice(paused.write)
     for number in range(1_000):
         speaker.say(f"سطر {number}")
-    while b"999\n" not in paused.taken:
-        speaker.finish()
+    finish(speaker, lambda: b"999\n" in paused.taken)
     assert paused.taken.decode() == "".join(f"سطر {number}\n" for number in range(1_000))
 
 
@@ -50,8 +59,7 @@ def test_what_does_not_fit_is_dropped_and_counted_where_it_is_missing() -> None:
     speaker.finish()  # bounded, though nothing goes out
     paused.goes_on.set()
     speaker.say("last", must=True)
-    while b"last\n" not in paused.taken:
-        speaker.finish()
+    finish(speaker, lambda: b"last\n" in paused.taken)
     said = [one for one in paused.taken.decode().splitlines() if one != line]
     assert said == [
         "first",
@@ -71,8 +79,7 @@ def test_a_loss_is_told_also_where_nothing_more_is_said() -> None:
     speaker.say("second")
     speaker.say("y" * (voice.WAITING_CHARS_MAX + 1))
     paused.goes_on.set()
-    while paused.taken.count(b"were not shown") < 2:
-        speaker.finish()
+    finish(speaker, lambda: paused.taken.count(b"were not shown") == 2)
 
 
 def test_where_nobody_reads_any_more_nothing_is_said() -> None:

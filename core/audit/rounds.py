@@ -1,0 +1,267 @@
+"""Rounds, told again: who stood in which, what was decided, and who was promoted by that."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from core import events
+from core.audit.findings import Add
+from core.audit.tasks import Tasks, rivals_of
+from core.audit.tree import Tree, base_name
+from core.events import Base, Candidate, Rival, Workload
+
+MERGES_MAX = 2
+"""A task brings one candidate for a role, but so many merges."""
+
+
+class _Standing(NamedTuple):
+    candidate: Candidate
+    task_id: str
+    worker_id: str
+
+
+@dataclass(slots=True)
+class _Round:
+    node_id: str
+    workload: Workload
+    index: int
+    commitment: str
+    status: str = "open"
+    awaited: dict[Rival, str] = field(default_factory=dict)
+    merged: tuple[str, int] = ("", 0)
+    """The task whose merges were admitted, and how many."""
+    entered: set[Rival] = field(default_factory=set)
+    standings: dict[str, _Standing] = field(default_factory=dict)
+
+
+class _Due(NamedTuple):
+    """A promotion that a verdict has announced, and that has to come next."""
+
+    seq: int
+    round_id: str
+    row: _Round
+    standing: _Standing
+
+
+class Rounds:
+    """All rounds, and the commitments that are free."""
+
+    def __init__(self, add: Add, tree: Tree, tasks: Tasks) -> None:
+        self._add = add
+        self._tree = tree
+        self._tasks = tasks
+        self._rows: dict[str, _Round] = {}
+        self._open: dict[str, str] = {}
+        self._strangers: set[str] = set()
+        self._free: dict[int, str] = {}
+        self._next_index = 0
+        self._withdrawn_before = 0
+        self.due: _Due | None = None
+        self._torn: _Due | None = None  # what was due when another writer came
+
+    def deposited(self, seq: int, data: events.CommitmentsDeposited) -> None:
+        """Take commitments for rounds to come."""
+        if data.first != self._next_index:
+            detail = f"commitments from {data.first} are deposited; {self._next_index} comes next"
+            self._add("commitment", seq, detail)
+        self._free.update(enumerate(data.commitments, data.first))
+        self._next_index = data.first + len(data.commitments)
+
+    def withdrawn(self, seq: int, data: events.CommitmentsWithdrawn) -> None:
+        """Take it that nobody can open the commitments of lower index any more."""
+        if data.before > self._next_index:
+            detail = f"commitments below {data.before} are withdrawn; {self._next_index} comes next"
+            self._add("commitment", seq, detail)
+        self._withdrawn_before = max(self._withdrawn_before, data.before)
+        self._free = {index: one for index, one in self._free.items() if index >= data.before}
+
+    def take(self, seq: int, data: Any) -> None:
+        """Take an event of a round."""
+        row = self._rows.get(data.round_id)
+        if isinstance(data, events.RoundOpened):
+            self._opened(seq, data, row)
+        elif row is None:
+            if data.round_id not in self._strangers:
+                name = type(data).__name__
+                self._add("rounds", seq, f"{name} of {data.round_id}, which was never opened")
+            self._strangers.add(data.round_id)
+        else:
+            self._of_round(seq, data, row)
+
+    def _of_round(self, seq: int, data: Any, row: _Round) -> None:
+        match data:
+            case events.JudgingStarted():
+                self._require_status(seq, data, row, "closed", "judging")
+                row.status = "judging"
+                self._require_base(seq, data, row, data.champion)
+            case events.RoundDecided():
+                self._require_status(seq, data, row, "judging")
+                self._decided(seq, data, row)
+            case events.RoundClosed():
+                self._require_status(seq, data, row, "open")
+                row.status = "closed"
+                self._open.pop(row.node_id, None)
+            case _:
+                self._require_status(seq, data, row, "open")
+                self._of_role(seq, data, row)
+
+    def _of_role(self, seq: int, data: Any, row: _Round) -> None:
+        match data:
+            case events.RoleEntered():
+                if fault := self._fault_of_entry(data, row):
+                    self._add("rounds", seq, f"{data.round_id}: {fault}")
+                row.entered.add(data.rival)
+                row.awaited[data.rival] = data.task_id
+            case events.CandidateAdmitted():
+                if fault := self._fault_of_admission(data, row):
+                    candidate_id = data.candidate.candidate_id
+                    self._add("rounds", seq, f"{data.round_id}: {candidate_id} {fault}")
+                row.awaited.pop(data.candidate.rival, None)
+                if data.candidate.rival == "merge":
+                    row.merged = (data.task_id, row.merged[1] + 1)
+                standing = _Standing(data.candidate, data.task_id, data.worker_id)
+                row.standings[data.candidate.candidate_id] = standing
+            case events.RoleClosed():
+                if row.awaited.pop(data.rival, None) != data.task_id:
+                    detail = f"no {data.rival} is awaited from {data.task_id}"
+                    self._add("rounds", seq, f"{data.round_id}: {detail}")
+
+    def _opened(self, seq: int, data: events.RoundOpened, before: _Round | None) -> None:
+        if before is not None:
+            self._add("rounds", seq, f"{data.round_id} is opened again")
+            return
+        if data.node_id not in self._tree:
+            self._add("rounds", seq, f"{data.round_id} is of {data.node_id}, which is no node yet")
+        if data.node_id in self._open:
+            detail = f"{data.round_id} is opened, while {self._open[data.node_id]} is open"
+            self._add("rounds", seq, f"{detail} at {data.node_id}")
+        if self._free.pop(data.index, None) != data.commitment:
+            detail = f"{data.round_id}: commitment {data.index} was not deposited, or is used up"
+            self._add("commitment", seq, detail)
+        row = _Round(data.node_id, data.workload, data.index, data.commitment)
+        self._rows[data.round_id] = row
+        self._open[data.node_id] = data.round_id
+        self._require_base(seq, data, row, data.base)
+
+    def _require_status(self, seq: int, data: Any, row: _Round, *wanted: str) -> None:
+        if row.status not in wanted:
+            detail = f"{type(data).__name__} of {data.round_id}, which is {row.status}"
+            self._add("rounds", seq, detail)
+
+    def _require_base(self, seq: int, data: Any, row: _Round, base: Base | None) -> None:
+        wanted = self._tree.base(row.node_id, row.workload)
+        if base != wanted:
+            detail = (
+                f"{type(data).__name__} of {data.round_id} against {base_name(base)}, while"
+                f" {base_name(wanted)} reigns"
+            )
+            self._add("base", seq, detail)
+
+    def _fault_of_entry(self, data: events.RoleEntered, row: _Round) -> str:
+        if data.rival in row.entered:
+            return f"{data.task_id} enters as {data.rival}, a role that is taken"
+        task = self._tasks.rows.get(data.task_id)
+        if task is None:
+            told = data.task_id in self._tasks.strangers
+            return "" if told else f"{data.task_id} enters, which was never queued"
+        if (task.node_id, task.workload) != (row.node_id, row.workload):
+            return f"{data.task_id} enters, which is of another node or workload"
+        if data.rival not in rivals_of(task.role):
+            return f"{data.task_id} enters as {data.rival}, but is {task.role}"
+        return ""
+
+    def _fault_of_admission(self, data: events.CandidateAdmitted, row: _Round) -> str:
+        task = self._tasks.rows.get(data.task_id)
+        again = data.candidate.rival == "merge" and row.merged in (
+            (data.task_id, count) for count in range(1, MERGES_MAX)
+        )
+        if row.awaited.get(data.candidate.rival) != data.task_id and not again:
+            return f"is admitted, but no {data.candidate.rival} is awaited from {data.task_id}"
+        if task is None or task.status != "completed":
+            return f"is admitted, but {data.task_id} is not completed"
+        if task.brought.get(data.candidate.candidate_id) != data.candidate:
+            return f"is admitted, but {data.task_id} brought no such candidate"
+        if task.worker_id != data.worker_id:
+            return f"is admitted from {data.worker_id!r}; {task.worker_id!r} brought it"
+        return ""
+
+    def _decided(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
+        if not data.secret and row.index < self._withdrawn_before:
+            if data.verdict != "void" or any(one.error is not None for one in data.candidates):
+                self._add("commitment", seq, f"{data.round_id} was measured without its secret")
+        elif not _opens(data.secret, row.commitment):
+            self._add("commitment", seq, f"the secret of {data.round_id} does not open it")
+        judged = {one.candidate_id for one in data.candidates}
+        if judged != row.standings.keys():
+            words = ", ".join(sorted(judged ^ row.standings.keys()))
+            detail = f"{data.round_id}: judged, or standing, but not both: {words}"
+            self._add("rounds", seq, detail)
+        if (data.verdict == "promote") != bool(data.promoted):
+            detail = f"{data.round_id} is decided {data.verdict}, promoted: {data.promoted!r}"
+            self._add("promotion", seq, detail)
+        if data.promoted and data.promoted not in row.standings:
+            detail = f"{data.round_id} promotes {data.promoted}, which did not stand in it"
+            self._add("promotion", seq, detail)
+        elif data.promoted:
+            self.due = _Due(seq, data.round_id, row, row.standings[data.promoted])
+        row.status, row.standings, row.awaited, row.entered = "decided", {}, {}, set()
+
+    def expect_promotion(self, seq: int, data: events.EventData) -> None:
+        """Look whether what comes next is the promotion that is due."""
+        if isinstance(data, events.ChampionPromoted):
+            return
+        if isinstance(data, events.WriterStarted):
+            # The end may have been cut off in the middle of an append; if so, that was accepted.
+            self._torn, self.due = self.due or self._torn, None
+        elif isinstance(data, events.LossAccepted):
+            self._torn = None
+        else:
+            self.miss_promotion(seq, type(data).__name__)
+
+    def miss_promotion(self, seq: int, found: str) -> None:
+        """Something else came: no promotion may be due."""
+        if due := self.due or self._torn:
+            promoted = due.standing.candidate.candidate_id
+            detail = f"{due.round_id} promoted {promoted} at {due.seq}; {found} follows"
+            self._add("promotion", seq, detail)
+        self.due = self._torn = None
+
+    def promoted(self, seq: int, data: events.ChampionPromoted) -> None:
+        """Take a new champion."""
+        due, self.due = self.due, None
+        name = data.champion.candidate_id
+        if due is None or due.round_id != data.champion.round_id:
+            detail = f"{name} becomes champion without a verdict right before that says so"
+            self._add("promotion", seq, detail)
+        elif wrong := _differences(data, due):
+            detail = f"{name} becomes champion, unlike the candidate promoted at {due.seq}: {wrong}"
+            self._add("promotion", seq, detail)
+        before = self._tree.base(data.node_id, data.champion.workload)
+        if data.instead_of != (before.candidate_id if before else ""):
+            detail = f"{name} replaces {data.instead_of!r}, while {base_name(before)} reigns"
+            self._add("base", seq, detail)
+        self._tree.reigns(seq, data.champion)
+
+
+def _differences(data: events.ChampionPromoted, due: _Due) -> str:
+    """In which fields a champion is not the candidate that was promoted."""
+    one, stood = data.champion, due.standing
+    pairs = {
+        "node": ((data.node_id, one.node_id), (due.row.node_id, due.row.node_id)),
+        "workload": (one.workload, due.row.workload),
+        "candidate": (one.candidate_id, stood.candidate.candidate_id),
+        "task": (one.task_id, stood.task_id),
+        "worker": (one.worker_id, stood.worker_id),
+        "role": (one.rival, stood.candidate.rival),
+        "manifest": (one.manifest, stood.candidate.manifest),
+        "writer": (one.writer, stood.candidate.writer),
+        "weights": (one.weights_sha256, stood.candidate.weights_sha256),
+    }
+    return ", ".join(name for name, (found, wanted) in pairs.items() if found != wanted)
+
+
+def _opens(secret: str, commitment: str) -> bool:
+    try:
+        return hashlib.sha256(bytes.fromhex(secret)).hexdigest() == commitment
+    except ValueError:
+        return False

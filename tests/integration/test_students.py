@@ -1,0 +1,262 @@
+"""Students and merges: what several models make of one another, by real training."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from agent import checkpoints
+from agent.executors import device, distilling, jobs, merging, methods, training
+from agent.specialists import evaluation, registry
+from agent.specialists.base import Batch
+from core import errors
+
+NODE = "opt-convex"
+STEPS = 8
+
+
+def job(directory: Path, **more: Any) -> jobs.Job:
+    values: dict[str, Any] = {
+        "task_id": "t",
+        "node_id": NODE,
+        "specialist": NODE,
+        "role": "evolver",
+        "seed": 7,
+        "steps": STEPS,
+        "checkpoint_seconds": 1_000.0,
+        "directory": str(directory),
+        **more,
+    }
+    return jobs.Job(**values)
+
+
+def ignore(_: jobs.Report) -> None:
+    """Reports that a test does not ask about."""
+
+
+def finished(one: jobs.Job) -> jobs.Result:
+    result = training.run(one, ignore, lambda: None)
+    assert isinstance(result, jobs.Result)
+    return result
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(folder) / checkpoints.WEIGHTS_FILE)
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> str:
+    device.prepare()
+    return finished(job(tmp_path_factory.mktemp("champion"))).candidate_directory
+
+
+@pytest.fixture(scope="module")
+def evolved(champion: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("evolved")
+    return finished(job(directory, base=champion, seed=8)).candidate_directory
+
+
+@pytest.fixture(scope="module")
+def small(champion: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("small")
+    return finished(job(directory, role="reinventor")).candidate_directory
+
+
+def test_a_student_is_smaller_and_learns_from_its_teacher_beside_the_truth(
+    champion: str, small: str, tmp_path: Path
+) -> None:
+    asked = job(tmp_path, role="reinventor", method="distill", parents=[champion])
+    student = finished(asked)
+    assert (student.method, student.family) == ("distill", "learned-steps")
+    assert sum(tensor.numel() for tensor in weights(champion).values()) > student.params
+    # Trained on the same batches from the same start, without a teacher.
+    alone, taught = weights(small), weights(student.candidate_directory)
+    assert alone.keys() == taught.keys()
+    assert not any(torch.equal(alone[name], taught[name]) for name in alone)
+
+
+def test_a_student_that_is_cut_goes_on_to_the_same_weights(champion: str, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"role": "reinventor", "method": "distill", "parents": [champion]}
+    unbroken = finished(job(tmp_path / "unbroken", **more))
+    looks = iter([None] * 5 + [jobs.Stop(number=0, save=True)])
+    cut = training.run(job(tmp_path / "cut", **more), ignore, lambda: next(looks))
+    assert isinstance(cut, jobs.Stopped)
+    assert cut.step == 5
+    others = job(tmp_path / "cut", resume=True, **{**more, "parents": [champion, champion]})
+    with pytest.raises(errors.ArtifactError, match="another training"):
+        finished(others)
+    resumed = finished(job(tmp_path / "cut", resume=True, **more))
+    assert resumed.resumed_from == 5
+    assert resumed.weights_sha256 == unbroken.weights_sha256
+
+
+def test_a_lesson_is_half_the_teachers_at_first_and_the_truth_alone_from_the_middle_on(
+    champion: str,
+) -> None:
+    specialist = registry.get(NODE)
+    teacher = distilling.read(specialist, Path(champion))
+    lesson = distilling.Lesson(specialist, [teacher], [1.0], torch.device("cpu"))
+    module, batch = specialist.build(lesson.student), specialist.train_batch(1, 1)
+    truth = specialist.loss(module, batch)
+    with torch.no_grad():
+        taught = specialist.outputs(teacher.module, batch)
+    distance = specialist.distance(specialist.outputs(module, batch), taught)
+    torch.testing.assert_close(lesson.loss(module, batch, 0.0), (truth + distance) / 2)
+    torch.testing.assert_close(lesson.loss(module, batch, 0.25), 0.75 * truth + 0.25 * distance)
+    assert torch.equal(lesson.loss(module, batch, 0.5), truth)
+    assert all(weight.grad is None for weight in teacher.module.parameters())
+
+
+def test_an_ensemble_says_what_its_models_say_on_average_the_better_ones_more(
+    champion: str, evolved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specialist = registry.get(NODE)
+    models = [distilling.read(specialist, Path(folder)) for folder in (champion, evolved)]
+    errs = {id(models[0].module): 0.3, id(models[1].module): 0.1}
+    monkeypatch.setattr(distilling, "error_of", lambda _, module, __: errs[id(module)])
+    trust = distilling.trust(specialist, models, {})
+    lesson = distilling.Lesson(specialist, models, trust, torch.device("cpu"))
+    said: list[torch.Tensor] = []
+
+    def distance(_: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
+        said.append(taught)
+        return taught.sum()
+
+    monkeypatch.setattr(specialist, "distance", distance)
+    batch: Batch = specialist.train_batch(1, 1)
+    lesson.loss(specialist.build(lesson.student), batch, 0.0)
+    with torch.no_grad():
+        one, other = (specialist.outputs(model.module, batch) for model in models)
+    torch.testing.assert_close(said[0], 0.25 * one + 0.75 * other)
+
+
+def test_a_merge_makes_a_soup_of_like_models_and_a_student_of_all(
+    champion: str, evolved: str, small: str, tmp_path: Path
+) -> None:
+    parents = [champion, small, evolved]
+    better = finished(job(tmp_path, role="merge", method="merge", parents=parents))
+    made = {one.made: one for one in (better, *better.others)}
+    assert set(made) == {"soup", "student"}
+    assert better.loss == min(one.loss for one in made.values())
+    soup, student = made["soup"], made["student"]
+    assert (soup.family, student.family) == ("lista", "learned-steps")
+    assert (soup.steps, student.steps) == (0, STEPS)
+    assert soup.method_reason.count(" x ") == 2
+    assert "3 models" in student.method_reason
+    first, last = weights(champion), weights(evolved)
+    for name, tensor in weights(soup.candidate_directory).items():
+        low, high = torch.minimum(first[name], last[name]), torch.maximum(first[name], last[name])
+        assert bool(((tensor >= low - 1e-6) & (tensor <= high + 1e-6)).all()), name
+        assert not torch.equal(tensor, first[name])
+        assert not torch.equal(tensor, last[name])
+    specialist = registry.get(NODE)
+    module = distilling.read(specialist, Path(soup.candidate_directory)).module
+    cases = evaluation.validation_cases(specialist, NODE)
+    assert evaluation.evaluate(specialist, module, cases).loss == soup.loss
+
+
+def test_what_has_nothing_in_common_is_no_soup(champion: str, small: str, tmp_path: Path) -> None:
+    merge: dict[str, Any] = {"role": "merge", "method": "auto"}
+    only = finished(job(tmp_path / "a", parents=[champion, small], **merge))
+    assert (only.made, only.others) == ("student", [])
+    assert "no two of them have one architecture" in only.method_reason
+
+
+def test_a_soup_that_errs_more_than_the_worst_of_its_models_is_left_out(
+    champion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = finished(job(tmp_path / "other", seed=9)).candidate_directory
+    rising = itertools.count(1)
+    monkeypatch.setattr(distilling, "error_of", lambda *_: float(next(rising)))
+    parents = [champion, other]
+    only = finished(job(tmp_path / "m", role="merge", method="merge", parents=parents))
+    assert (only.made, only.others) == ("student", [])
+    assert "errs by 3 on validation cases, more than the worst of them (2)" in only.method_reason
+
+
+def test_a_model_is_stirred_in_only_where_that_helps(
+    champion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specialist = registry.get(NODE)
+    model = distilling.read(specialist, Path(champion))
+
+    def scaled(name: str, factor: float) -> distilling.Model:
+        module = merging.mixed([model, model], [factor, 0.0])
+        return distilling.Model(model.config, module, name)
+
+    def error_of(_: object, module: torch.nn.Module, __: object) -> float:
+        """Least where the weights are 1.1 times the champion's."""
+        found, own = (float(each.state_dict()["step"][0]) for each in (module, model.module))
+        return abs(found / own - 1.1)
+
+    monkeypatch.setattr(distilling, "error_of", error_of)
+    spoiled, low, high = scaled("spoiled", 3.0), scaled("low", 1.0), scaled("high", 1.25)
+    soup = merging.stir(specialist, [spoiled, low, high], {})
+    assert soup is not None
+    assert [one.sha256 for one in soup.of] == ["low", "high"]
+    assert soup.shares == [0.5, 0.5]
+    assert soup.error == pytest.approx(0.025, abs=1e-4)
+
+
+def test_a_merge_that_is_asked_to_stop_while_it_trains_saves_where_it_stands(
+    champion: str, evolved: str, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"role": "merge", "method": "merge", "parents": [champion, evolved]}
+    whole = finished(job(tmp_path / "whole", **more))
+    looks = itertools.chain([None] * (len(merging.SHARES) + 3), itertools.repeat(_stop()))
+    cut = training.run(job(tmp_path / "cut", **more), ignore, lambda: next(looks))
+    assert isinstance(cut, jobs.Stopped)
+    assert cut.step == 3
+    again = finished(job(tmp_path / "cut", resume=True, **more))
+    assert {one.weights_sha256 for one in (again, *again.others)} == {
+        one.weights_sha256 for one in (whole, *whole.others)
+    }
+
+
+def _stop() -> jobs.Stop:
+    return jobs.Stop(number=0, save=True)
+
+
+def test_a_merge_of_one_model_is_refused(champion: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.TrainingError, match="two models or more, and this task names 1"):
+        finished(job(tmp_path, role="merge", method="merge", parents=[champion]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "words"),
+    [
+        (("distill", "reinventor", True, False), "full", "no champion reigns yet that could teach"),
+        (("distill", "reinventor", True, True), "distill", "asked for"),
+        (("distill", "evolver", True, True), "full", "starts from the champion itself"),
+        (("auto", "evolver", True), "full", "goes on from the champion"),
+        (("auto", "evolver", False), "full", "no champion reigns yet"),
+        (("auto", "merge", False, True), "merge", "asked for"),
+    ],
+)
+def test_a_method_is_chosen_for_a_reason(asked: Any, chosen: str, words: str) -> None:
+    choice = methods.choose(*asked)
+    assert choice.method == chosen
+    assert words in choice.reason
+
+
+def test_a_task_that_is_no_merge_merges_nothing() -> None:
+    with pytest.raises(errors.TrainingError, match="only a task of the role merge"):
+        methods.choose("merge", "evolver", has_base=True)
+
+
+def test_a_champion_too_large_to_train_whole_is_adapted_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(methods, "LARGE_PARAMS_MIN", 1_000)
+    choice = methods.choose("auto", "evolver", has_base=True)
+    large = torch.nn.Linear(64, 64)
+    assert methods.prepare(choice, "full", large).method == "full"
+    adapted = methods.prepare(choice, "auto", large)
+    assert (adapted.method, "4160 weights" in adapted.reason) == ("lora", True)
+    assert [name for name, weight in large.named_parameters() if weight.requires_grad] == [
+        "parametrizations.weight.0.down",
+        "parametrizations.weight.0.up",
+    ]
