@@ -227,8 +227,10 @@ class Link:
         raw = await self._bus.request(subject, msgspec.json.encode(request), seconds)
         return wire.decode(raw, kind)
 
-    async def hello(self, machine: Machine, holding: list[Token]) -> wire.Welcome:
-        """Begin a session."""
+    async def hello(
+        self, machine: Machine, holding: list[Token], process: str = "", number: int = 0
+    ) -> wire.Welcome:
+        """Begin a session; `number` rises with every hello of a `process`."""
         welcome = await self._ask(
             f"hello.{self.lane}",
             wire.Hello(
@@ -237,6 +239,8 @@ class Link:
                 hostname=machine.hostname,
                 capabilities=msgspec.to_builtins(machine),
                 holding=holding,
+                process=process,
+                number=number,
             ),
             wire.Welcome,
         )

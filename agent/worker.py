@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import shutil
 import time
@@ -87,6 +88,8 @@ class Worker:
         )
         self._link: Link | None = None
         self._welcome: wire.Welcome | None = None
+        self._process = uuid.uuid4().hex
+        self._hellos = itertools.count(1)
         self._holdings: dict[str, Holding] = {}
         self._training: Holding | None = None
         self._preparing: asyncio.Task[jobs.Job | None] | None = None
@@ -229,7 +232,7 @@ class Worker:
         )
         holding = [item.token for item in self._holdings.values() if not item.lost]
         try:
-            welcome = await link.hello(self._machine, holding)
+            welcome = await link.hello(self._machine, holding, self._process, next(self._hellos))
         except BaseException:
             await link.close()
             raise

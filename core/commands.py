@@ -188,6 +188,8 @@ class OpenSession(Command, frozen=True, kw_only=True):
     protocol: int
     capabilities: bytes = b"{}"
     holding: list[Token] = []
+    process: str = ""
+    number: int = 0
 
 
 class MarkOffline(Command, frozen=True, kw_only=True):

@@ -375,6 +375,8 @@ class SessionOpened(Data, frozen=True, kw_only=True):
     lane: str
     protocol: int
     capabilities: msgspec.Raw = msgspec.Raw(b"{}")
+    process: str = ""
+    number: int = 0
 
 
 class WorkerWentOffline(Data, frozen=True, kw_only=True):

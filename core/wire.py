@@ -107,6 +107,10 @@ class Hello(Wire, frozen=True, kw_only=True):
     hostname: str
     capabilities: dict[str, Any] = {}
     holding: list[Token] = []
+    process: str = ""
+    """Drawn by each run of an agent, "" by one that does not number its hellos."""
+    number: int = 0
+    """Rising with every hello of a process: of two that cross, the higher was said later."""
 
 
 class Welcome(Wire, frozen=True, kw_only=True):

@@ -230,6 +230,8 @@ class Desk:
             protocol=hello.protocol,
             capabilities=msgspec.json.encode(hello.capabilities),
             holding=hello.holding,
+            process=hello.process[:64],
+            number=hello.number,
         )
         if hello.worker_id in self._door.state.workers.table:
             # Before anybody looks at the claims that this brings back.

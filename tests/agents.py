@@ -66,7 +66,9 @@ class Server:
         self.on_notice, self.on_reconnect = told["on_notice"], told["on_reconnect"]
         return self
 
-    async def hello(self, _machine: Machine, holding: list[events.Token]) -> wire.Welcome:
+    async def hello(
+        self, _machine: Machine, holding: list[events.Token], *_number: object
+    ) -> wire.Welcome:
         if self.is_cut_at_hello:
             self.on_reconnect()
             await asyncio.sleep(0.01)  # what that begins is begun

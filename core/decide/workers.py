@@ -72,9 +72,21 @@ def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventDat
 def open_session(state: State, command: commands.OpenSession) -> list[events.EventData]:
     """Begin a session; the worker's claims that it does not list are released at once.
 
-    Raises QuotaExceeded for one stranger too many.
+    Raises QuotaExceeded for one stranger too many, SupersededSession for a hello that arrives after
+    one which the same process said later: the network held it up, and its agent waits no more.
     """
     _require_room(state, command.worker_id)
+    worker = state.workers.table.get(command.worker_id)
+    if (
+        worker is not None
+        and command.process
+        and worker.process == command.process
+        and command.number <= worker.number
+    ):
+        raise errors.SupersededSession(
+            f"hello {command.number} of this process came after its hello {worker.number}, whose "
+            f"session stands"
+        )
     happened: list[events.EventData] = [
         events.SessionOpened(
             worker_id=command.worker_id,
@@ -83,6 +95,8 @@ def open_session(state: State, command: commands.OpenSession) -> list[events.Eve
             lane=command.lane,
             protocol=command.protocol,
             capabilities=msgspec.Raw(command.capabilities),
+            process=command.process,
+            number=command.number,
         )
     ]
     listed = {token.task_id: token for token in command.holding}

@@ -37,6 +37,9 @@ class Worker(events.Value, frozen=True, kw_only=True):
     session: str = ""
     lane: str = ""
     protocol: int = 0
+    process: str = ""
+    number: int = 0
+    """Of the hello that began the session, among those of its process."""
     reason: str = ""
     unfit: tuple[Unfit, ...] = ()
     """In this session; also what is no longer believed."""
@@ -71,6 +74,8 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
                 session=data.session,
                 lane=data.lane,
                 protocol=data.protocol,
+                process=data.process,
+                number=data.number,
                 pause=worker.pause if worker else "",
             )
     if worker is None:

@@ -138,8 +138,10 @@ class WatchedLink(Link):
 
     witness: ClassVar[Witness]
 
-    async def hello(self, machine: Machine, holding: list[events.Token]) -> wire.Welcome:
-        welcome = await super().hello(machine, holding)
+    async def hello(
+        self, machine: Machine, holding: list[events.Token], process: str = "", number: int = 0
+    ) -> wire.Welcome:
+        welcome = await super().hello(machine, holding, process, number)
         self._told("SessionOpened", worker_id=self.worker_id, session=welcome.session)
         return welcome
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from core import bus
 
 BLOCK_BYTES = 64 * 1024
+SEND_BUFFER_BYTES = 32 * 1024
+"""What a reset takes with it that the agent sent and the gateway has not: no more than this."""
 
 
 class Way:
@@ -48,6 +50,9 @@ class Way:
         except OSError:
             writer.transport.abort()
             return
+        end: socket.socket = out.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        out.transport.set_write_buffer_limits(0)
         await asyncio.gather(self._send(reader, out), self._pass(up, writer))
 
     async def _send(self, reader: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:

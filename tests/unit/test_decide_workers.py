@@ -178,6 +178,31 @@ def test_a_listed_claim_that_expired_goes_on_only_while_nobody_rivals_it() -> No
     assert task(world).claims[-1].worker_id == "a2"
 
 
+def test_a_hello_that_was_held_up_supersedes_no_later_one_of_its_process() -> None:
+    world = World()
+
+    def said(session: str, process: str, number: int) -> str:
+        world.do(
+            commands.OpenSession(
+                worker_id="a1",
+                session=session,
+                hostname="h",
+                lane="cpu-16",
+                protocol=1,
+                process=process,
+                number=number,
+            )
+        )
+        return row(world, "a1").session
+
+    assert said("s2", "p", 2) == "s2"
+    for number in (1, 2):
+        with pytest.raises(errors.SupersededSession, match="after its hello 2"):
+            said("late", "p", number)
+    assert said("s3", "p", 3) == "s3"
+    assert said("s4", "another", 1) == "s4"
+
+
 def test_nobody_revives_the_claim_of_another() -> None:
     world, token = holder()
     expire(world, token)
