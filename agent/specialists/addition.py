@@ -8,7 +8,16 @@ import torch
 from torch.nn import functional
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 from core import errors
 
 PLUS, EQUALS, VOCABULARY = 10, 11, 12
@@ -46,6 +55,18 @@ class Addition:
         self._digits = int(digits)
         self._prompt_tokens = 2 * self._digits + 2
         self.trivial_error = 1 - 10.0 ** (-2 * self._digits)
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """Two whole numbers."""
+        most = 10**self._digits - 1
+        en, ar = f"a whole number from 0 to {most}", f"عدد صحيح من 0 إلى {most}"
+        return (
+            Field("a", en, ar, least=0, most=most, is_whole=True),
+            Field("b", en, ar, least=0, most=most, is_whole=True),
+        )
+
+    answers = (Field("sum", "a + b", "ناتج a + b", is_whole=True),)
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """`batch_size` training pairs, drawn with replacement: tokens, int64 [count, 9]."""
@@ -154,6 +175,21 @@ class Addition:
             _gpt(width=32, heads=4, blocks=1, loops=1),
             _gpt(width=24, heads=4, blocks=1, loops=1),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The numbers of the prompts."""
+        digits = cases["prompt"].double()
+        places = 10.0 ** torch.arange(self._digits - 1, -1, -1, dtype=torch.float64)
+        a, b = digits[:, : self._digits], digits[:, self._digits + 1 : -1]
+        return {"a": a @ places, "b": b @ places}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The sums; not a number where the model says something else than digits."""
+        assert isinstance(module, Gpt)
+        pairs = torch.stack((inputs["a"], inputs["b"]), 1).round().long()
+        digits = module.answer(_tokens(pairs, self._digits)[:, : self._prompt_tokens])
+        total = (digits * 10 ** torch.arange(self._digits + 1)).sum(1).double()
+        return {"sum": total.masked_fill((digits >= PLUS).any(1), torch.nan)}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """The tokens of 12 + 34 = 46 without the last digit, int64 [1, 8]."""

@@ -3,7 +3,16 @@
 import torch
 
 from agent.specialists import operators, seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 from agent.specialists.operators import POINTS
 
 ORDINARY_WAVE = 1.5
@@ -42,6 +51,28 @@ class Advection:
         self._viscosity = (viscosity_least, viscosity_ratio)
         self._speed_max = speed_max
         self._waves = int(waves)
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The field at t = 0, and what carries and what spreads it."""
+        least, ratio = self._viscosity
+        return (
+            operators.START,
+            operators.viscosity_field(least, ratio),
+            Field(
+                "speed",
+                "the speed at which it is carried, rounds of the circle in a unit of time",
+                "سرعة انتقاله، دورات حول الدائرة في وحدة الزمن",
+                least=-self._speed_max,
+                most=self._speed_max,
+            ),
+        )
+
+    answers = (
+        Field(
+            "field", "u at t = 1 on the same points", "قيم u عند t = 1 على النقاط نفسها", (POINTS,)
+        ),
+    )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh fields with the truth, float32."""
@@ -117,6 +148,18 @@ class Advection:
             Config(family="learned-multiplier", sizes={"width": 16}),
             Config(family="learned-multiplier", sizes={"width": 8}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """Fields, viscosities and speeds of the inputs."""
+        inputs = cases["inputs"]
+        viscosity = operators.viscosity_of(inputs).squeeze(1)
+        return {"field": inputs[:, 0], "viscosity": viscosity, "speed": inputs[:, 2, 0]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The field at the end."""
+        fields, viscosity = inputs["field"], inputs["viscosity"].unsqueeze(1)
+        made = operators.inputs_of(fields, viscosity, inputs["speed"].unsqueeze(1))
+        return {"field": module(made.float())}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """The inputs of one case, float32 [1, 3, 128]."""

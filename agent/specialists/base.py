@@ -1,7 +1,8 @@
 """What a specialist provides: data with exact truth, model families, errors in the node's unit."""
 
+import math
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -12,6 +13,14 @@ Batch = Mapping[str, torch.Tensor]
 """Named tensors whose first dimension is the count of cases."""
 Cases = Mapping[str, torch.Tensor]
 """Inputs and truth, named tensors whose first dimension is the count of cases."""
+Inputs = Mapping[str, torch.Tensor]
+"""What a model is asked: the fields of `Specialist.inputs`, the first dimension their count.
+
+Numbers are float64; of a list that may be shorter, what is not there is NaN. Text is its UTF-8 as
+uint8, with zeros behind its end.
+"""
+Answers = Mapping[str, torch.Tensor]
+"""What a model says: the fields of `Specialist.answers`, the first dimension their count."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,6 +34,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sizes: dict[str, int] = {}
     form: str = ""
     base: str = ""
+
+
+class Field(NamedTuple):
+    """One named number, list of numbers or text that a model is asked, or answers.
+
+    What it means is said in both languages, with its unit. The first dimension of the shape is the
+    most there may be where `fewest` is not 0. Numbers are from `least` to `most`, both included.
+    """
+
+    name: str
+    en: str
+    ar: str
+    shape: tuple[int, ...] = ()
+    fewest: int = 0
+    least: float = -math.inf
+    most: float = math.inf
+    is_whole: bool = False
+    is_text: bool = False
 
 
 class Specialist(Protocol):
@@ -46,6 +73,16 @@ class Specialist(Protocol):
     """The key of `baseline_errors` that results are compared with."""
     batch_size: int
     learning_rate: float
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """What somebody who uses a model asks it, in a person's units, not in a network's."""
+        ...
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """What it answers."""
+        ...
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """The training batch of one step, so that the data cursor is one integer."""
@@ -89,6 +126,14 @@ class Specialist(Protocol):
 
     def families(self, role: Role) -> list[Config]:
         """The configurations a rival starts from, best first."""
+        ...
+
+    def asked(self, cases: Cases) -> Inputs:
+        """Cases as somebody would ask them, without their truth."""
+        ...
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """What the module answers to each; not finite where it has no answer."""
         ...
 
     def probe(self) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,16 @@ import torch
 from torch.nn import functional
 
 from agent.specialists import operators, seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 from agent.specialists.operators import POINTS
 
 FINE_POINTS = 512
@@ -53,6 +62,24 @@ class Burgers:
         self._final_time = final_time
         self._waves = int(waves)
         self._steps = math.ceil(final_time / (LONGEST_STEP * viscosity_least))
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The field at t = 0, of mean 0, and its viscosity."""
+        return (operators.START, operators.viscosity_field(*self._viscosity))
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """The field at the end."""
+        time = f"{self._final_time:g}"
+        return (
+            Field(
+                "field",
+                f"u at t = {time} on the same points",
+                f"قيم u عند t = {time} على النقاط نفسها",
+                (POINTS,),
+            ),
+        )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh fields with the truth, float32."""
@@ -129,6 +156,18 @@ class Burgers:
             Config(family="weighted-origins", sizes={"width": 8}),
             Config(family="circular-cnn", sizes={"width": 24, "layers": 6}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """Fields and viscosities of the inputs."""
+        inputs = cases["inputs"]
+        viscosity = operators.viscosity_of(inputs).squeeze(1)
+        return {"field": inputs[:, 0], "viscosity": viscosity}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The field at the end."""
+        fields, viscosity = inputs["field"], inputs["viscosity"].unsqueeze(1)
+        made = operators.inputs_of(fields, viscosity, fields)
+        return {"field": module(made.float())}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """The inputs of one case, float32 [1, 3, 128]."""

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 POINTS, EDGE = 64, 7.0
 SPACING = 2 * EDGE / (POINTS - 1)
@@ -63,6 +72,23 @@ class Energies:
     def _public_energies(self) -> torch.Tensor:
         # Asked for by few, and a second of work.
         return self.cases(0, PUBLIC_CASES)["energies"]
+
+    inputs = (
+        Field(
+            "potential",
+            "V at 64 equally spaced points from -7 to 7 bohr, both included, hartree",
+            "قيم V على 64 نقطة متساوية التباعد من -7 إلى 7 بور، والطرفان منها، بالهارتري",
+            (POINTS,),
+        ),
+    )
+    answers = (
+        Field(
+            "energies",
+            "the three lowest energies, hartree",
+            "أدنى ثلاث طاقات، بالهارتري",
+            (LEVELS,),
+        ),
+    )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh potentials and the least that the library can say of them, float32; no truth."""
@@ -148,6 +174,14 @@ class Energies:
             Config(family="shared-functions", sizes={"functions": 14}),
             Config(family="shared-functions", sizes={"functions": 12}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The potentials."""
+        return {"potential": cases["potential"]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The energies, the lowest first."""
+        return {"energies": module(inputs["potential"].float())}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One potential, float32 [1, 64]."""

@@ -9,7 +9,16 @@ import torch
 from torch.nn import functional
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 READINGS = 32
 FIXED_GAIN = 0.74
@@ -72,6 +81,50 @@ class Filtering:
         self._ranges = Ranges(drift_least, drift_most, noise_least, noise_most)
         if self._ranges != Ranges():
             self.trivial_error = _expected_of_prior(self._ranges)
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The readings, and how large drift and noise are."""
+        drift_least, drift_most, noise_least, noise_most = self._ranges
+        return (
+            Field(
+                "readings",
+                "32 readings of the quantity, the oldest first; it began near 0, within about 1",
+                "32 قراءة للمقدار، الأقدم أولًا؛ وقد بدأ قريبًا من 0، في حدود 1",
+                (READINGS,),
+            ),
+            Field(
+                "drift",
+                "standard deviation of its step from one reading to the next, "
+                f"{drift_least:g} to {drift_most:g}, in the unit of the readings",
+                "الانحراف المعياري لخطوته بين قراءة وتاليتها، "
+                f"من {drift_least:g} إلى {drift_most:g}، بوحدة القراءات",
+                least=drift_least,
+                most=drift_most,
+            ),
+            Field(
+                "noise",
+                f"standard deviation of the noise of a reading, {noise_least:g} to {noise_most:g}, "
+                "in the unit of the readings",
+                f"الانحراف المعياري لضجيج القراءة، من {noise_least:g} إلى {noise_most:g}، "
+                "بوحدة القراءات",
+                least=noise_least,
+                most=noise_most,
+            ),
+        )
+
+    answers = (
+        Field(
+            "mean",
+            "where the quantity is at the last reading, on average, in the unit of the readings",
+            "موضع المقدار عند آخر قراءة في المتوسط، بوحدة القراءات",
+        ),
+        Field(
+            "sd",
+            "how sure that is: the standard deviation of where it is",
+            "مدى التيقن من ذلك: الانحراف المعياري لموضعه",
+        ),
+    )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh walks with the exact posterior after every reading, float32."""
@@ -161,6 +214,17 @@ class Filtering:
             Config(family="learned-gain", sizes={"width": 16}),
             Config(family="learned-gain", sizes={"width": 8}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """Readings, drift and noise."""
+        drift, noise = cases["scales"].exp().unbind(1)
+        return {"readings": cases["readings"], "drift": drift, "noise": noise}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The normal distribution of the last state."""
+        scales = torch.stack((inputs["drift"], inputs["noise"]), 1).log()
+        mean, log_sd = module(inputs["readings"].float(), scales.float()).unbind(1)
+        return {"mean": mean, "sd": log_sd.exp()}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One case: readings float32 [1, 32], scales float32 [1, 2]."""

@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 HISTORY = 72
 LEVELS = (0.1, 0.5, 0.9)
@@ -133,6 +142,35 @@ class Forecasting:
     ) -> None:
         self._process = Process(int(season), int(horizon), products, noise)
 
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The history."""
+        season = self._process.season
+        return (
+            Field(
+                "history",
+                f"the last 72 months, the oldest first, with a season of {season} months",
+                f"آخر 72 شهرًا، الأقدم أولًا، والموسم {season} شهرًا",
+                (HISTORY,),
+            ),
+        )
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """Three quantiles of each month to come."""
+        ahead = self._process.horizon
+        return (
+            Field(
+                "q10",
+                f"for each of the next {ahead} months, what it falls below with a chance of 0.1, "
+                "in the unit of the history",
+                f"لكل شهر من الأشهر الـ{ahead} القادمة ما يقل عنه باحتمال 0.1، بوحدة السلسلة",
+                (ahead,),
+            ),
+            Field("median", "with a chance of 0.5", "وما يقل عنه باحتمال 0.5", (ahead,)),
+            Field("q90", "with a chance of 0.9", "وما يقل عنه باحتمال 0.9", (ahead,)),
+        )
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """Series of a pool of 8,192, half of them mixed with another one; float32.
 
@@ -231,6 +269,15 @@ class Forecasting:
             Config(family="kernel-mixture", sizes={"kernels": 16}),
             Config(family="kernel-mixture", sizes={"kernels": 8}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The histories."""
+        return {"history": cases["history"]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """Three quantiles of each month to come."""
+        low, median, high = module(inputs["history"].float()).unbind(2)
+        return {"q10": low, "median": median, "q90": high}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One history, float32 [1, 72]."""

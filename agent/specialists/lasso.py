@@ -6,7 +6,16 @@ import math
 import torch
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 ROWS, COLUMNS = 64, 128
 PENALTY_SHARE = 0.1
@@ -43,6 +52,44 @@ class Lasso:
     ) -> None:
         self._rows, self._columns = int(rows), int(columns)
         self._density, self._noise = density, noise
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """b and the penalty."""
+        rows, columns = self._rows, self._columns
+        return (
+            Field(
+                "b",
+                f"{rows} measurements, b = A x and noise; A [{rows}, {columns}] is the public "
+                f"agent.specialists.lasso.matrix(rows={rows}, columns={columns})",
+                f"{rows} قياسًا، b = A x مع ضجيج؛ والمصفوفة A [{rows}, {columns}] معلنة: "
+                f"agent.specialists.lasso.matrix(rows={rows}, columns={columns})",
+                (rows,),
+            ),
+            Field(
+                "penalty",
+                "the weight of |x|_1; models learn with a tenth of max|A'b|",
+                "وزن |x|_1؛ وتتعلم النماذج بعُشر max|A'b|",
+                least=0.0,
+            ),
+        )
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """x, what it costs, and how far from the least that can be at most."""
+        return (
+            Field("x", "the unknowns", "المجاهيل", (self._columns,)),
+            Field(
+                "objective",
+                "P(x) = |A x - b|^2 / 2 + penalty |x|_1",
+                "الكلفة P(x) = |A x - b|^2 / 2 + penalty |x|_1",
+            ),
+            Field(
+                "gap",
+                "the most by which P(x) exceeds the least there is, a share of |b|^2 / 2",
+                "أقصى ما تزيد به P(x) على أدنى قيمة ممكنة، نسبةً إلى |b|^2 / 2",
+            ),
+        )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh problems, float32; no solutions."""
@@ -112,6 +159,19 @@ class Lasso:
             Config(family="learned-steps", sizes={"layers": 12}),
             Config(family="learned-steps", sizes={"layers": 8}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """b and the penalty."""
+        return {"b": cases["b"], "penalty": cases["penalty"]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """x, its objective, and the certificate of the duality gap."""
+        b, penalty = inputs["b"], inputs["penalty"]
+        said = module(b.float(), penalty.float())
+        x = said.double()
+        residual = b - x @ matrix(rows=self._rows, columns=self._columns).T
+        objective = residual.square().sum(1) / 2 + penalty * x.abs().sum(1)
+        return {"x": said, "objective": objective, "gap": relative_gap(x, b, penalty)}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One problem: b float32 [1, 64], penalty float32 [1]."""

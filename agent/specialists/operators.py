@@ -9,6 +9,8 @@ import math
 import torch
 from torch.nn import functional
 
+from agent.specialists.base import Field
+
 POINTS = 128
 CHANNELS = 3
 """Of an input: the field, log10(viscosity) + 2, and the speed at which it is carried."""
@@ -17,6 +19,27 @@ HEAD_WIDTH = 64
 CONDITION_WIDTH = 32
 FNO_BOUNDS = {"width": (4, 64), "modes": (1, POINTS // 2), "layers": (1, 8)}
 CNN_BOUNDS = {"width": (4, 64), "layers": (1, 6)}
+
+
+START = Field(
+    "field",
+    "u at t = 0 at 128 equally spaced points of the circle, between -1 and 1, with a mean of 0",
+    "قيم u عند t = 0 على 128 نقطة متساوية التباعد من الدائرة، بين -1 و1، ومتوسطها 0",
+    (POINTS,),
+    least=-1.0,
+    most=1.0,
+)
+
+
+def viscosity_field(least: float, ratio: float) -> Field:
+    """The viscosity, within what models are trained on."""
+    return Field(
+        "viscosity",
+        f"the viscosity, squares of rounds in a unit of time, {least:g} to {least * ratio:g}",
+        f"اللزوجة، مربع الدورات في وحدة الزمن، من {least:g} إلى {least * ratio:g}",
+        least=least,
+        most=least * ratio,
+    )
 
 
 # ── fields ──

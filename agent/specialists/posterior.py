@@ -6,7 +6,16 @@ import math
 import torch
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 READINGS_MIN = 2
 PRIOR_RATE = 2.0
@@ -48,6 +57,31 @@ class Posterior:
         self._freedom, self._weight = int(prior_freedom), prior_weight
         self._readings_max = int(readings_max)
         self.trivial_error = expected_gain(self._freedom, prior_weight, self._readings_max)
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The readings."""
+        few, many = READINGS_MIN, self._readings_max
+        return (
+            Field(
+                "readings",
+                f"{few} to {many} readings of one normal distribution, in any order",
+                f"من {few} إلى {many} قراءة من توزيع طبيعي واحد، بأي ترتيب",
+                (many,),
+                fewest=few,
+            ),
+        )
+
+    answers = (
+        Field(
+            "location",
+            "of Student's t, the posterior of the distribution's mean: its middle, in the unit of "
+            "the readings",
+            "من توزيع ستيودنت t، وهو التوزيع البعدي لمتوسط التوزيع: منتصفه، بوحدة القراءات",
+        ),
+        Field("scale", "its scale, in the unit of the readings", "مقياسه، بوحدة القراءات"),
+        Field("freedom", "its degrees of freedom", "درجات حريته"),
+    )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh readings with the exact posterior, float32."""
@@ -129,6 +163,17 @@ class Posterior:
             Config(family="sufficient-statistics", sizes={"width": 24}),
             Config(family="sufficient-statistics", sizes={"width": 12}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The readings there are."""
+        return {"readings": cases["y"].masked_fill(cases["mask"] == 0, torch.nan)}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """Student's t of the mean."""
+        y = inputs["readings"].float()
+        mask = (~y.isnan()).float()
+        location, log_scale, freedom = as_t(module(y.nan_to_num(0.0), mask)).unbind(1)
+        return {"location": location, "scale": log_scale.exp(), "freedom": freedom}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One case: y and mask, float32 [1, readings_max]."""

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 ROTATIONS = 512
 LOG_STEP, LOG_STEP_SPREAD = 1.5, 0.4
@@ -54,6 +63,37 @@ class Quadratics:
     ) -> None:
         self.variables, self.products = int(variables), int(products)
         self.condition = condition
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """H and c."""
+        v, condition = self.variables, f"{self.condition:g}"
+        return (
+            Field(
+                "matrix",
+                f"H, symmetric, with eigenvalues from 1/{condition} to 1: its rows",
+                f"المصفوفة H بصفوفها، وهي متناظرة وقيمها الذاتية من 1/{condition} إلى 1",
+                (v, v),
+            ),
+            Field("goal", "c, in any unit", "المتجه c، بأي وحدة", (v,)),
+        )
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """x, and how nearly it solves the problem."""
+        return (
+            Field(
+                "x",
+                "where x'Hx / 2 - c'x is lowest, that is, H x = c",
+                "حيث تبلغ x'Hx / 2 - c'x أدناها، أي H x = c",
+                (self.variables,),
+            ),
+            Field(
+                "residual",
+                "|H x - c| / |c|, which is 0 for the solution",
+                "|H x - c| / |c|، وهو 0 عند الحل",
+            ),
+        )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh spectra and solutions, float32; the rotations are taken from a pool of 512.
@@ -159,6 +199,16 @@ class Quadratics:
             Config(family="stretched-cg", sizes=few),
             Config(family="learned-steps", sizes=few),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """H and c."""
+        return {"matrix": cases["matrix"], "goal": cases["goal"]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """x, and what is left of c."""
+        matrix, goal = inputs["matrix"], inputs["goal"]
+        x = module(matrix.float(), goal.float())
+        return {"x": x, "residual": relative_error(_times(matrix, x.double()), goal)}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One problem: H float32 [1, variables, variables], c float32 [1, variables]."""

@@ -18,7 +18,16 @@ import torch
 from torch.nn import functional
 
 from agent.specialists import bases, ngrams, seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 from core import corpora, errors
 from core.events import BaseModel
 
@@ -55,6 +64,27 @@ class Text:
     baseline_of_record = RECORD
     batch_size = 16
     learning_rate = 5e-3
+    inputs = (
+        Field(
+            "text",
+            "a text of any length, taken as a document that begins here",
+            "نص بأي طول، يُعدّ وثيقة تبدأ هنا",
+            is_text=True,
+        ),
+    )
+    answers = (
+        Field(
+            "bits_per_byte",
+            "what it costs: -log2 of the probability of its bytes (UTF-8), on average; the lower, "
+            "the more it is like the corpus",
+            "كلفته: متوسط -log2 لاحتمال بايتاته (UTF-8)؛ وكلما قلّت كان أشبه بالمدوّنة",
+        ),
+        Field(
+            "baseline",
+            "what it costs by the byte 6-gram of the corpus",
+            "كلفته بنموذج 6-gram للبايتات من المدوّنة",
+        ),
+    )
 
     def __init__(self, *, corpus: Path, base_model: BaseModel | None = None) -> None:
         """Raises errors.ArtifactError where the folder holds no corpus."""
@@ -91,10 +121,13 @@ class Text:
         pieces = _pieces(documents)
         draw = seeds.generator(self.name, split, seed)
         chosen = torch.randperm(len(pieces), generator=draw)[:count].tolist()
-        text = np.zeros((len(chosen), WINDOW_BYTES), np.uint8)
+        return self._cases(documents, [pieces[one] for one in chosen])
+
+    def _cases(self, documents: list[bytes], pieces: "list[_Piece]") -> Cases:
+        text = np.zeros((len(pieces), WINDOW_BYTES), np.uint8)
         contexts = np.zeros(text.shape, np.uint64)
         scored = np.zeros(text.shape, np.bool_)
-        for row, (document, first, start, end) in enumerate(pieces[one] for one in chosen):
+        for row, (document, first, start, end) in enumerate(pieces):
             known = np.frombuffer(documents[document][first:end], np.uint8)
             text[row, : len(known)] = known
             scored[row, start - first : len(known)] = True
@@ -173,6 +206,26 @@ class Text:
         if role == "evolver":
             return [Config(family="mixture", sizes={"width": 64, "blocks": 5})]
         return [Config(family="gates", sizes={"width": 32, "blocks": 3})]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The pieces, without what they are read after."""
+        rows = zip(cases["text"].to(torch.uint8), cases["scored"], strict=True)
+        pieces = [text[scored] for text, scored in rows]
+        return {"text": torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """Bits per byte of each text, read piece by piece as documents are measured."""
+        documents = [row[row != ngrams.BEGIN].numpy().tobytes() for row in inputs["text"]]
+        pieces = _pieces(documents, rest_min=1)
+        costs = torch.zeros(2, len(documents), dtype=torch.float64)
+        for first in range(0, len(pieces), CASES_AT_ONCE):
+            some = pieces[first : first + CASES_AT_ONCE]
+            cases = self._cases(documents, some)
+            means = torch.stack((self.errors(module, cases), self.baseline_errors(cases)[RECORD]))
+            owners = torch.tensor([piece.document for piece in some])
+            costs.index_add_(1, owners, means.cpu() * cases["scored"].sum(1))
+        model, baseline = costs / torch.tensor([len(document) for document in documents])
+        return {"bits_per_byte": model, "baseline": baseline}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """A window of the validation text."""
@@ -253,13 +306,14 @@ class _Piece(NamedTuple):
     end: int
 
 
-def _pieces(documents: list[bytes]) -> list[_Piece]:
+def _pieces(documents: list[bytes], rest_min: int = LAST_PIECE_BYTES_MIN) -> list[_Piece]:
     """Every piece, cut between letters."""
     return [
         _Piece(number, _letter(document, max(0, end - WINDOW_BYTES)), start, end)
         for number, document in enumerate(documents)
-        for at in range(0, len(document) - LAST_PIECE_BYTES_MIN + 1, PIECE_BYTES)
+        for at in range(0, len(document) - rest_min + 1, PIECE_BYTES)
         for start, end in [(_letter(document, at), _letter(document, at + PIECE_BYTES))]
+        if start < end
     ]
 
 

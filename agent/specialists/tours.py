@@ -11,7 +11,16 @@ import torch
 from torch.nn import functional
 
 from agent.specialists import seeds, sizes
-from agent.specialists.base import Batch, Cases, Config, Role, Split
+from agent.specialists.base import (
+    Answers,
+    Batch,
+    Cases,
+    Config,
+    Field,
+    Inputs,
+    Role,
+    Split,
+)
 
 CITIES, HEIGHT = 12, 1.0
 SOLVED_AT_ONCE = 128
@@ -73,6 +82,34 @@ class Tours:
             cities = self._draw(seeds.generator(self.name, "trivial"), TRIVIAL_CASES).float()
             ratio = length(cities, _as_given(cities)) / length(cities, shortest(cities))
             return float(ratio.mean()) - 1
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The cities."""
+        return (
+            Field(
+                "cities",
+                f"{self.count} cities, each [x, y] in one unit of length; models learn with cities "
+                f"that lie uniformly in a rectangle 1 wide and {self.height:g} high",
+                f"{self.count} مدينة، كل منها [x, y] بوحدة طول واحدة؛ وتتعلم النماذج بمدن موزعة "
+                f"بانتظام في مستطيل عرضه 1 وارتفاعه {self.height:g}",
+                (self.count, 2),
+            ),
+        )
+
+    @property
+    def answers(self) -> tuple[Field, ...]:
+        """A closed tour, and its length."""
+        return (
+            Field(
+                "tour",
+                "the cities in the order of a closed tour, numbered from 0 as they were given",
+                "المدن بترتيب جولة مغلقة، وأرقامها من 0 كما وردت",
+                (self.count,),
+                is_whole=True,
+            ),
+            Field("length", "its length, in that unit", "طولها، بتلك الوحدة"),
+        )
 
     def train_batch(self, seed: int, step: int) -> Batch:
         """Fresh cases, float32, in the order of their shortest tours.
@@ -172,6 +209,20 @@ class Tours:
             Config(family="features", sizes={"width": 32, "layers": 2}),
             Config(family="edges", sizes={"width": 16, "layers": 2}),
         ]
+
+    def asked(self, cases: Cases) -> Inputs:
+        """The cities."""
+        return {"cities": cases["cities"]}
+
+    def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
+        """The shortest of the greedy tours from each city."""
+        cities = inputs["cities"]
+        tours = torch.cat([module(one.float()) for one in torch.split(cities, ANSWERED_AT_ONCE)])
+        lengths = length(cities, tours.clamp_min(0))
+        lengths = lengths.masked_fill(tours[:, :, 0] < 0, torch.inf)
+        least, best = lengths.min(1)
+        chosen = tours[torch.arange(len(tours)), best].double()
+        return {"tour": chosen.masked_fill(chosen < 0, torch.nan), "length": least}
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """One case: cities float32 [1, cities, 2]."""
