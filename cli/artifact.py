@@ -3,23 +3,20 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cli import options
+from cli import options, stored
 from cli.client import Client
-from cli.log import data_option, ending_on_sigterm
+from cli.log import data_option
 from core import errors
 
 if TYPE_CHECKING:
     from core import chunks
     from core.marks import Mark, Marks
     from core.replay import Connected
-
-T = TypeVar("T")
 
 SWEEP_SECONDS_MAX = 3600.0
 DIGEST_LETTERS_MIN = 8
@@ -69,7 +66,7 @@ def list_artifacts(
     """
     rows = [
         row
-        for row in _reading(data, _rows)
+        for row in stored.reading(data, _rows)
         if (kind is None or row.mark.kind == kind)
         and (node_id is None or row.mark.node_id == node_id)
         and (task_id is None or row.mark.task_id == task_id)
@@ -114,7 +111,7 @@ def get(identity: str, directory: Path, data: Path, as_json: bool) -> None:
     """
     if directory.exists():
         raise errors.Invalid(f"{directory} is there already; name a folder that is not")
-    mark, files = _reading(data, lambda connected: _fetched(connected, identity))
+    mark, files = stored.reading(data, lambda connected: _fetched(connected, identity))
     directory.mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content)
@@ -146,7 +143,7 @@ def verify(identity: str | None, data: Path, as_json: bool) -> None:
 
     Exit code 1 where something is missing or damaged.
     """
-    checked, size, faults = _reading(data, lambda connected: _verified(connected, identity))
+    checked, size, faults = stored.reading(data, lambda connected: _verified(connected, identity))
     if as_json:
         told = {"ok": not faults, "artifacts": checked, "bytes": size, "faults": faults}
         click.echo(json.dumps(told, ensure_ascii=False))
@@ -190,20 +187,6 @@ def gc(dry_run: bool, as_json: bool, api: str) -> None:
             ]
         )
     )
-
-
-def _reading(data: Path, ask: "Callable[[Connected], Coroutine[Any, Any, T]]") -> T:
-    """The answer of log and store of a data directory; nothing in it changes."""
-    from core.replay import ALL_AUDITED, connect, find_lost_chunks, serving
-
-    async def answered() -> T:
-        async with connect(access) as connected:
-            if lost := await find_lost_chunks(access, connected):
-                raise errors.NotFound(lost)
-            return await ask(connected)
-
-    with ending_on_sigterm(), serving(data, ALL_AUDITED._replace(blocks=False)) as access:
-        return asyncio.run(answered())
 
 
 async def _rows(connected: "Connected") -> list[Row]:

@@ -1,15 +1,26 @@
-"""`aghsan champion show`."""
+"""`aghsan champion show|history|export|run`."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import click
+import msgspec
+from click.core import ParameterSource
 
-from cli import options
+from cli import model, options, stored
 from cli.client import Client, segment
+from cli.log import data_option
 from core import errors
 
 
 @click.group(cls=options.Group)
 def champion() -> None:
-    """Show the model a node serves."""
+    """Show, save and ask the model a node serves."""
 
 
 @champion.command()
@@ -23,10 +34,7 @@ def show(node_id: str, as_json: bool, api: str) -> None:
     node = Client(api).get(f"/nodes/{segment(node_id)}").inside("node")
     one = node.optional("champion", views.Champion)
     if one is None:
-        raise errors.NotFound(
-            f"{node_id} has no champion yet; its first is promoted when a candidate beats the "
-            f"trivial predictor. `aghsan node show {node_id}` lists its rounds"
-        )
+        raise stored.no_champion(node_id)
     if as_json:
         click.echo(node.one("champion"))
         return
@@ -48,3 +56,184 @@ def show(node_id: str, as_json: bool, api: str) -> None:
             ]
         )
     )
+
+
+@champion.command()
+@click.argument("node_id", metavar="NODE")
+@click.option(
+    "--data",
+    type=options.Folder(),
+    metavar="DIR",
+    help="Ask no server: read this data directory, whether `aghsan up` runs on it or not.",
+)
+@options.as_json
+@options.api
+def history(node_id: str, data: Path | None, as_json: bool, api: str) -> None:
+    """List the champions of NODE, past and present, in the order they reigned.
+
+    A reign ends with the next one, or without a successor where NODE trains something else since:
+    `ended` says when, and `why`.
+    """
+    if data is None:
+        lineage = Client(api).get(f"/nodes/{segment(node_id)}").inside("node").one("lineage")
+    else:
+        lineage = _lineage(data, node_id)
+    if as_json:
+        click.echo(f'{{"lineage":{lineage}}}')
+        return
+    from cli import tables, terminal, views
+
+    reigns = msgspec.json.decode(lineage, type=list[views.Lineage])
+    if not reigns:
+        click.echo("no champion yet", err=True)
+        return
+    terminal.show(tables.history(reigns))
+
+
+def _lineage(data: Path, node_id: str) -> str:
+    """As a server would tell it."""
+    from gateway import reads
+
+    node = stored.reading(data, lambda connected: stored.node(connected, node_id))
+    told = [reads.lineage_of(reign) for reign in node.reigns]
+    return msgspec.json.encode(told).decode()
+
+
+@champion.command()
+@click.argument("node_id", metavar="NODE")
+@click.argument("directory", metavar="DIR", type=options.Folder())
+@data_option
+@options.as_json
+def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
+    """Save the champion of NODE into DIR: its weights, its configuration, and a card.
+
+    DIR must not exist yet, and is there whole or not at all. card.md tells, in Arabic and English,
+    what the model does, how it was measured on which hidden cases, where it comes from, and how to
+    use it. The champion of a corpus has the texts with it that its n-grams are counted in.
+    """
+    if directory.exists():
+        raise errors.Invalid(f"{directory} is there already; name a folder that is not")
+    served = stored.reading(data, lambda connected: stored.served(connected, node_id))
+    from agent import artifacts
+    from cli import card
+
+    head = model.Head.of(served.champion)
+    with _unpacked(served) as folder:
+        model.require_weights(folder / card.WEIGHTS_FILE, head)
+        text = card.write(served, head, model.specialist_of(folder, head))
+    files = {**served.files, model.CARD_FILE: text.encode()}
+    artifacts.unpack(files, directory)
+    sizes = {name: len(content) for name, content in files.items()}
+    if as_json:
+        told = {
+            "node_id": node_id,
+            "candidate_id": head.candidate,
+            "weights_sha256": head.weights_sha256,
+            "directory": str(directory),
+            "files": sizes,
+        }
+        click.echo(msgspec.json.encode(told))
+        return
+    from cli import terminal
+
+    terminal.show(
+        terminal.facts(
+            [
+                ("saved", str(directory)),
+                ("champion", head.candidate),
+                ("node", node_id),
+                ("weights", head.weights_sha256),
+                *((name, f"{size:,} bytes") for name, size in sizes.items()),
+            ]
+        )
+    )
+
+
+@contextlib.contextmanager
+def _unpacked(served: stored.Served) -> Iterator[Path]:
+    """The files of a champion in a folder, for as long as they are needed."""
+    with tempfile.TemporaryDirectory(prefix="aghsan-") as name:
+        model.write(served.files, Path(name))
+        yield Path(name)
+
+
+@champion.command()
+@click.argument("node_id", metavar="NODE")
+@click.argument("file", metavar="[FILE]", required=False, type=options.File())
+@data_option
+@click.option(
+    "--model",
+    "exported",
+    type=options.Folder(),
+    metavar="DIR",
+    help="Ask the model in DIR, a folder of `aghsan champion export`; in place of --data.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=options.File(),
+    metavar="FILE",
+    help="Write answers there, not to stdout.",
+)
+@click.option("--example", is_flag=True, help="Only print a line that NODE could be asked.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    node_id: str,
+    file: Path | None,
+    data: Path,
+    exported: Path | None,
+    output: Path | None,
+    example: bool,
+) -> None:
+    """Ask the champion of NODE what stands in FILE, or in standard input.
+
+    Each line is a JSON object with the inputs, and each line of the output one with the answers, in
+    the same order. `--example` prints such a line for NODE; the card of an export says what each
+    input and answer means, and in which unit. A line that cannot be answered ends the run, and says
+    which line and field; what stands before it is answered. Exit code 2 for such a line.
+    """
+    if exported is not None and ctx.get_parameter_source("data") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("say either --data or --model")
+    with contextlib.ExitStack() as stack:
+        given = _input(stack, None if example else file)
+        folder, head = stack.enter_context(_model(node_id, data, exported))
+        from agent.specialists import questions
+        from cli import asking
+
+        specialist = model.specialist_of(folder, head)
+        module = None if example else model.load(folder, head, specialist)
+        out = _output(stack, output, file)
+        if module is None:
+            out.write(questions.example(specialist).encode() + b"\n")
+        else:
+            asking.answer(specialist, module, given, out)
+
+
+@contextlib.contextmanager
+def _model(node_id: str, data: Path, exported: Path | None) -> Iterator[tuple[Path, model.Head]]:
+    """The folder of the model that is asked, and what is known of it."""
+    if exported is None:
+        served = stored.reading(data, lambda connected: stored.served(connected, node_id))
+        with _unpacked(served) as folder:
+            yield folder, model.Head.of(served.champion)
+        return
+    head = model.head_of(exported)
+    if head.node != node_id:
+        raise errors.Invalid(f"the model in {exported} was the champion of {head.node}, not of "
+                             f"{node_id}")  # fmt: skip
+    yield exported, head
+
+
+def _input(stack: contextlib.ExitStack, file: Path | None) -> BufferedReader:
+    if file is None or str(file) == "-":
+        return cast(BufferedReader, sys.stdin.buffer)
+    return stack.enter_context(file.open("rb"))
+
+
+def _output(stack: contextlib.ExitStack, output: Path | None, file: Path | None) -> BinaryIO:
+    if output is None:
+        return sys.stdout.buffer
+    if file is not None and output.exists() and file.exists() and output.samefile(file):
+        raise errors.Invalid(f"{output} is the file that is read; name another by -o")
+    return stack.enter_context(output.open("wb"))

@@ -122,6 +122,34 @@ def lineage(rows: Sequence[views.Lineage]) -> Table:
     )
 
 
+def history(rows: Sequence[views.Lineage]) -> Table:
+    """One reign a row: the figures of its champion, and how it ended where nobody followed."""
+    columns = [
+        *("promoted", "champion", "instead of", "rival", "error", "baseline", "evidence"),
+        *("params", "bytes", "round", "ended", "why"),
+    ]
+    return terminal.table(
+        columns,
+        [
+            (
+                terminal.when(row.promoted_at),
+                row.candidate_id,
+                row.instead_of,
+                row.role,
+                row.error,
+                row.baseline_error,
+                None if row.evidence_rate is None else f"{row.evidence_rate:.1%}",
+                row.params,
+                row.bytes,
+                row.round_id,
+                terminal.when(row.retired_at),
+                row.reason,
+            )
+            for row in rows
+        ],
+    )
+
+
 def tree(nodes: Sequence[views.Node]) -> Tree:
     """The tree of specializations, ids first."""
     whole = Tree("", hide_root=True)

@@ -309,10 +309,17 @@ class Lineage(msgspec.Struct):
     """One champion of a node's past and present."""
 
     candidate_id: str | None = None
+    instead_of: str | None = None
     round_id: str | None = None
     role: str | None = None
     error: float | None = None
+    baseline_error: float | None = None
+    evidence_rate: float | None = None
+    params: int | None = None
+    bytes: int | None = None
     promoted_at: str | None = None
+    retired_at: str | None = None
+    reason: str | None = None
 
 
 class Node(msgspec.Struct):

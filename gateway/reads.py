@@ -14,6 +14,7 @@ from aiohttp import web
 from core import commands, errors, events, runtime
 from core.decide import fitness
 from core.events import Base, Champion
+from core.lineage import Reign
 from core.presence import Presence
 from core.projections import rounds
 from core.projections.graph import Node
@@ -316,8 +317,8 @@ class ReadRoutes:
 
         rows = await self._door.read(view)
         # Only now: the promotion of the champion that was just read is among them.
-        promotions = await self._records.promotions(node_id)
-        return schemas.NodeDetailAnswer(node=_node(rows, promotions))
+        reigns = await self._records.reigns(node_id)
+        return schemas.NodeDetailAnswer(node=_node(rows, reigns))
 
     # ── rounds ──
 
@@ -519,23 +520,21 @@ def _candidates(task: Task) -> list[schemas.TaskCandidate]:
     ]
 
 
-def _node(
-    rows: _NodeRows, promotions: list[tuple[int, events.ChampionPromoted]]
-) -> schemas.NodeDetail:
+def _node(rows: _NodeRows, reigns: list[Reign]) -> schemas.NodeDetail:
     return schemas.NodeDetail(
         **_fields(node_of(rows.node)),
-        champion=None if rows.champion is None else _champion(rows.champion, promotions),
+        champion=None if rows.champion is None else _champion(rows.champion, reigns),
         rounds=[_node_round(row) for row in rows.rounds],
-        lineage=[_lineage(at, data) for at, data in promotions],
+        lineage=[lineage_of(reign) for reign in reigns],
         workload=workload_of(rows.workload, rows.inherited),
     )
 
 
-def _champion(
-    champion: Champion, promotions: Iterable[tuple[int, events.ChampionPromoted]]
-) -> schemas.Champion:
+def _champion(champion: Champion, reigns: Iterable[Reign]) -> schemas.Champion:
     promoted = [
-        at for at, data in promotions if data.champion.candidate_id == champion.candidate_id
+        reign.promoted_at
+        for reign in reigns
+        if reign.champion.candidate_id == champion.candidate_id
     ]
     return schemas.Champion(
         candidate_id=champion.candidate_id,
@@ -555,16 +554,26 @@ def _champion(
     )
 
 
-def _lineage(at: int, data: events.ChampionPromoted) -> schemas.LineageEntry:
-    champion = data.champion
+def lineage_of(reign: Reign) -> schemas.LineageEntry:
+    """A reign, in the words of an answer."""
+    champion = reign.champion
     return schemas.LineageEntry(
         candidate_id=champion.candidate_id,
-        instead_of=data.instead_of or None,
+        instead_of=reign.instead_of or None,
         round_id=champion.round_id,
         role=champion.rival,
         weights_sha256=champion.weights_sha256,
         error=champion.error,
-        promoted_at=events.isoformat(at),
+        promoted_at=events.isoformat(reign.promoted_at),
+        task_id=champion.task_id,
+        worker_id=champion.worker_id,
+        baseline_error=champion.baseline_error,
+        evidence_rate=champion.evidence_rate,
+        below_baseline=champion.below_baseline,
+        params=champion.params,
+        bytes=champion.bytes,
+        retired_at=events.isoformat(reign.retired_at) if reign.retired_at else None,
+        reason=reign.reason,
     )
 
 

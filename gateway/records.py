@@ -4,7 +4,7 @@ import logging
 
 import msgspec
 
-from core import chunks, errors, events, subjects
+from core import chunks, errors, events, lineage, subjects
 from core.chunks import ChunkStore
 from core.log import Log
 from core.projections import rounds, tasks
@@ -61,14 +61,9 @@ class Records:
         assert whole is not None, "a round that has a row has a history"
         return whole
 
-    async def promotions(self, node_id: str) -> list[tuple[int, events.ChampionPromoted]]:
-        """A node's champions, past and present, each with when it was promoted."""
-        history = await self._history("node", node_id)
-        return [
-            (event.at, event.data)
-            for event in history
-            if isinstance(event.data, events.ChampionPromoted)
-        ]
+    async def reigns(self, node_id: str) -> list[lineage.Reign]:
+        """A node's champions, past and present."""
+        return lineage.reigns(await self._history("node", node_id))
 
     async def _history(self, kind: str, identity: str) -> list[events.Event]:
         """What the state took of an aggregate: not what it quarantined, nor what it has not seen

@@ -681,7 +681,8 @@ class NodeRound(Part, frozen=True, kw_only=True):
 
 
 class LineageEntry(Part, frozen=True, kw_only=True):
-    """One champion of a node's past and present, and whom it replaced."""
+    """One champion of a node's past and present, whom it replaced, and when and why its reign ended
+    without a successor."""
 
     candidate_id: str
     instead_of: str | None
@@ -690,6 +691,15 @@ class LineageEntry(Part, frozen=True, kw_only=True):
     weights_sha256: str
     error: float
     promoted_at: str
+    task_id: str
+    worker_id: str
+    baseline_error: float
+    evidence_rate: float
+    below_baseline: bool
+    params: int
+    bytes: int
+    retired_at: str | None
+    reason: str
 
 
 class NodeDetail(Node, frozen=True, kw_only=True):
