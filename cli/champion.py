@@ -69,7 +69,7 @@ def show(node_id: str, as_json: bool, api: str) -> None:
 @options.as_json
 @options.api
 def history(node_id: str, data: Path | None, as_json: bool, api: str) -> None:
-    """List the champions of NODE, past and present, in the order they reigned.
+    """List the champions of NODE, in the order they reigned.
 
     A reign ends with the next one, or without a successor where NODE trains something else since:
     `ended` says when, and `why`.
@@ -105,11 +105,12 @@ def _lineage(data: Path, node_id: str) -> str:
 @data_option
 @options.as_json
 def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
-    """Save the champion of NODE into DIR: its weights, its configuration, and a card.
+    """Save the champion of NODE into DIR, with a card.
 
-    DIR must not exist yet, and is there whole or not at all. card.md tells, in Arabic and English,
-    what the model does, how it was measured on which hidden cases, where it comes from, and how to
-    use it. The champion of a corpus has the texts with it that its n-grams are counted in.
+    DIR must not exist yet, and is there whole or not at all. It gets model.safetensors, config.json
+    and card.md, which tells, in Arabic and English, what the model does, how it was measured on
+    which hidden cases, where it comes from, and how to use it; for the champion of a corpus also
+    the texts that its n-grams are counted in.
     """
     if directory.exists():
         raise errors.Invalid(f"{directory} is there already; name a folder that is not")
@@ -122,7 +123,8 @@ def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
         model.require_weights(folder / card.WEIGHTS_FILE, head)
         text = card.write(served, head, model.specialist_of(folder, head))
     files = {**served.files, model.CARD_FILE: text.encode()}
-    artifacts.unpack(files, directory)
+    with _leaving_nothing(directory):
+        artifacts.unpack(files, directory)
     sizes = {name: len(content) for name, content in files.items()}
     if as_json:
         told = {
@@ -147,6 +149,22 @@ def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
             ]
         )
     )
+
+
+@contextlib.contextmanager
+def _leaving_nothing(directory: Path) -> Iterator[None]:
+    """Where it fails, remove the folders above a directory that it made."""
+    made = [folder for folder in directory.parents if not folder.exists()]
+    with contextlib.ExitStack() as stack:
+        for folder in reversed(made):
+            stack.callback(_remove_empty, folder)
+        yield
+        stack.pop_all()
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody put something there meanwhile, or it never was
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -186,12 +204,13 @@ def run(
     output: Path | None,
     example: bool,
 ) -> None:
-    """Ask the champion of NODE what stands in FILE, or in standard input.
+    """Ask the champion of NODE what stands in FILE.
 
-    Each line is a JSON object with the inputs, and each line of the output one with the answers, in
-    the same order. `--example` prints such a line for NODE; the card of an export says what each
-    input and answer means, and in which unit. A line that cannot be answered ends the run, and says
-    which line and field; what stands before it is answered. Exit code 2 for such a line.
+    Without FILE it is standard input. Each line is a JSON object with the inputs, and each line of
+    the output one with the answers, in the same order. `--example` prints such a line for NODE; the
+    card of an export says what each input and answer means, and in which unit. A line that cannot
+    be answered ends the run with exit code 2, and says which line and field; what stands before it
+    is answered.
     """
     if exported is not None and ctx.get_parameter_source("data") is ParameterSource.COMMANDLINE:
         raise click.UsageError("say either --data or --model")

@@ -46,10 +46,17 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def encode(self) -> str:
-        """As it begins a card; JSON is YAML."""
+        """As it begins a card: a line for each field, whose value is JSON, and so YAML."""
         each = ((name, getattr(self, name)) for name in self.__struct_fields__)
         lines = "".join(f"{name}: {msgspec.json.encode(one).decode()}\n" for name, one in each)
         return f"{EDGE}{lines}{EDGE}"
+
+    @classmethod
+    def decode(cls, lines: str) -> "Head":
+        """What `encode` put between its edges. Raises ValueError, msgspec.MsgspecError."""
+        pairs = (line.partition(": ") for line in lines.splitlines())
+        fields = {name: msgspec.Raw(value.encode()) for name, _, value in pairs}
+        return msgspec.json.decode(msgspec.json.encode(fields), type=cls)
 
 
 def head_of(folder: Path) -> Head:
@@ -61,7 +68,7 @@ def head_of(folder: Path) -> Head:
         begin, head, *_ = text.split(EDGE, 2)
         if begin:
             raise errors.ArtifactError(f"{path} does not begin as a card does")
-        return msgspec.yaml.decode(head, type=Head)
+        return Head.decode(head)
     except FileNotFoundError:
         raise errors.NotFound(
             f"{folder} holds no {CARD_FILE}: it is no folder that `aghsan champion export` wrote"

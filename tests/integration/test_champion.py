@@ -329,7 +329,7 @@ def test_what_cannot_be_exported_leaves_nothing(
 
     with monkeypatch.context() as patched:
         patched.setattr(platforms, "sync_folder", full)
-        failed = champion("export", NODE, place, "--data", built.data)
+        failed = champion("export", NODE, place / "in" / "here", "--data", built.data)
     assert failed.exit_code == main.EXIT_FAILED
     assert list(tmp_path.iterdir()) == []
     data = copy_of(built.data, tmp_path)

@@ -574,6 +574,34 @@ def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     assert json.loads(_run(stub, "champion", "show", "n1", "--json").stdout) == CHAMPION
 
 
+def test_the_history_of_a_node_is_told_for_people_and_for_programs(stub: Stub) -> None:
+    reigns = [
+        {
+            "candidate_id": "cand-0",
+            "instead_of": None,
+            "role": "reinventor",
+            "error": 0.5,
+            "baseline_error": 0.25,
+            "evidence_rate": 0.5,
+            "params": 7,
+            "bytes": 8,
+            "retired_at": "2026-11-23T10:00:00Z",
+            "reason": "it trains something else",
+        },
+        {"candidate_id": "cand-1", "a_key_of_tomorrow": 1},
+    ]
+    stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE | {"lineage": reigns}})
+    shown = _run(stub, "champion", "history", "n1").stdout
+    for part in ("cand-0", "reinventor", "0.25", "50.0%", "2026-11-23", "something else", "cand-1"):
+        assert part in shown
+    assert json.loads(_run(stub, "champion", "history", "n1", "--json").stdout) == {
+        "lineage": reigns
+    }
+    stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE | {"lineage": []}})
+    none = _run(stub, "champion", "history", "n1")
+    assert (none.exit_code, none.stdout, none.stderr) == (0, "", "no champion yet\n")
+
+
 def test_a_node_without_a_champion_is_not_found(stub: Stub) -> None:
     stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE | {"champion": None}})
     result = _run(stub, "champion", "show", "n1", "--json")
