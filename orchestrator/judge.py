@@ -311,7 +311,8 @@ def measure(
 
     Each step draws hidden cases of its own, or as many as there are, the gate up to 32,768 where it
     takes so many to see; of a corpus from the folder `texts`. Candidates that are not sound are
-    refused and never the end of the round; a champion that is not makes it void, and stays champion.
+    refused and never the end of the round; a champion that is not makes it void, and stays
+    champion.
     """
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
