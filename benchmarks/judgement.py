@@ -154,7 +154,8 @@ def record(node_id: str, run: Run) -> Recorded:
         ]
         models = [_loaded(specialist, folder) for folder in trained]
     began = time.process_time()
-    cases = specialist.cases(seeds.derive(node_id, "bench"), run.size(CASES), "hidden")
+    count = min(run.size(CASES), specialist.hidden_max or bounds.CASES_MAX)
+    cases = specialist.cases(seeds.derive(node_id, "bench"), count, "hidden")
     one, other = (judge.errors_of(specialist, model, cases) for model in models[:2])
     seconds = time.process_time() - began
     longer = judge.errors_of(specialist, models[2], cases)

@@ -471,17 +471,21 @@ class _Trial:
         return load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
 
     def _stages(self, specialist: base.Specialist) -> Iterator[tuple[bounds.Stage, base.Cases]]:
-        """Cases to add, each with where the judgement stands then. A corpus has no more pieces than
-        it has, and a large model takes long over each: its first stage is its last."""
-        if self._brief.workload.corpus is not None:
-            cases = specialist.cases(self._seed("gate"), HIDDEN_CASES, "hidden")
-            count = len(next(iter(cases.values())))
-            yield bounds.Stage(0, count, count), cases
+        """Cases to add, each with where the judgement stands then. Those of a corpus end with the
+        first stage: a large model takes long over each."""
+        there = specialist.hidden_max
+        if there is None:
+            for stage in bounds.stages(bounds.CASES_MAX):
+                label = f"gate {stage.before}" if stage.before else "gate"
+                added = stage.cases - stage.before
+                yield stage, specialist.cases(self._seed(label), added, "hidden")
             return
-        for stage in bounds.stages(bounds.CASES_MAX):
-            label = f"gate {stage.before}" if stage.before else "gate"
-            added = stage.cases - stage.before
-            yield stage, specialist.cases(self._seed(label), added, "hidden")
+        asked = bounds.CASES_MAX if self._brief.workload.corpus is None else HIDDEN_CASES
+        count = min(asked, there)
+        cases = specialist.cases(self._seed("gate"), count, "hidden")
+        for stage in bounds.stages(count):
+            some = slice(stage.before, stage.cases)
+            yield stage, {name: each[some] for name, each in cases.items()}
 
     def _answers(
         self, specialist: base.Specialist, model: Model, cases: base.Cases

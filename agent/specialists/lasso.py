@@ -32,6 +32,7 @@ class Lasso:
     baseline_of_record = "fista 12"
     batch_size = 64
     learning_rate = 2e-2
+    hidden_max = None
 
     def __init__(
         self,
