@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "corpus": Entry("cli.corpus", "corpus", "Let a specialization train on a folder of text."),
         "node": Entry("cli.node", "node", "Show specializations."),
         "round": Entry("cli.round", "round_", "List and show rounds and their verdicts."),
+        "rivals": Entry("cli.rivals", "rivals", "Show what each rival has won, and what it cost."),
         "champion": Entry("cli.champion", "champion", "Show the model a node serves."),
     },
     "Without a server": {

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from core import commands, errors, events, runtime
 from core.decide import fitness
 from core.events import Base, Champion
 from core.presence import Presence
-from core.projections import rounds
+from core.projections import rivalry, rounds
 from core.projections.graph import Node
 from core.projections.rounds import Decided, Round
 from core.projections.state import State
@@ -353,6 +354,24 @@ class ReadRoutes:
             round=_round(await self._records.round(request.match_info["round_id"]))
         )
 
+    async def rivals(self, _: web.Request, asked: schemas.RivalsQuery) -> schemas.RivalsAnswer:
+        """What evolvers, reinventors and merges have won and cost."""
+
+        def view(state: State) -> list[rivalry.Account]:
+            if asked.node_id is not None and asked.node_id not in state.graph.nodes:
+                raise errors.NotFound(f"there is no node {asked.node_id}")
+            rows = state.rivalry.table
+            return [one for one in rows if asked.node_id in (None, one.node_id)]
+
+        accounts = await self._door.read(view)
+        by_rival: dict[str, list[rivalry.Account]] = {}
+        for one in accounts:
+            by_rival.setdefault(one.rival, []).append(one)
+        return schemas.RivalsAnswer(
+            rivals=[_account(one, one.node_id) for one in accounts],
+            total=[_account(rivalry.total(some), None) for some in by_rival.values()],
+        )
+
     # ── the log ──
 
     async def log_state(self, _: web.Request, __: schemas.NoQuery) -> schemas.LogStateAnswer:
@@ -552,6 +571,19 @@ def _champion(
         params=champion.params,
         bytes=champion.bytes,
         promoted_at=events.isoformat(promoted[-1]) if promoted else None,
+    )
+
+
+def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
+    return schemas.RivalAccount(
+        node_id=node_id,
+        rival=one.rival,
+        rounds=one.rounds,
+        won=one.won,
+        lost=one.lost,
+        absent=one.absent,
+        error_factor=math.exp(-one.log_gain) if one.log_gain else None,
+        device_seconds=one.held_us / 1e6,
     )
 
 

@@ -259,6 +259,12 @@ class RoundsQuery(Query, frozen=True, kw_only=True):
     limit: Page = 100
 
 
+class RivalsQuery(Query, frozen=True, kw_only=True):
+    """Of which specialization; without one, all."""
+
+    node_id: str | None = None
+
+
 class RefusalsQuery(Query, frozen=True, kw_only=True):
     """Which refusals to list; `after` is the `next` of the page before."""
 
@@ -761,6 +767,32 @@ class RoundAnswer(Answer, frozen=True, kw_only=True):
     """One round."""
 
     round: RoundDetail
+
+
+class RivalAccount(Part, frozen=True, kw_only=True):
+    """What one rival has won and cost at a specialization, or at all (`node_id` null).
+
+    Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
+    `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
+    champions before, null where it replaced none; `device_seconds` is for how long devices held its
+    tasks.
+    """
+
+    node_id: str | None
+    rival: str
+    rounds: int
+    won: int
+    lost: int
+    absent: int
+    error_factor: float | None
+    device_seconds: float
+
+
+class RivalsAnswer(Answer, frozen=True, kw_only=True):
+    """The rivals of each specialization, and the sums."""
+
+    rivals: list[RivalAccount]
+    total: list[RivalAccount]
 
 
 class LogState(Part, frozen=True, kw_only=True):
