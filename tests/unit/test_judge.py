@@ -224,11 +224,11 @@ def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_a
     monkeypatch.setattr(judge, "errors_of", lambda *_: next(said))
     opponent = judge._Opponent(BAYES, judge.Model(better, 0, 0), lambda: None)
     first, second = BAYES.cases(1, 5), BAYES.cases(2, 3)
-    opponent.meet(first)
-    assert opponent.against == "champion"
-    assert [len(part) for part in opponent.errors] == [5]
-    opponent.meet(second)
-    assert opponent.against == "trivial"
+    told = []
+    for cases in (first, second):
+        opponent.meet(cases)
+        told.append((opponent.against, [len(part) for part in opponent.errors]))
+    assert told == [("champion", [5]), ("trivial", [5, 3])]
     for cases, errors_told in zip((first, second), opponent.errors, strict=True):
         assert errors_told.tolist() == BAYES.baseline_errors(cases)["trivial"].tolist()
 
