@@ -568,6 +568,31 @@ def test_nothing_of_a_node_is_told_from_a_node_that_is_not_there(
     assert result.stderr == "aghsan: there is no node nope\n"
 
 
+def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
+    won = {
+        "rival": "evolver",
+        "rounds": 5,
+        "won": 2,
+        "lost": 2,
+        "absent": 1,
+        "error_factor": 0.25,
+        "device_seconds": 7_500.0,
+    }
+    answer = {
+        "status": "ok",
+        "rivals": [{"node_id": "n1", **won}],
+        "total": [{"node_id": None, **won}],
+    }
+    stub.says("GET", "/rivals", answer)
+    shown = _run(stub, "rivals", "n1").stdout
+    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min"):
+        assert part in shown
+    assert stub.asked[0][2] == {"node_id": ["n1"]}
+    assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": []})
+    assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
+
+
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE})
     assert "cand-1" in _run(stub, "champion", "show", "n1").stdout
