@@ -5,11 +5,12 @@ import logging
 import platform
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from cli import child, options
-from core import errors
+from core import errors, platforms
 
 
 @click.command()
@@ -74,31 +75,21 @@ def agent(
     verbose: bool,
 ) -> None:
     """Attach this machine as a worker: pull tasks, train, stream checkpoints back."""
-    from agent import folders, gauges, machine, worker
+    from agent import gauges, machine, worker
     from agent.executors.pool import Pool
     from agent.narrator import Narrator
 
     child.configure_logging(verbose)
-    server = folders.of_server(Path.home(), api)
-    if directory is None and bases is None:
-        bases = folders.of_bases(server)
-    locks = []
-    if not worker_id:
-        advice = "Name the agent by --worker-id, and by --directory a folder"
-        options.made(server, "The folder of agents", advice)
-        worker_id, lock = folders.use_first_free(server, platform.node() or "agent")
-        locks.append(lock)
-    if directory or not locks:
-        directory = directory or folders.of_agent(server, worker_id)
-        locks.append(folders.use(options.made(directory, "The folder", "Name one by --directory")))
+    home = _home(api, worker_id, directory, bases)
+    worker_id = home.worker_id
     settings = worker.Settings(
         api=api,
         worker_id=worker_id,
-        directory=directory or folders.of_agent(server, worker_id),
+        directory=home.directory,
         train_seconds=train_sec,
         poll_seconds=poll_sec,
         direct=direct,
-        bases=bases,
+        bases=home.bases,
     )
     say = _to_log if as_child else _to_terminal
 
@@ -127,6 +118,34 @@ def agent(
             raise
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error
+
+
+class _Home(NamedTuple):
+    """An agent's name and its folders, in use for as long as this is held."""
+
+    worker_id: str
+    directory: Path
+    bases: Path | None
+    locks: list[platforms.DataLock]
+
+
+def _home(api: str, worker_id: str, directory: Path | None, bases: Path | None) -> _Home:
+    """What was asked for, and what is usual for the rest. Raises DirectoryInUse."""
+    from agent import folders
+
+    server = folders.of_server(Path.home(), api)
+    if directory is None and bases is None:
+        bases = folders.of_bases(server)
+    locks = []
+    if not worker_id:
+        advice = "Name the agent by --worker-id, and by --directory a folder"
+        options.made(server, "The folder of agents", advice)
+        worker_id, lock = folders.use_first_free(server, platform.node() or "agent")
+        locks.append(lock)
+    if directory or not locks:
+        directory = directory or folders.of_agent(server, worker_id)
+        locks.append(folders.use(options.made(directory, "The folder", "Name one by --directory")))
+    return _Home(worker_id, directory or folders.of_agent(server, worker_id), bases, locks)
 
 
 def _to_terminal(line: str) -> None:

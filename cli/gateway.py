@@ -185,13 +185,13 @@ async def _run(asked: Settings) -> None:
         for words in opened.set_aside:
             _say_now(words)
         parts = _assembled(opened, asked)
-        on_back += [parts.liveness.forgive, parts.desk.forget_connections]
+        on_back += [parts.liveness.forgive, parts.desk.heartbeats.forget_connections]
         running = [asyncio.create_task(opened.door.run())]
         # Before anybody else can say anything: what is accepted is the log up to here.
         await opened.accept_losses(asked.data)
         await parts.desk.open()
         await control.watch_connections(
-            opened, parts.desk.connection_gone, parts.desk.connection_here
+            opened, parts.desk.heartbeats.connection_gone, parts.desk.heartbeats.connection_here
         )
         running += [asyncio.create_task(loop) for loop in _loops(parts, asked)]
         await app.plant(opened.door)

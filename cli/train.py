@@ -164,12 +164,6 @@ def train(
     if isinstance(result, jobs.Stopped):
         click.echo(_words_of(result, job, plot, what.options), err=True)
         raise SystemExit(INTERRUPTED)
-    if result.deadline:
-        click.echo(
-            f"the time was over after {result.steps} of {result.total_steps} steps; the model is "
-            "the one of that step",
-            err=True,
-        )
     _show(result, seed, as_json)
     if plot is not None:
         _draw(plot, result, job)
@@ -298,6 +292,12 @@ def _on_signals(handler: Callable[..., None]) -> Iterator[None]:
 def _show(result: "Result", seed: int, as_json: bool) -> None:
     import msgspec
 
+    if result.deadline:
+        click.echo(
+            f"the time was over after {result.steps} of {result.total_steps} steps; the model is "
+            "the one of that step",
+            err=True,
+        )
     values = msgspec.to_builtins(result)
     if as_json:
         click.echo(msgspec.json.encode({key: values[key] for key in KEYS}).decode())

@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -43,6 +43,24 @@ LINE_BYTES_MAX = 16 * 1024
 AGENT = "agent-"
 RUN_FILE = "run.json"
 """Gone after every stop."""
+
+
+class Settings(NamedTuple):
+    """What was asked for on the command line, of the members."""
+
+    data: Path
+    host: str
+    port: int
+    agents: int
+    train_sec: float
+    min_queue: int
+    worker_timeout_sec: float
+    http_lease_sec: float
+    no_sweep: bool
+    sweep_after_hours: float
+    quota_gib: float
+    worker_quota_gib: float
+    new_judge_key: bool
 
 
 @dataclass
@@ -488,6 +506,21 @@ def up(
     """Run everything on this machine: server, control plane, judge and local agents."""
     platforms.require_free_port(host, port)
     data = options.made(data, "The data directory", "Name one by --data")
+    asked = Settings(
+        data=data,
+        host=host,
+        port=port,
+        agents=agents,
+        train_sec=train_sec,
+        min_queue=0 if no_orchestrator else min_queue,
+        worker_timeout_sec=worker_timeout_sec,
+        http_lease_sec=http_lease_sec,
+        no_sweep=no_sweep,
+        sweep_after_hours=sweep_after_hours,
+        quota_gib=quota_gib,
+        worker_quota_gib=worker_quota_gib,
+        new_judge_key=new_judge_key,
+    )
     require_room(data)
     with platforms.DataLock(data / "lock", signs=False) as lock:
         require_keys(data)
@@ -509,20 +542,8 @@ def up(
             _start_members(
                 supervisor,
                 server,
-                data,
-                host=host,
-                port=port,
-                agents=agents,
-                train_sec=train_sec,
-                min_queue=0 if no_orchestrator else min_queue,
-                worker_timeout_sec=worker_timeout_sec,
-                http_lease_sec=http_lease_sec,
-                no_sweep=no_sweep,
-                sweep_after_hours=sweep_after_hours,
-                quota_gib=quota_gib,
-                worker_quota_gib=worker_quota_gib,
+                asked,
                 artifacts=place,
-                new_judge_key=new_judge_key,
             )
             supervisor.announce()
             _run(supervisor, plain=plain)
@@ -544,75 +565,71 @@ def _run(supervisor: Supervisor, *, plain: bool) -> None:
 
 
 def _start_members(
-    supervisor: Supervisor,
-    server: EmbeddedServer,
-    data: Path,
-    *,
-    host: str,
-    port: int,
-    agents: int,
-    train_sec: float,
-    min_queue: int,
-    worker_timeout_sec: float,
-    http_lease_sec: float,
-    no_sweep: bool,
-    sweep_after_hours: float,
-    quota_gib: float,
-    worker_quota_gib: float,
-    artifacts: str,
-    new_judge_key: bool,
+    supervisor: Supervisor, server: EmbeddedServer, asked: Settings, *, artifacts: str
 ) -> None:
-    from agent import limits
-
-    supervisor.feeds = min_queue > 0
-    control = supervisor.add(
-        "gateway",
-        "gateway",
-        "--child",
-        *("--nats", server.url, "--data", str(data)),
-        *("--host", host, "--port", str(port)),
-        *("--min-queue", str(min_queue), "--train-sec", str(train_sec)),
-        *("--worker-timeout-sec", str(worker_timeout_sec)),
-        *("--http-lease-sec", str(http_lease_sec)),
-        *("--sweep-after-hours", str(sweep_after_hours)),
-        *("--quota-gib", str(quota_gib), "--worker-quota-gib", str(worker_quota_gib)),
-        *("--artifacts", artifacts),
-        *(["--no-sweep"] if no_sweep else []),
-        *(["--accept-loss"] if supervisor.accept_loss else []),
-    )
-    supervisor.wait_ready(control)
-    if supervisor.accept_loss:
-        supervisor.accept_loss = False  # this one only
-        control.argv.remove("--accept-loss")
+    """Start control, then judge and agents, and wait until all are ready."""
+    supervisor.feeds = asked.min_queue > 0
+    control = _start_control(supervisor, _control_line(server.url, asked, artifacts))
     http = str(control.told["http"])
     # A restarted control process must answer where it answered before.
     control.argv[control.argv.index("--port") + 1] = http.rpartition(":")[2]
-    judge = supervisor.add(
-        "judge",
-        "judge",
-        "--child",
-        *("--nats", server.url, "--judge-id", "judge"),
-        *("--creds", str(data / "creds" / "judge.creds")),
-        *("--fleet-creds", str(data / "creds" / "judge-fleet.creds")),
-        *("--key", str(data / "judge" / "key"), "--artifacts", artifacts),
-        *(["--new-key"] if new_judge_key else []),
-    )
-    members = [
-        supervisor.add(
-            f"{AGENT}{number}",
-            "agent",
-            "--child",
-            "--direct",
-            *("--api", http, "--worker-id", f"{AGENT}{number}"),
-            *("--train-sec", str(train_sec)),
-            *("--threads", str(max(1, limits.cores() // max(1, agents)))),
-            *("--directory", str(data / "agents" / f"{AGENT}{number}")),
-            *("--bases", str(data / "agents" / ".bases")),
-        )
-        for number in range(1, agents + 1)
-    ]
-    for member in (judge, *members):
+    judge = supervisor.add("judge", *_judge_line(server.url, asked, artifacts))
+    names = [f"{AGENT}{number}" for number in range(1, asked.agents + 1)]
+    agents = [supervisor.add(name, *_agent_line(name, http, asked)) for name in names]
+    for member in (judge, *agents):
         supervisor.wait_ready(member)
-    if new_judge_key:
+    if asked.new_judge_key:
         # Once is enough: a judge that is started again goes on with the key it has.
         judge.argv.remove("--new-key")
+
+
+def _start_control(supervisor: Supervisor, line: list[str]) -> Member:
+    """Start control and wait until it is ready; a loss is accepted this once."""
+    control = supervisor.add(
+        "gateway", *line, *(["--accept-loss"] if supervisor.accept_loss else [])
+    )
+    supervisor.wait_ready(control)
+    if supervisor.accept_loss:
+        supervisor.accept_loss = False
+        control.argv.remove("--accept-loss")
+    return control
+
+
+def _control_line(nats: str, asked: Settings, artifacts: str) -> list[str]:
+    return [
+        *("gateway", "--child"),
+        *("--nats", nats, "--data", str(asked.data)),
+        *("--host", asked.host, "--port", str(asked.port)),
+        *("--min-queue", str(asked.min_queue), "--train-sec", str(asked.train_sec)),
+        *("--worker-timeout-sec", str(asked.worker_timeout_sec)),
+        *("--http-lease-sec", str(asked.http_lease_sec)),
+        *("--sweep-after-hours", str(asked.sweep_after_hours)),
+        *("--quota-gib", str(asked.quota_gib)),
+        *("--worker-quota-gib", str(asked.worker_quota_gib)),
+        *("--artifacts", artifacts),
+        *(["--no-sweep"] if asked.no_sweep else []),
+    ]
+
+
+def _judge_line(nats: str, asked: Settings, artifacts: str) -> list[str]:
+    return [
+        *("judge", "--child"),
+        *("--nats", nats, "--judge-id", "judge"),
+        *("--creds", str(asked.data / "creds" / "judge.creds")),
+        *("--fleet-creds", str(asked.data / "creds" / "judge-fleet.creds")),
+        *("--key", str(asked.data / "judge" / "key"), "--artifacts", artifacts),
+        *(["--new-key"] if asked.new_judge_key else []),
+    ]
+
+
+def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
+    from agent import limits
+
+    return [
+        *("agent", "--child", "--direct"),
+        *("--api", http, "--worker-id", name),
+        *("--train-sec", str(asked.train_sec)),
+        *("--threads", str(max(1, limits.cores() // asked.agents))),
+        *("--directory", str(asked.data / "agents" / name)),
+        *("--bases", str(asked.data / "agents" / ".bases")),
+    ]

@@ -37,6 +37,19 @@ def take_longest_seconds(loop: asyncio.AbstractEventLoop) -> float:
     return 0.0
 
 
+class Turnstile:
+    """Lets one task pass in a turn of the loop, in the order they came: what each of them does next
+    is little, and what all of them would do is not."""
+
+    def __init__(self) -> None:
+        self._one = asyncio.Lock()
+
+    async def passed(self) -> None:
+        """Wait for a turn in which nobody else passes."""
+        async with self._one:
+            await asyncio.sleep(0)
+
+
 if sys.platform == "linux":
 
     class FewAtOnce(selectors.BaseSelector):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -124,92 +125,85 @@ async def open_control(
     authority = Authority.load_or_create(data / "keys")
     declared = topology.load()
     async with contextlib.AsyncExitStack() as stack:
-
-        async def connect(role: str, on_reconnect: Callable[[], None] | None = None) -> Bus:
-            bus = await Bus.connect(
-                url,
-                credentials=data / "creds" / f"{role}.creds",
-                name=f"aghsan-{role}",
-                inbox_prefix=f"_INBOX_{role}",
-                on_reconnect=on_reconnect,
-            )
-            stack.push_async_callback(bus.close)
-            return bus
-
-        connections = Connections(
-            control=await connect("control", on_server_back),
-            fleet=await connect("desk"),
-            agents=await connect("notifier"),
-            system=await connect("system"),
-        )
-        await topology.apply(connections.control.api, "CONTROL", declared)
-        store = JetStreamLog(connections.control)
-        losses = await _find_losses(store, connections.fleet, data)
-        if losses and not accept_loss:
-            raise seals.refusal(losses)
-        if not losses:  # else once they are written down: a new CHUNKS would hide that one is gone
-            await topology.apply(connections.fleet.api, "FLEET", declared)
-        set_aside = await seals.set_aside_unreadable(store, data)
-        for words in set_aside:
-            log.warning("%s", words, extra={"action": "start"})
-        head = seals.HeadFile(data / seals.HEAD_FILE)
-        stack.callback(head.close)
-        kept = keeper.Keeper(JetStreamSnapshots(connections.control), store)
-        door = runtime.Runtime(store, "control", kept.newest)
-        door.note_head = head.note
-        await door.start()
-
-        presence = Presence(runtime.now())
-        await recall(
-            presence,
-            list(itertools.chain(*door.state.workers.online_by.values())),
-            connections.fleet,
-        )
-
-        promises = Promises()
-        place = stores.bind(data, artifacts)
-        bound = 0 if place else declared.streams["CHUNKS"].max_mib * topology.MIB
-        usage = Usage(quotas.completed(bound))
-
-        async def filling() -> dict[str, room.Filling]:
-            events = {"EVENTS": await _filling(connections.control, "EVENTS")}
-            return events | await filling_of_artifacts()
-
-        async def filling_of_artifacts() -> dict[str, room.Filling]:
-            return {"CHUNKS": await _filling(connections.fleet, "CHUNKS"), **usage.filling()}
-
-        chunks = stores.store_of(connections.fleet, place, promises, usage.book)
-        if isinstance(chunks, StagedChunks):
-            # A log that lost its first record, and that accepted, is another one by that.
-            before = seals.anchored_identity(data) if losses else ""
-            await chunks.require_own(await seals.identity_of(store), before)
-        creds = data / "creds"
-        found = Access(url, creds / "control.creds", creds / "desk.creds", place)
-
+        connections = await _connect(stack, url, data / "creds", on_server_back)
+        found = await _open_log(connections, declared, data, accept_loss=accept_loss)
+        door, kept = await _start_door(stack, connections.control, found.log, data)
+        presence = await _recalled(door, connections.fleet)
+        held = await _open_artifacts(connections.fleet, declared, data, artifacts, quotas, found)
         yield Control(
             authority=authority,
             topology=declared,
             connections=connections,
-            log=store,
-            store=chunks,
+            log=found.log,
+            store=held.store,
             door=door,
             snapshots=kept,
-            room=room.Watch(door, data, filling),
+            room=room.Watch(door, data, functools.partial(_filling_of_all, connections, held)),
             presence=presence,
-            promises=promises,
-            usage=usage,
-            sweeper=Sweeper(
-                door,
-                chunks,
-                promises,
-                functools.partial(ChildSurvey, found),
-                usage,
-                filling_of_artifacts,
-                grace_seconds,
-            ),
-            losses=losses,
-            set_aside=set_aside,
+            promises=held.promises,
+            usage=held.usage,
+            sweeper=_sweeper(door, held, url, data / "creds", connections.fleet, grace_seconds),
+            losses=found.losses,
+            set_aside=found.set_aside,
         )
+
+
+class _Found(NamedTuple):
+    """The log, and what was found on opening it; as Control has it."""
+
+    log: Log
+    losses: list[tuple[int, str]]
+    set_aside: list[str]
+
+
+class _Artifacts(NamedTuple):
+    """Where artifacts are, as `stores.bind` has it, and what is known of them."""
+
+    place: str
+    store: ChunkStore
+    promises: Promises
+    usage: Usage
+
+
+async def _connect(
+    stack: contextlib.AsyncExitStack, url: str, creds: Path, on_server_back: Callable[[], None]
+) -> Connections:
+    """All connections, each closed with the stack. Raises Unavailable."""
+
+    async def connect(role: str, on_reconnect: Callable[[], None] | None = None) -> Bus:
+        bus = await Bus.connect(
+            url,
+            credentials=creds / f"{role}.creds",
+            name=f"aghsan-{role}",
+            inbox_prefix=f"_INBOX_{role}",
+            on_reconnect=on_reconnect,
+        )
+        stack.push_async_callback(bus.close)
+        return bus
+
+    return Connections(
+        control=await connect("control", on_server_back),
+        fleet=await connect("desk"),
+        agents=await connect("notifier"),
+        system=await connect("system"),
+    )
+
+
+async def _open_log(
+    connections: Connections, declared: topology.Topology, data: Path, *, accept_loss: bool
+) -> _Found:
+    """Make the streams as declared, and look for what the log lost. Raises LogDamaged."""
+    await topology.apply(connections.control.api, "CONTROL", declared)
+    store = JetStreamLog(connections.control)
+    losses = await _find_losses(store, connections.fleet, data)
+    if losses and not accept_loss:
+        raise seals.refusal(losses)
+    if not losses:  # else once they are written down: a new CHUNKS would hide that one is gone
+        await topology.apply(connections.fleet.api, "FLEET", declared)
+    set_aside = await seals.set_aside_unreadable(store, data)
+    for words in set_aside:
+        log.warning("%s", words, extra={"action": "start"})
+    return _Found(store, losses, set_aside)
 
 
 async def _find_losses(store: Log, fleet: Bus, data: Path) -> list[tuple[int, str]]:
@@ -221,6 +215,27 @@ async def _find_losses(store: Log, fleet: Bus, data: Path) -> list[tuple[int, st
     if seals.has_head(data) and not await topology.has_stream(fleet.api, "CHUNKS"):
         losses.append((1, "all artifacts are gone, and the log names what CHUNKS held"))
     return losses
+
+
+async def _start_door(
+    stack: contextlib.AsyncExitStack, control: Bus, store: Log, data: Path
+) -> tuple[runtime.Runtime, keeper.Keeper]:
+    """The state built anew, behind its door; and who keeps snapshots of it."""
+    head = seals.HeadFile(data / seals.HEAD_FILE)
+    stack.callback(head.close)
+    kept = keeper.Keeper(JetStreamSnapshots(control), store)
+    door = runtime.Runtime(store, "control", kept.newest)
+    door.note_head = head.note
+    await door.start()
+    return door, kept
+
+
+async def _recalled(door: runtime.Runtime, fleet: Bus) -> Presence:
+    """Who is online, and was last heard of when."""
+    presence = Presence(runtime.now())
+    online = itertools.chain(*door.state.workers.online_by.values())
+    await recall(presence, list(online), fleet)
+    return presence
 
 
 async def recall(presence: Presence, worker_ids: Sequence[str], fleet: Bus) -> None:
@@ -239,6 +254,57 @@ async def recall(presence: Presence, worker_ids: Sequence[str], fleet: Bus) -> N
             said = datetime.fromisoformat(message.headers["Nats-Time-Stamp"])
             at = min(int(said.timestamp() * 1e6), presence.started_at)
             presence.of(by_subject[message.headers["Nats-Subject"]]).last_seen = at
+
+
+async def _open_artifacts(
+    fleet: Bus,
+    declared: topology.Topology,
+    data: Path,
+    asked: str,
+    quotas: Quotas,
+    found: _Found,
+) -> _Artifacts:
+    """The store that a data directory is bound to. Raises DataDirectoryError for another."""
+    promises = Promises()
+    place = stores.bind(data, asked)
+    bound = 0 if place else declared.streams["CHUNKS"].max_mib * topology.MIB
+    usage = Usage(quotas.completed(bound))
+    store = stores.store_of(fleet, place, promises, usage.book)
+    if isinstance(store, StagedChunks):
+        # A log that lost its first record, and that accepted, is another one by that.
+        before = seals.anchored_identity(data) if found.losses else ""
+        await store.require_own(await seals.identity_of(found.log), before)
+    return _Artifacts(place, store, promises, usage)
+
+
+def _sweeper(
+    door: runtime.Runtime,
+    held: _Artifacts,
+    url: str,
+    creds: Path,
+    fleet: Bus,
+    grace_seconds: float,
+) -> Sweeper:
+    access = Access(url, creds / "control.creds", creds / "desk.creds", held.place)
+    return Sweeper(
+        door,
+        held.store,
+        held.promises,
+        functools.partial(ChildSurvey, access),
+        held.usage,
+        functools.partial(_filling_of_artifacts, fleet, held),
+        grace_seconds,
+    )
+
+
+async def _filling_of_all(connections: Connections, held: _Artifacts) -> dict[str, room.Filling]:
+    """How full all is that refuses rather than forgets. Raises Unavailable."""
+    events = {"EVENTS": await _filling(connections.control, "EVENTS")}
+    return events | await _filling_of_artifacts(connections.fleet, held)
+
+
+async def _filling_of_artifacts(fleet: Bus, held: _Artifacts) -> dict[str, room.Filling]:
+    return {"CHUNKS": await _filling(fleet, "CHUNKS"), **held.usage.filling()}
 
 
 async def _filling(bus: Bus, stream: str) -> room.Filling:

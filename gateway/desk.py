@@ -1,34 +1,28 @@
 """The agents' side: what agents and judges ask over NATS, answered through the one door."""
 
-import asyncio
 import functools
 import hashlib
-import itertools
-import logging
 import re
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar, assert_never
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from core import commands, errors, events, runtime, subjects, wire
+from core import commands, errors, events, runtime, wire
 from core.bus import Bus, Incoming
 from core.chunks import ChunkStore
 from core.decide import tasks as rules
 from core.presence import Presence, heartbeat_seconds
 from core.projections.rounds import Round
 from core.projections.state import State
-from core.projections.tables import Table
 from core.projections.tasks import Task, token_of
-from core.projections.workers import Worker
 from core.promises import Promises
-from gateway import telemetry
+from gateway import sessions, telemetry
 from gateway.artifacts import Artifacts, store_metrics
+from gateway.heartbeats import Heartbeats
 from gateway.usage import Usage
-
-log = logging.getLogger(__name__)
 
 REASON_CHARS_MAX = 2_000
 REQUESTS_CONCURRENT = 256
@@ -88,24 +82,16 @@ class Desk:
     ) -> None:
         self._door = door
         self._presence = presence
+        self._sessions = sessions.Sessions(door)
         self._store = store
         self._usage = usage
         self._artifacts = Artifacts(store, promises, usage)
         self._refusals = refusals
         self._fleet = fleet
         self._control = control
-        self._notices = notices
         self._offers = offers
         self._ensure_lane = ensure_lane
         self._terms = terms
-        self._ids: dict[str, str] = {}
-        """Worker ids by token, of the workers in `_indexed`."""
-        self._indexed: Table[Worker] | None = None
-        self._connections: dict[str, int] = {}
-        """The number of each agent's newest connection, where it was seen to come."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._corrected: set[str] = set()
-        """Workers that are just being told what their heartbeats are mistaken in."""
         self._in_hand: Counter[str] = Counter()
         """Requests being answered, by subject token, of those that have any."""
         self._verbs: dict[str, Callable[[str, bytes], Awaitable[bytes]]] = {
@@ -118,13 +104,13 @@ class Desk:
             "reattach": self._reattach,
             "bye": self._bye,
         }
-        door.observe(self._on_event)
+        self.heartbeats = Heartbeats(door, presence, self._sessions, fleet, notices)
 
     async def open(self) -> None:
         """Begin to listen."""
         for subject in ("fleet.*.*", "fleet.*.hello.*"):
             await self._fleet.subscribe(subject, self._on_request, concurrency=REQUESTS_CONCURRENT)
-        await self._fleet.subscribe("hb.*", self._on_beat)
+        await self.heartbeats.open()
         await self._fleet.subscribe("$JS.API.CONSUMER.MSG.NEXT.WORK.*", self._on_pull)
         await self._control.subscribe("cmd.judge", self._on_judge, concurrency=8)
 
@@ -189,32 +175,11 @@ class Desk:
             case _:
                 pass
 
-    def _require_worker(self, token: str, worker_id: str) -> None:
-        if subjects.token(worker_id) != token:
-            raise errors.Invalid(f"worker {worker_id!r} may not speak on the subject of {token!r}")
-
-    def _worker(self, token: str, session: str) -> str:
-        """The worker id behind a subject token. Raises SupersededSession for an old session."""
-        worker = self._by_token(token)
-        if worker is None or worker.session != session:
-            raise errors.SupersededSession(_over(worker))
-        return worker.worker_id
-
-    def _by_token(self, token: str) -> Worker | None:
-        workers = self._door.state.workers.table
-        if workers is not self._indexed:
-            self._indexed, self._ids = workers, {}  # the state was built anew
-        # Tokens of strange ids are hashes. Workers only ever join, at the end of the table.
-        for worker_id in itertools.islice(reversed(workers.rows), len(workers) - len(self._ids)):
-            self._ids[subjects.token(worker_id)] = worker_id
-        known = self._ids.get(token)
-        return None if known is None else workers.get(known)
-
     # ── sessions ──
 
     async def _hello(self, lane: str, token: str, raw: bytes) -> bytes:
         hello = _parse(raw, wire.Hello)
-        self._require_worker(token, hello.worker_id)
+        sessions.require_own(token, hello.worker_id)
         if hello.protocol != wire.PROTOCOL:
             raise errors.Conflict(
                 f"this server speaks protocol {wire.PROTOCOL}, the agent {hello.protocol}; "
@@ -259,7 +224,7 @@ class Desk:
 
     async def _bye(self, token: str, raw: bytes) -> bytes:
         bye = _parse(raw, wire.Bye)
-        worker_id = self._worker(token, bye.session)
+        worker_id = self._sessions.require(token, bye.session)
         command = commands.MarkOffline(
             worker_id=worker_id,
             reason="it said goodbye",
@@ -269,150 +234,6 @@ class Desk:
         await self._door.execute(command, runtime.new_meta(f"agent:{token}"), runtime.nothing)
         self._presence.of(worker_id).session = ""
         return wire.ok(wire.Done())
-
-    async def _on_beat(self, message: Incoming) -> None:
-        try:
-            beat = msgspec.json.decode(message.data, type=wire.Beat)
-            self._require_worker(message.subject.split(".")[1], beat.worker_id)
-        except (msgspec.MsgspecError, UnicodeDecodeError, errors.Invalid) as error:
-            log.warning("a heartbeat that means nothing: %s", error, extra={"action": "heartbeat"})
-            return
-        if beat.via != "nats":
-            return
-        state = self._door.state
-        if _is_over(state.workers.table.get(beat.worker_id), beat):
-            self._correct(beat)
-            return
-        if beat.pause != state.workers.table.rows[beat.worker_id].pause:
-            self._spawn(self._tell_pause(beat.worker_id))
-        held = [(one, _held(state, beat.worker_id, one)) for one in beat.tasks]
-        known = [one for one, task in held if task is not None]
-        self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, known)
-        if len(known) < len(held):
-            self._correct(beat)
-        for _, task in held:
-            if task is not None and task.status == "queued":
-                self._spawn(self._revive(task, beat))
-
-    def _correct(self, beat: wire.Beat) -> None:
-        """Tell an agent what it is mistaken in; while it is being told, what comes waits for its
-        next heartbeat."""
-        if beat.worker_id not in self._corrected:
-            self._corrected.add(beat.worker_id)
-            self._spawn(self._tell_truth(beat))
-
-    async def _tell_truth(self, beat: wire.Beat) -> None:
-        try:
-            worker, lost = await self._door.read(
-                lambda state: (
-                    state.workers.table.get(beat.worker_id),
-                    [one for one in beat.tasks if _held(state, beat.worker_id, one) is None],
-                )
-            )
-            if _is_over(worker, beat):
-                notice = wire.Notice(kind="superseded", session=beat.session, detail=_over(worker))
-                await self._tell(beat.worker_id, notice)
-                return
-            for one in lost:
-                await self._stop(beat.worker_id, one.task_id, "the task is not yours any more")
-        except errors.Unavailable as error:
-            log.info("nobody is told what may not be so: %s", error, extra={"action": "correct"})
-        finally:
-            self._corrected.discard(beat.worker_id)
-
-    async def _revive(self, task: Task, beat: wire.Beat) -> None:
-        """Give an unrivalled task back to whom it was taken from. One who slept, and whose
-        connection lived on, does not know that there is something to ask for."""
-        command = commands.ReattachClaim(
-            token=token_of(task), worker_id=beat.worker_id, session=beat.session
-        )
-        try:
-            meta = runtime.new_meta(f"agent:{subjects.token(beat.worker_id)}")
-            await self._door.execute(command, meta, runtime.nothing)
-        except errors.AghsanError as error:
-            # Somebody else has it meanwhile; else the next heartbeat asks again.
-            log.info("not revived: %s", error, extra={"action": "revive"})
-
-    async def _tell(self, worker_id: str, notice: wire.Notice) -> None:
-        """Push a notice; it is repeated on the heartbeats to come as long as it applies."""
-        subject = f"_INBOX_{subjects.token(worker_id)}.notice"
-        try:
-            await self._notices.publish(subject, msgspec.json.encode(notice))
-        except errors.Unavailable as error:
-            log.info("a notice was not sent: %s", error, extra={"action": "tell"})
-
-    async def _stop(self, worker_id: str, task_id: str, detail: str) -> None:
-        await self._tell(worker_id, wire.Notice(kind="stop", task_id=task_id, detail=detail))
-
-    async def _tell_pause(self, worker_id: str) -> None:
-        """Tell an agent what a person wants of it by now."""
-        try:
-            worker = await self._door.read(lambda state: state.workers.table.get(worker_id))
-        except errors.Unavailable as error:
-            log.info("nobody is told what may not be so: %s", error, extra={"action": "pause"})
-            return
-        if worker is not None and worker.via == "nats":
-            notice = wire.Notice(kind=worker.pause or "resume", session=worker.session)
-            await self._tell(worker_id, notice)
-
-    def connection_gone(self, token: str, connection: int) -> None:
-        """The server lost a connection of the agent with this subject token."""
-        worker = self._by_token(token)
-        if worker is None or worker.via != "nats":
-            return
-        # One that was silent, and which the agent left for a new one, may be missed after that.
-        if self._connections.get(worker.worker_id, connection) == connection:
-            self._connections.pop(worker.worker_id, None)
-            self._presence.lost(worker.worker_id, runtime.now())
-
-    def connection_here(self, token: str, connection: int) -> None:
-        """An agent's connection stands (again)."""
-        worker = self._by_token(token)
-        if worker is not None and worker.via == "nats":
-            self._connections[worker.worker_id] = connection
-            self._presence.found(worker.worker_id)
-
-    def forget_connections(self) -> None:
-        """A server that was away counts its connections anew."""
-        self._connections.clear()
-
-    def _on_event(self, event: events.Event) -> None:
-        data = event.data
-        if isinstance(data, events.WorkerPaused | events.WorkerResumed):
-            self._spawn(self._tell_pause(data.worker_id))
-        if not isinstance(data, events.OfTasks):
-            return
-        match data:
-            case events.TaskCancelled():
-                self._spawn(self._tell_holder(data.task_id, "cancelled by a person"))
-            case (
-                events.TaskQueued()
-                | events.TaskClaimed()
-                | events.ClaimAdopted()
-                | events.ClaimExpired()
-                | events.ClaimRevived()
-                | events.ClaimReleased()
-                | events.CheckpointStored()
-                | events.AttemptFailed()
-                | events.TaskCompleted()
-                | events.TaskFailed()
-                | events.TaskRetried()
-            ):
-                pass
-            case _:
-                assert_never(data)
-
-    async def _tell_holder(self, task_id: str, detail: str) -> None:
-        task = self._door.state.tasks.table.get(task_id)
-        if not isinstance(task, Task) or task.status != "cancelled":
-            return  # it was queued again, and may be another's by now
-        if task.claim is not None and task.claim.via == "nats":
-            await self._stop(task.claim.worker_id, task_id, detail)
-
-    def _spawn(self, coroutine: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # ── work ──
 
@@ -427,7 +248,7 @@ class Desk:
 
     async def _claim(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.ClaimRequest)
-        worker_id = self._worker(token, request.session)
+        worker_id = self._sessions.require(token, request.session)
         worker = self._door.state.workers.table.rows[worker_id]
         if request.offer:
             self._offers.answered(worker.lane, request.offer)
@@ -451,7 +272,7 @@ class Desk:
 
     async def _fail(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.FailRequest)
-        worker_id = self._worker(token, request.session)
+        worker_id = self._sessions.require(token, request.session)
         self._require_holder(worker_id, request.token)
         told = await telemetry.store(self._store, request.token.task_id, request.telemetry)
         command = commands.FailAttempt(
@@ -468,7 +289,7 @@ class Desk:
         request = _parse(raw, wire.TokenRequest)
         command = commands.ReleaseClaim(
             token=request.token,
-            worker_id=self._worker(token, request.session),
+            worker_id=self._sessions.require(token, request.session),
             session=request.session,
             reason=request.reason[:REASON_CHARS_MAX] or "given back",
             unfit=request.unfit,
@@ -479,7 +300,7 @@ class Desk:
         request = _parse(raw, wire.TokenRequest)
         command = commands.ReattachClaim(
             token=request.token,
-            worker_id=self._worker(token, request.session),
+            worker_id=self._sessions.require(token, request.session),
             session=request.session,
         )
         self._presence.speaks_of(command.worker_id, runtime.now(), [request.token])
@@ -508,12 +329,12 @@ class Desk:
 
     async def _missing(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.MissingRequest)
-        self._require_holder(self._worker(token, request.session), request.token)
+        self._require_holder(self._sessions.require(token, request.session), request.token)
         return wire.ok(await self._artifacts.missing(token, request))
 
     async def _checkpoint(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.CheckpointRequest)
-        worker_id = self._worker(token, request.session)
+        worker_id = self._sessions.require(token, request.session)
         self._require_holder(worker_id, request.token)
         digest = await self._artifacts.verify(token, request.session, request.manifest)
         checkpoint = events.Checkpoint(
@@ -536,7 +357,7 @@ class Desk:
 
     async def _complete(self, token: str, raw: bytes) -> bytes:
         request = _parse(raw, wire.CompleteRequest)
-        worker_id = self._worker(token, request.session)
+        worker_id = self._sessions.require(token, request.session)
         self._require_holder(worker_id, request.token)
         task_id = request.token.task_id
         candidates = []
@@ -573,7 +394,7 @@ class Desk:
     async def _chunk(self, token: str, raw: bytes) -> bytes:
         try:
             request = _parse(raw, wire.ChunkRequest)
-            worker_id = self._worker(token, request.session)
+            worker_id = self._sessions.require(token, request.session)
             return wire.chunk_frame(
                 await self._artifacts.read(self._door.state, worker_id, request)
             )
@@ -614,33 +435,6 @@ class Desk:
                 return await self._door.execute(
                     commands.DecideRound(**values), meta, lambda _: wire.Done()
                 )
-
-
-def _is_over(worker: Worker | None, beat: wire.Beat) -> bool:
-    return worker is None or worker.session != beat.session
-
-
-def _held(state: State, worker_id: str, beat: wire.TaskBeat) -> Task | None:
-    """The task, if the latest claim of it is this worker's, and stands or can come back."""
-    task = state.tasks.table.get(beat.task_id)
-    if not isinstance(task, Task) or task.claim is None:
-        return None
-    mine = task.claim.worker_id == worker_id and task.claim.attempt == beat.attempt
-    return task if mine and task.claim.state in ("open", "expired") else None
-
-
-def _over(worker: Worker | None) -> str:
-    """Why a session is over, and what its agent's owner can do."""
-    if worker is None or not worker.session:
-        return (
-            "this session is over: the server knows no session of this worker, as after its data "
-            "was replaced; start the agent again"
-        )
-    return (
-        f"this session is over: another agent joined as {worker.worker_id} from {worker.hostname} "
-        f"({worker.lane}), and a worker id belongs to one agent at a time; give one of them "
-        "another --worker-id"
-    )
 
 
 class _Pull(msgspec.Struct, frozen=True):

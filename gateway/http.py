@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import http_exceptions, web
 from aiohttp.typedefs import Handler, Middleware
 
-from core import errors
+from core import errors, turns
 from gateway import bodies, ledger, problems, schemas
 
 PREFIX = "/api/v1/network"
@@ -99,9 +99,10 @@ def application(
     """An aiohttp application that serves the table; `on_answer` is told each answer's status."""
     arriving = arriving or ledger.Ledger(BODIES_BYTES_MAX, BODY_SECONDS_MAX)
     leaving = leaving or ledger.Ledger(ANSWERS_BYTES_MAX, ANSWER_SECONDS_MAX)
+    pieces = turns.Turnstile()
     told = [] if on_answer is None else [_told(on_answer)]
     app = web.Application(
-        middlewares=[_delivered(leaving), *told, _manners],
+        middlewares=[_delivered(leaving, pieces), *told, _manners],
         client_max_size=body_bytes_max,
         # A compressed body would have to be bounded twice; the contract knows none.
         handler_args={
@@ -185,7 +186,7 @@ async def _read(request: web.Request, body_bytes_max: int, arriving: ledger.Ledg
 # ── slow clients ──
 
 
-def _delivered(leaving: ledger.Ledger) -> Middleware:
+def _delivered(leaving: ledger.Ledger, pieces: turns.Turnstile) -> Middleware:
     """Answers that their clients do not take are not held for ever: aiohttp would, even where it
     closes the connection."""
 
@@ -196,7 +197,7 @@ def _delivered(leaving: ledger.Ledger) -> Middleware:
             try:
                 async with leaving.place() as place:
                     leaving.add(place, len(response.body))
-                    response = await _send(request, response, response.body)
+                    response = await _send(request, response, response.body, pieces)
             except ConnectionError:
                 pass  # whoever asked is gone, which aiohttp finds out by itself
             except TimeoutError:
@@ -207,9 +208,11 @@ def _delivered(leaving: ledger.Ledger) -> Middleware:
     return deliver
 
 
-async def _send(request: web.Request, response: web.Response, body: bytes) -> web.StreamResponse:
+async def _send(
+    request: web.Request, response: web.Response, body: bytes, pieces: turns.Turnstile
+) -> web.StreamResponse:
     """Send an answer whole: the system has taken the last byte of it. A long one goes piece by
-    piece, so that copying it holds up nobody."""
+    piece, each in its turn, so that copying it holds up nobody."""
     if isinstance(request.transport, asyncio.WriteTransport):
         request.transport.set_write_buffer_limits(0)
     if len(body) <= PIECE_BYTES:
@@ -221,6 +224,7 @@ async def _send(request: web.Request, response: web.Response, body: bytes) -> we
     await long.prepare(request)
     whole = memoryview(body)
     for start in range(0, len(body), PIECE_BYTES):
+        await pieces.passed()
         await long.write(whole[start : start + PIECE_BYTES])
     await long.write_eof()
     return long

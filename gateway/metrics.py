@@ -115,7 +115,8 @@ class Metrics:
         """Everything, as Prometheus reads it."""
         # Thousands of connections are as many open files to count.
         process = await asyncio.to_thread(lambda: list(_of_process(self._process)))
-        text = encode([*self._of_loop(), *self._of_log(), *self._of_state(), *self._of_edges()])
+        parts = (self._of_loop, self._of_log, self._of_room, self._of_state, self._of_edges)
+        text = encode(family for part in parts for family in part())
         return web.Response(body=text + encode(process), headers={"Content-Type": CONTENT_TYPE})
 
     def _of_loop(self) -> Iterator[Family]:
@@ -172,10 +173,12 @@ class Metrics:
             "How long an append goes without a definite answer, once that is out of the ordinary.",
             door.unanswered_seconds,
         )
+
+    def _of_room(self) -> Iterator[Family]:
         yield gauge(
             "aghsan_admission_stopped",
             "Whether new work is turned away because there is no room for it.",
-            float(bool(door.shortage)),
+            float(bool(self._control.door.shortage)),
         )
         yield gauge(
             "aghsan_disk_free_bytes",
@@ -199,14 +202,14 @@ class Metrics:
             "stored too much unasked.",
             usage.refused,
         )
-        yield gauge(
-            "aghsan_log_quarantined_records",
-            "Stored records that could not be folded.",
-            len(door.state.quarantine),
-        )
 
     def _of_state(self) -> Iterator[Family]:
         state = self._control.door.state
+        yield gauge(
+            "aghsan_log_quarantined_records",
+            "Stored records that could not be folded.",
+            len(state.quarantine),
+        )
         yield gauges("aghsan_tasks", "Tasks by status.", "status", state.tasks.counts)
         yield gauge("aghsan_queue_length", "Tasks that wait to be claimed.", len(state.tasks.queue))
         online = {str(via): len(ids) for via, ids in state.workers.online_by.items()}

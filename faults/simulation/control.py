@@ -119,8 +119,8 @@ class Control:
         )
         await desk.open()
         # In place of the advisories of the system account.
-        world.server.on_lost.append(self._in_process(desk.connection_gone))
-        world.server.on_here.append(self._in_process(desk.connection_here))
+        world.server.on_lost.append(self._in_process(desk.heartbeats.connection_gone))
+        world.server.on_here.append(self._in_process(desk.heartbeats.connection_here))
         loops = [door.run(), self._offers.run(), self._liveness.run(), refusals.run()]
         running = [asyncio.create_task(one) for one in [*loops, control.catch_up_loop(door)]]
         await app.plant(door)

@@ -317,7 +317,7 @@ async def test_a_connection_of_nobody_is_not_that_of_the_agent_without_a_name(
     agents: Agents,
 ) -> None:
     await agents.join("")
-    agents.desk.connection_gone("unknown", 1)
+    agents.desk.heartbeats.connection_gone("unknown", 1)
     assert not agents.stack.parts.presence.of("").disconnected_at
 
 
@@ -326,15 +326,15 @@ async def test_the_end_of_a_connection_that_was_left_for_a_new_one_is_no_loss(
 ) -> None:
     await agents.join("mover")
     seen = agents.stack.parts.presence.of("mover")
-    agents.desk.connection_here("mover", 1)
-    agents.desk.connection_here("mover", 2)
-    agents.desk.connection_gone("mover", 1)
+    agents.desk.heartbeats.connection_here("mover", 1)
+    agents.desk.heartbeats.connection_here("mover", 2)
+    agents.desk.heartbeats.connection_gone("mover", 1)
     assert not seen.disconnected_at
-    agents.desk.connection_gone("mover", 2)
+    agents.desk.heartbeats.connection_gone("mover", 2)
     assert seen.disconnected_at
-    agents.desk.connection_here("mover", 3)
-    agents.desk.forget_connections()
-    agents.desk.connection_gone("mover", 1)
+    agents.desk.heartbeats.connection_here("mover", 3)
+    agents.desk.heartbeats.forget_connections()
+    agents.desk.heartbeats.connection_gone("mover", 1)
     assert seen.disconnected_at
 
 

@@ -124,3 +124,22 @@ def test_a_loop_of_it_serves_many_connections() -> None:
 
     with asyncio.Runner(loop_factory=turns.new_loop) as runner:
         assert runner.run(main()) == [b"%d\n" % number for number in range(100)]
+
+
+async def test_through_a_turnstile_they_pass_in_order_and_one_in_a_turn() -> None:
+    turnstile, passed, turn = turns.Turnstile(), [], 0
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    async def go(number: int) -> None:
+        await turnstile.passed()
+        passed.append((number, turn))
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(count)
+    await asyncio.gather(*(go(number) for number in range(20)))
+    assert [number for number, _ in passed] == list(range(20))
+    assert len({at for _, at in passed}) == 20
