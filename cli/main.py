@@ -102,7 +102,7 @@ def exit_code(error: errors.AghsanError) -> int:
             return EXIT_USAGE
         case errors.NotFound():
             return EXIT_NOT_FOUND
-        case errors.Conflict() | errors.DirectoryInUse():
+        case errors.Conflict() | errors.DirectoryInUse() | errors.OtherTraining():
             return EXIT_CONFLICT
         case errors.Unavailable():
             return EXIT_UNREACHABLE

@@ -71,14 +71,18 @@ class ReadRoutes:
             return await self._tasks(asked)
 
     async def _tasks(self, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
-        start = await self._door.read(lambda state: _place_after(state, asked.after))
+        start, closed = await self._door.read(
+            lambda state: (_place_after(state, asked.after), _closed(state))
+        )
 
         def listed(state: State) -> tuple[list[str], dict[str, Task | Done]]:
             return state.tasks.ids, state.tasks.table.rows
 
         def fits(row: Task | Done) -> bool:
-            return (asked.status is None or row.status == asked.status) and (
-                asked.node_id is None or row.node_id == asked.node_id
+            return (
+                (asked.status is None or row.status == asked.status)
+                and (asked.node_id is None or row.node_id == asked.node_id)
+                and (asked.closed == "false" or row.task_id in closed)
             )
 
         found = await self._scan(listed, start, fits, asked.limit + 1)
@@ -92,7 +96,7 @@ class ReadRoutes:
             if size > PAGE_BYTES_MAX:
                 break
         following = shown[-1].task_id if len(shown) < len(found) else None
-        return schemas.TasksAnswer(tasks=shown, next=following)
+        return schemas.TasksAnswer(tasks=shown, next=following, closed=len(closed))
 
     async def _scan(
         self,
@@ -429,7 +433,12 @@ def _not_after(kind: str, after: str) -> str:
 
 
 def _waits(state: State, task: Task) -> list[str]:
-    return fitness.why_it_waits(state, task, runtime.now()) if task.status == "queued" else []
+    is_waiting = task.status == "queued" or task.task_id in _closed(state)
+    return fitness.why_it_waits(state, task, runtime.now()) if is_waiting else []
+
+
+def _closed(state: State) -> set[str]:
+    return {task.task_id for task in state.tasks.open_and_closed()}
 
 
 def _place_after(state: State, after: str | None) -> int:

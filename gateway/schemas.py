@@ -228,10 +228,12 @@ class CorpusRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TasksQuery(Query, frozen=True, kw_only=True):
-    """Which tasks to list; `after` is the `next` of the page before, or a task_id."""
+    """Which tasks to list; `after` is the `next` of the page before, or a task_id. `closed`: those
+    alone that are not done and given to nobody, since a record of theirs cannot be read."""
 
     status: TaskStatus | None = None
     node_id: str | None = None
+    closed: Literal["true", "false"] = "false"
     after: str | None = None
     limit: Page = 100
 
@@ -581,7 +583,7 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     """A task with its history. The times are those of the last claim and the result; of the
     attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
-    train, by worker; else it is empty."""
+    train, by worker, or why one that lost a record waits for ever; else it is empty."""
 
     method: str
     seed: int
@@ -607,10 +609,12 @@ class TelemetryAnswer(Answer, frozen=True, kw_only=True):
 
 
 class TasksAnswer(Answer, frozen=True, kw_only=True):
-    """A page of tasks, oldest first; `next` is null on the last."""
+    """A page of tasks, oldest first; `next` is null on the last. `closed` counts the tasks that are
+    not done and given to nobody, since a record of theirs cannot be read, of all nodes."""
 
     tasks: list[TaskSummary]
     next: str | None
+    closed: int
 
 
 class TaskDetailAnswer(Answer, frozen=True, kw_only=True):

@@ -102,7 +102,7 @@ async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
         ("/tasks?limit=0", "greater than or equal to 1"),
         ("/tasks?limit=1001", "less than or equal to 1000"),
         ("/tasks?limit=x", "a valid integer"),
-        ("/tasks?state=queued", "known here: status, node_id, after, limit"),
+        ("/tasks?state=queued", "known here: status, node_id, closed, after, limit"),
         ("/rounds?after=round-0", "after takes the `next` of the page before, or a round_id"),
         ("/rounds?status=done", "'closed', 'decided', 'judging' or 'open'"),
         ("/log/refusals?after=x", "after takes the `next` of the page before"),
