@@ -160,18 +160,24 @@ def _parameters(workload: events.Workload) -> Words:
 
 
 def _evidence(served: Served, specialist: "Specialist") -> Section:
+    from orchestrator import judge
+
     champion, one = served.champion, served.round
     decision = _decision(served)
-    baseline = specialist.baseline_of_record
+    baseline, first = specialist.baseline_of_record, min(decision.cases, judge.HIDDEN_CASES)
     opponent = Words("لا أحد: هو أول بطل", "nobody: it is the first")
     if one.champion is not None:
         opponent = same(
             f"{_code(one.champion.candidate_id)}: {_number(decision.champion_error).en}"
         )
     rows = [
-        (Words("متوسط الخطأ", "mean error"), _number(champion.error)),
+        (Words("الحالات المخفية", "hidden cases"), same(f"{decision.cases:,}")),
+        (Words("متوسط الخطأ عليها", "mean error on them"), _number(champion.error)),
         (
-            Words(f"خطأ خط الأساس ({baseline})", f"error of the baseline ({baseline})"),
+            Words(
+                f"خطأ خط الأساس ({baseline}) على أول {first:,} منها",
+                f"error of the baseline ({baseline}) on the first {first:,} of them",
+            ),
             _number(champion.baseline_error),
         ),
         (Words("هل تجاوز خط الأساس", "is the baseline beaten"), _yes(not champion.below_baseline)),
@@ -183,7 +189,6 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
             ),
             same(f"{champion.evidence_rate:.4f}"),
         ),
-        (Words("الحالات المخفية", "hidden cases"), same(f"{decision.cases:,}")),
         (Words("البطل الذي سبقه وخطؤه", "the champion it met, and its error"), opponent),
         (Words("النظرة إلى ذلك البطل", "look at that champion"), same(one.look)),
         (Words("مستوى الدلالة α", "significance α"), _number(decision.alpha)),
@@ -220,17 +225,22 @@ def _decision(served: Served) -> "Decision":
 
 _RECIPE = """\
 from pathlib import Path
+import torch
 from agent import checkpoints
 from agent.specialists import evaluation, forms, registry
 from core.events import BaseModel
-from orchestrator.judge import seed_of
+from orchestrator import judge
 
 specialist = registry.get({specialist!r}, {parameters!r}, {corpus!r}, {base})
-seed = seed_of(bytes.fromhex({secret!r}), "gate", {node!r}, {round!r})
-cases = specialist.cases(seed, {cases}, "hidden")
 module = forms.build(specialist, checkpoints.read_config(Path({config!r})))
 checkpoints.load_weights(Path({weights!r}), module)
-print(float(evaluation.case_errors(specialist, module, cases, 256).mean()))"""
+secret = bytes.fromhex({secret!r})
+errors = []
+for stage, cases in judge.gate_cases(specialist, secret, {node!r}, {round!r}):
+    errors.append(evaluation.case_errors(specialist, module, cases, judge.CASES_AT_ONCE))
+    if stage.cases >= {cases}:
+        break
+print(float(torch.cat(errors).mean()))"""
 
 
 def _drawing(served: Served) -> Section:

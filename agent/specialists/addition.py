@@ -68,6 +68,13 @@ class Addition:
 
     answers = (Field("sum", "a + b", "ناتج a + b", is_whole=True),)
 
+    @property
+    def hidden_max(self) -> int | None:
+        """The hidden pairs, where they are few enough to be listed."""
+        if self._digits > LISTED_DIGITS_MAX:
+            return None
+        return len(_pairs(self._digits)["hidden"])
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """`batch_size` training pairs, drawn with replacement: tokens, int64 [count, 9]."""
         draw = seeds.generator(self.name, "train", seed, step)

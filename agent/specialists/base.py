@@ -84,6 +84,12 @@ class Specialist(Protocol):
         """What it answers."""
         ...
 
+    @property
+    def hidden_max(self) -> int | None:
+        """How many hidden cases there are, of which a draw of fewer begins one of more; None where
+        there is no end of them."""
+        ...
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """The training batch of one step, so that the data cursor is one integer."""
         ...

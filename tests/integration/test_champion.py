@@ -23,7 +23,7 @@ from core.chunks_jetstream import JetStreamChunks
 from core.commands import AnyCommand
 from core.projections.rounds import Round
 from core.runtime import Runtime, new_meta
-from orchestrator.judge import seed_of
+from orchestrator import judge
 from tests import nats_fixture, texts
 from tests.integration.test_replay_audit import (
     TOKEN,
@@ -38,7 +38,8 @@ from tests.integration.test_replay_audit import (
 CHECKOUT = Path(__file__).parents[2]
 NODE, RETIRED = "stats-bayesian", "opt-discrete"
 SECRETS = [bytes([number]) * 32 for number in range(8)]
-CASES = 64
+STAGES = 2
+"""Of the judgements, where there are so many cases."""
 TOURS = Config(family="edges", sizes={"width": 4, "layers": 1})
 FILTERS = [Config(family="learned-gain", sizes={"width": width}) for width in (4, 8)]
 WORDS = Config(family="gates", sizes={"width": 8, "blocks": 1})
@@ -102,7 +103,9 @@ class Builder:
                 if isinstance(row, Round)
             )
         )
-        cases = one.cases(seed_of(secret, "gate", node_id, round_id), CASES, "hidden")
+        stages = itertools.islice(judge.gate_cases(one, secret, node_id, round_id), STAGES)
+        parts = [cases for _, cases in stages]
+        cases = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         measured = evaluation.evaluate(one, module, cases)
         baseline = float(one.baseline_errors(cases)[one.baseline_of_record].mean())
         reasons = events.Reasons(ar="أفضل | حقًّا", en="better, *really*")
