@@ -209,9 +209,7 @@ def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
 def test_stages_add_cases_that_are_new() -> None:
     for name in ("stats-bayesian", "root-math"):
         specialist = registry.get(name)
-        standing = brief(node_id=name, workload=events.Workload(specialist=name))
-        trial = judge._Trial(standing, {}, SECRET, lambda: None, "")
-        parts = list(trial._stages(specialist))
+        parts = list(judge.gate_cases(specialist, SECRET, name, "round"))
         rows = torch.cat([cases[next(iter(cases))].flatten(1) for _, cases in parts])
         assert len(rows) == parts[-1][0].cases == (specialist.hidden_max or bounds.CASES_MAX)
         assert len(torch.unique(rows, dim=0)) == len(rows)
