@@ -14,8 +14,12 @@ KEPT = "it stays here for the next start, unless the lease ends before and anoth
 class Narrator:
     """Says what happens to one agent; what goes on unchanged is said once."""
 
-    def __init__(self, say: Callable[[str], None], api: str) -> None:
+    def __init__(
+        self, say: Callable[[str], None], api: str, tell: Callable[[str], None] | None = None
+    ) -> None:
+        """`tell` says what only the agent knows, to those whom its server tells of all else."""
         self._say = say
+        self._tell = tell or say
         self._api = api
         self._has_joined = False
         self._is_away = False
@@ -72,9 +76,11 @@ class Narrator:
         """What an earlier attempt left cannot be used."""
         self._say(f"begins {_name(holding)} anew, its checkpoint is of no use: {why}")
 
-    def revived(self, holding: Holding, why: str) -> None:
-        """The process that trained a task died, and another goes on with it."""
-        self._say(f"{why}; {_name(holding)} goes on from its last checkpoint")
+    def revived(self, holding: Holding, why: str, step: int) -> None:
+        """The process that trained a task died, and another goes on with it: from its checkpoint of
+        this step, or from 0 where it may have none."""
+        where = f"its checkpoint of step {step}" if step else "its last checkpoint, if there is one"
+        self._tell(f"{why}; {_name(holding)} goes on from {where}")
 
     def missed(self, holding: Holding, why: str) -> None:
         """A checkpoint could not be written; the next is tried all the same."""

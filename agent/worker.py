@@ -628,7 +628,7 @@ class Worker:
                 holding.record.add(rival, report, self._telemetry.usage(self._executor.pid))
                 self._telemetry.send_soon(self._link, holding.token, holding.record)
             case jobs.Revived():
-                self._narrator.revived(holding, report.reason)
+                self._narrator.revived(holding, report.reason, report.step)
             case jobs.Missed():
                 self._narrator.missed(holding, report.reason)
             case jobs.Saved():

@@ -22,6 +22,7 @@ NAMES = (
     "death",
     "artifacts",
     "specialists",
+    "judgement",
     "telemetry",
 )
 
@@ -41,7 +42,7 @@ NAMES = (
     multiple=True,
     type=click.Choice([seed.node_id for seed in specializations.SEEDS]),
     metavar="ID",
-    help="Of specialists: this node, may be repeated; RESULTS.md stays as it is.",
+    help="Of specialists and judgement: this node, may be repeated; RESULTS.md stays as it is.",
 )
 @click.option(
     "--seeds",
@@ -65,7 +66,7 @@ def main(
     quick: bool,
 ) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy, death, artifacts, specialists, telemetry.
+    busy, death, artifacts, specialists, judgement, telemetry.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.

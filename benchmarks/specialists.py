@@ -216,7 +216,7 @@ class Bench:
         result = await self._result(row, seed, steps)
         found = evaluation.evaluate(
             specialist,
-            _loaded(specialist, Path(result.candidate_directory)),
+            loaded(specialist, Path(result.candidate_directory)),
             specialist.cases(seeds.derive(row.node_id, "bench"), self._run.size(CASES), "hidden"),
         )
         return Trained(
@@ -358,7 +358,7 @@ def held_up(marks: Sequence[float], saved: Sequence[float]) -> list[float]:
     return [sum(found) - len(found) * usual for found in near]
 
 
-def _loaded(specialist: Specialist, folder: Path) -> torch.nn.Module:
+def loaded(specialist: Specialist, folder: Path) -> torch.nn.Module:
     """A candidate that was written."""
     config = checkpoints.read_config(folder / checkpoints.CONFIG_FILE)
     module = forms.build(specialist, config)

@@ -92,9 +92,15 @@ def agent(
         bases=home.bases,
     )
     say = _to_log if as_child else _to_terminal
+
+    def tell(line: str) -> None:
+        say(line)
+        if as_child:
+            _to_terminal(f"{worker_id}: {line}")
+
     here = machine.inspect()
     gauge = gauges.of_device(here.device)
-    one = worker.Worker(settings, here, Pool(processes, threads), Narrator(say, api), gauge)
+    one = worker.Worker(settings, here, Pool(processes, threads), Narrator(say, api, tell), gauge)
 
     async def run() -> None:
         child.on_stop(asyncio.get_running_loop(), one.stop, child=as_child)

@@ -16,6 +16,7 @@ from cli import options
 if TYPE_CHECKING:
     from core.audit import Auditor
     from core.audit.artifacts import Stored
+    from core.audit.findings import Violation
     from core.replay import Access, Replayed
 
 T = TypeVar("T")
@@ -66,7 +67,8 @@ def audit(data: Path, as_json: bool) -> None:
     """Check that the log keeps the rules, and that what it names is stored.
 
     Nothing in the directory changes: without a running server a copy is audited, and its stored
-    blocks are checked too. Exit code 1 where a rule is broken.
+    blocks are checked too. Exit code 1 where a rule is broken; 0 where all that is wrong follows
+    from records that were lost, and that a person accepted by `aghsan up --accept-loss`.
     """
     from core.replay import ALL_AUDITED, serving
 
@@ -86,6 +88,9 @@ def audit(data: Path, as_json: bool) -> None:
             "artifact_bytes": stored.bytes,
             "sealed": auditor.sealed,
             "running": running,
+            "accepted": [_plain(one) for one in findings.accepted_shown],
+            "accepted_total": findings.accepted_total,
+            "accepted_by_rule": findings.accepted_counts,
         }
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
@@ -113,13 +118,17 @@ async def _audit(access: "Access", data: Path) -> "tuple[Auditor, Stored, int]":
             auditor.findings.add("head", seq, words)
         for words in await find_unreadable(connected.log, data):
             auditor.findings.add("head", auditor.last_seq, words)
+        for words in access.damage:
+            auditor.findings.add("blocks", auditor.last_seq, words)
         named = list(auditor.named())
         if lost := await find_lost_chunks(access, connected):
             first = named[0].seq if named else auditor.last_seq
             auditor.findings.add("artifacts", first, lost)
             stored = artifacts.Stored(len(named))
         else:
-            stored = await artifacts.check(connected.store, named, auditor.findings)
+            stored = await artifacts.check(
+                connected.store, named, auditor.findings, auditor.lost_chunks
+            )
         return auditor, stored, await count_refusals(connected.control)
 
 
@@ -207,12 +216,39 @@ def _show_audit(
             ],
         ),
     )
-    if findings.shown:
-        rows = [(one.seq, one.rule, one.detail) for one in findings.shown]
-        terminal.show("", terminal.table(["seq", "violates", "how"], rows))
-        if findings.total > len(rows):
-            terminal.show(f"Not shown: {findings.total - len(rows)} more.")
-        terminal.show("", f"The log breaks its rules {times(findings.total)}.")
-        terminal.show(f"يخالف السجلّ قواعده: عدد المخالفات {findings.total}.")
+    _show_findings("violates", findings.shown, findings.total)
+    _show_findings("accepted loss", findings.accepted_shown, findings.accepted_total)
+    terminal.show("", *_verdict(findings.total, findings.accepted_total))
+
+
+def _show_findings(heading: str, shown: "list[Violation]", total: int) -> None:
+    from cli import terminal
+
+    if not shown:
+        return
+    rows = [(one.seq, one.rule, one.detail) for one in shown]
+    terminal.show("", terminal.table(["seq", heading, "how"], rows))
+    if total > len(rows):
+        terminal.show(f"Not shown: {total - len(rows)} more.")
+
+
+def _verdict(violations: int, accepted: int) -> list[str]:
+    """What to say at the end, English and Arabic."""
+    if violations:
+        words = [
+            f"The log breaks its rules {times(violations)}.",
+            f"يخالف السجلّ قواعده: عدد المخالفات {violations}.",
+        ]
+    elif accepted:
+        words = [
+            "The log keeps all rules but for what follows from a loss that was accepted.",
+            "السجلّ يلتزم بجميع القواعد، إلا ما ترتّب على فقدان قُبل.",
+        ]
     else:
-        terminal.show("", "The log keeps all rules.", "السجلّ يلتزم بجميع القواعد.")
+        return ["The log keeps all rules.", "السجلّ يلتزم بجميع القواعد."]
+    if accepted:
+        words += [
+            f"Findings that follow from an accepted loss, and do not count: {accepted}.",
+            f"ما ترتّب على فقدان قُبل، ولا يُحسب مخالفة: {accepted}.",
+        ]
+    return words

@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "corpus": Entry("cli.corpus", "corpus", "Let a specialization train on a folder of text."),
         "node": Entry("cli.node", "node", "Show specializations."),
         "round": Entry("cli.round", "round_", "List and show rounds and their verdicts."),
+        "rivals": Entry("cli.rivals", "rivals", "Show what each rival has won, and what it cost."),
         "champion": Entry("cli.champion", "champion", "Show the model a node serves."),
     },
     "Without a server": {
@@ -101,7 +102,7 @@ def exit_code(error: errors.AghsanError) -> int:
             return EXIT_USAGE
         case errors.NotFound():
             return EXIT_NOT_FOUND
-        case errors.Conflict() | errors.DirectoryInUse():
+        case errors.Conflict() | errors.DirectoryInUse() | errors.OtherTraining():
             return EXIT_CONFLICT
         case errors.Unavailable():
             return EXIT_UNREACHABLE

@@ -127,8 +127,29 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
 
 
 def _words(server: Client) -> str:
-    waits = _backlog(server)
-    return line(server.get("/status")) + (f"; {waits}" if waits else "")
+    more = (_backlog(server), *_closed(server)[:1])
+    return "; ".join([line(server.get("/status")), *filter(None, more)])
+
+
+def _closed(server: Client) -> list[str]:
+    """How many tasks wait for nobody since a record of theirs is lost, and where to look, English
+    and Arabic; empty where none does, or the server is older."""
+    try:
+        count = server.get("/tasks", {"limit": 1}).optional("closed", int)
+    except errors.NotFound:
+        return []
+    if not count:
+        return []
+    tasks = "1 task is" if count == 1 else f"{count} tasks are"
+    english = (
+        f"{tasks} closed, since a record was lost, and given to nobody: `aghsan task ls --closed` "
+        "lists them, `aghsan task show ID` says what to do"
+    )
+    arabic = (
+        f"مهام مغلقة لفقدان قيد منها، ولا تُسند إلى أحد: {count}؛ يسردها `aghsan task ls --closed`، "
+        "ويبيّن `aghsan task show ID` ما العمل"
+    )
+    return [english, arabic]
 
 
 def _backlog(server: Client) -> str:
@@ -153,6 +174,7 @@ def _picture(server: Client) -> "RenderableType":
     parts: list[RenderableType] = [Text(line(server.get("/status")))]
     if waits := _backlog(server):
         parts.append(Text(waits, "yellow"))
+    parts += [Text(words, "yellow") for words in _closed(server)]
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):
         workers = server.get("/workers").read("workers", list[views.Worker])

@@ -84,6 +84,26 @@ def rounds(rows: Sequence[views.Round]) -> Table:
     )
 
 
+def accounts(rows: Sequence[views.RivalAccount]) -> Table:
+    """One rival of a node a row; the sums have no node."""
+    return terminal.table(
+        ["node", "rival", "rounds", "won", "lost", "absent", "error", "device"],
+        [
+            (
+                row.node_id or "all",
+                row.rival,
+                row.rounds,
+                row.won,
+                row.lost,
+                row.absent,
+                None if row.error_factor is None else f"× {row.error_factor:.3g}",
+                terminal.span(row.device_seconds),
+            )
+            for row in rows
+        ],
+    )
+
+
 def candidates(rows: Sequence[views.Candidate]) -> Table:
     """One candidate a row."""
     return terminal.table(

@@ -103,6 +103,9 @@ def task() -> None:
     "--status", type=click.Choice(["queued", "running", "completed", "failed", "cancelled"])
 )
 @click.option("--node", "node_id", metavar="ID", help="Only those of one specialization.")
+@click.option(
+    "--closed", is_flag=True, help="Those alone that lost a record and are given to nobody."
+)
 @click.option("--after", metavar="NEXT", help="Go on after a task, or where a page ended.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @options.as_json
@@ -110,6 +113,7 @@ def task() -> None:
 def list_tasks(
     status: str | None,
     node_id: str | None,
+    closed: bool,
     after: str | None,
     limit: int,
     as_json: bool,
@@ -119,6 +123,7 @@ def list_tasks(
     query: dict[str, str | int | None] = {
         "status": status,
         "node_id": node_id,
+        "closed": "true" if closed else None,
         "after": after,
         "limit": limit,
     }

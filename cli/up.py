@@ -22,7 +22,7 @@ from core import errors, platforms
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer, require_room
 from core.replay import prepare_start, require_keys
-from core.stores import bind
+from core.stores import bind, require_bindable
 from core.topology import MIB
 
 AGENTS_STOP_SECONDS = 7.0
@@ -127,6 +127,8 @@ class Supervisor:
         self._events: queue.Queue[tuple[str, str, str]] = queue.Queue(LINES_MAX)
         self._stopping = self._complete = False
         self._facts_written = True
+        self._has_run_file = False
+        """Of its own: that of a run that broke off tells the next start so."""
         self._asked = 0.0
         self._said = time.monotonic()
         self._server_restarts = Restarts(started=time.monotonic())
@@ -146,8 +148,13 @@ class Supervisor:
 
         Raises LogDamaged where it is not, and as `EmbeddedServer.start` does.
         """
-        prepare_start(self._data, self._authority, self._say_checked, accept_loss=self.accept_loss)
+        self.check_stored()
         self._server.start()
+
+    def check_stored(self) -> None:
+        """Refuse a log that is not whole, or mend it where that is accepted. Raises LogDamaged,
+        DataDirectoryError."""
+        prepare_start(self._data, self._authority, self._say_checked, accept_loss=self.accept_loss)
 
     def _say_checked(self, read: int, total: int) -> None:
         """Tell how far the check of what is stored has come; raises KeyboardInterrupt when asked to
@@ -345,6 +352,7 @@ class Supervisor:
         text = json.dumps(facts, ensure_ascii=False, indent=1).encode()
         try:
             platforms.write_atomically(self._data / RUN_FILE, text)
+            self._has_run_file = True
             if self._ready_file is not None and self._complete:
                 platforms.write_atomically(self._ready_file, text)
         except OSError as error:  # a full disk ends nobody; it is written again once there is room
@@ -360,7 +368,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """End everything in order: agents, judge, control, nats-server."""
-        self._tell("stopping")
+        if self._complete or self._asked:  # else what was in the way of a start is said, and enough
+            self._tell("stopping")
         self.on_signal()
         agents = [m for m in self._members.values() if m.name.startswith(AGENT)]
         self._end(agents, self._asked + AGENTS_STOP_SECONDS)
@@ -369,8 +378,9 @@ class Supervisor:
             if name in self._members:
                 self._end([self._members[name]], self._asked + seconds)
         self._server.stop(max(0.5, self._asked + SERVER_STOP_SECONDS - time.monotonic()))
-        with contextlib.suppress(OSError):
-            (self._data / RUN_FILE).unlink()
+        if self._has_run_file:
+            with contextlib.suppress(OSError):
+                (self._data / RUN_FILE).unlink()
 
     def _end(self, members: list[Member], deadline: float) -> None:
         """Ask some members to stop, all at once, and end what has not by the deadline."""
@@ -512,17 +522,23 @@ def up(
         new_judge_key=new_judge_key,
     )
     require_room(data)
-    with platforms.DataLock(data / "lock"):
+    with platforms.DataLock(data / "lock", signs=False) as lock:
         require_keys(data)
-        place = bind(data, artifacts)
+        place = require_bindable(data, artifacts)
         authority = Authority.load_or_create(data / "keys")
-        authority.write_credentials(data / "creds")
         server = EmbeddedServer(data, authority)
         supervisor = Supervisor(data, authority, server, ready_file, accept_loss=accept_loss)
         signal.signal(signal.SIGINT, supervisor.on_signal)
         signal.signal(signal.SIGTERM, supervisor.on_signal)
         try:
-            supervisor.start_server()
+            supervisor.check_stored()  # what is refused stays as it is, to the last file
+        except KeyboardInterrupt:
+            return
+        lock.sign()
+        bind(data, artifacts)
+        authority.write_credentials(data / "creds")
+        try:
+            server.start()
             _start_members(
                 supervisor,
                 server,

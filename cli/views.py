@@ -108,6 +108,19 @@ class LossPoint(msgspec.Struct):
     loss: float | None = None
 
 
+class RivalAccount(msgspec.Struct):
+    """What a rival has won and cost."""
+
+    node_id: str | None = None
+    rival: str = ""
+    rounds: int = 0
+    won: int = 0
+    lost: int = 0
+    absent: int = 0
+    error_factor: float | None = None
+    device_seconds: float = 0.0
+
+
 class TelemetryPoint(msgspec.Struct):
     """A moment of a rival's training."""
 

@@ -87,6 +87,8 @@ def _steer(worker_id: str, how: str, as_json: bool, api: str) -> None:
 def _words(one: "views.Worker", how: str) -> str:
     if how != "pause":
         return SAID[how]
+    if not one.held:
+        return "is paused; it holds nothing"
     if one.via == "http":
         return "is given nothing more, and ends what it holds as it likes"
     if one.status == "offline":

@@ -507,7 +507,8 @@ class _Restorer:
         auditor = await audit.read_log(connected.log, reading)
         for seq, words in await seals.find_losses(connected.log, self._work):
             auditor.findings.add("head", seq, words)
-        await artifacts.check(connected.store, auditor.named(), auditor.findings)
+        named, lost = auditor.named(), auditor.lost_chunks
+        await artifacts.check(connected.store, named, auditor.findings, lost)
         losses = await seals.find_losses(connected.log, self._data)
         return Restored(
             data=str(self._data),

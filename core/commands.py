@@ -285,10 +285,15 @@ class SealLog(Command, frozen=True, kw_only=True):
 
 
 class AcceptLoss(Command, frozen=True, kw_only=True):
-    """Go on with a log that lost what it held from the record `first` on."""
+    """Go on with a log that lost what it held from the record `first` on, and is now, up to `last`,
+    what `digest` says; `lost` of its records stand in for lost ones."""
 
     first: int
     details: list[str]
+    last: int = 0
+    lost: int = 0
+    digest: str = ""
+    chunks: list[str] = []
 
 
 class SweepArtifacts(Command, frozen=True, kw_only=True):

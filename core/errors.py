@@ -24,6 +24,7 @@ AghsanError
 │   └── DirectoryInUse      another process uses it                                exit 5
 ├── BackupError             a backup that cannot be made, or is not what was written
 ├── ArtifactError           bytes that are not what they claim to be
+│   └── OtherTraining       a folder holds the state of another training               exit 5
 ├── SnapshotUnusable        a snapshot that is damaged, or not of this log and program
 ├── ExtraMissing            an optional package that this needs is not installed
 └── TrainingError           a training run ended without a result
@@ -127,6 +128,10 @@ class BackupError(AghsanError):
 
 class ArtifactError(AghsanError):
     """Bytes that are not what they claim to be: digest, header, shape or size."""
+
+
+class OtherTraining(ArtifactError):
+    """The folder that a training is to go on in holds the state of another one."""
 
 
 class SnapshotUnusable(AghsanError):

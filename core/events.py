@@ -524,10 +524,19 @@ class CommitmentsWithdrawn(Data, frozen=True, kw_only=True):
 
 class LossAccepted(Data, frozen=True, kw_only=True):
     """A person let a log go on that no longer held what its notes told of, or whose artifacts were
-    gone: from the record `first` on, in the words of `details`, one for each."""
+    gone: from the record `first` on, in the words of `details`, one for each.
+
+    `digest` is that of a seal over all records up to `last`, as they were then, of which `lost`
+    only stood in for lost ones: what is lost or changed later contradicts it. `chunks` are digests
+    of chunks that were lost, as far as they could be read.
+    """
 
     first: int
     details: list[str]
+    last: int = 0
+    lost: int = 0
+    digest: str = ""
+    chunks: list[str] = []
 
 
 class ArtifactsSwept(Data, frozen=True, kw_only=True):
@@ -590,6 +599,8 @@ EventData: TypeAlias = OfTree | OfTasks | OfWorkers | OfRounds | OfLog
 TYPES: dict[str, type[EventData]] = {cls.__name__: cls for cls in get_args(EventData)}
 RECORD_LOST = "RecordLost"
 """The type that a record has which stands in for a lost one; no event has it."""
+LOST = "the record was lost, and that accepted"
+"""Why such a record cannot be read."""
 
 VERSIONS: dict[str, int] = {}
 """The current version of each type that is not at 1."""
@@ -689,6 +700,17 @@ def encode(event: Event, raw: msgspec.Raw | None = None) -> bytes:
     )
 
 
+def is_lost_record(record: Record) -> bool:
+    """Whether a stored record stands in for a lost one."""
+    if not record.data.startswith(_LOST_OPENING):  # far cheaper than to decode it
+        return False
+    found = decode(*record)
+    return isinstance(found, Undecodable) and found.reason == LOST
+
+
+_LOST_OPENING = f'{{"type":"{RECORD_LOST}"'.encode()
+
+
 def lost_record(seq: int, at: int) -> bytes:
     """What takes the place of a record that was lost, so that the sequence stays whole: no event,
     and read back as undecodable. `at` is in microseconds."""
@@ -725,7 +747,7 @@ def decode(seq: int, subject: str, raw: bytes) -> Event | Undecodable:
         envelope = _decode_envelope(raw)
         decoder = _decode_data.get(envelope.type)
         if envelope.type == RECORD_LOST:
-            return Undecodable(seq, subject, "the record was lost, and that accepted")
+            return Undecodable(seq, subject, LOST)
         if decoder is None:
             return Undecodable(seq, subject, f"unknown type {envelope.type[:80]!r}")
         version = VERSIONS.get(envelope.type, 1)

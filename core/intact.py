@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from core import blocks, chunks, errors, events, platforms
+from core import blocks, chunks, errors, events, platforms, subjects
 from core.blocks import ERASED, TOMBSTONE, Check, Span
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ OPENINGS = {LOG: b"ev.", "REFUSALS": b"refused.", CHUNKS: b"chunk."}
 SEARCHES_MAX = 4_096
 STAND_INS_MAX = 100_000
 """Of one block, and of one gap: what is missing beyond that is not gone on without."""
+DIGEST_CHARS = 64
 _DAY_NS = 24 * 3600 * 1_000_000_000
 _CHUNK = re.compile(rb"chunk\.[A-Za-z0-9_-]{1,64}\.[0-9a-f]{64}")
 _SUBJECT = re.compile(rb"ev\.[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+")
@@ -64,10 +65,11 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Note(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What earlier starts found out: blocks, by stream and name of their file, and what a person
-    accepted as lost, until the log tells of that."""
+    accepted as lost, until the log tells of that; of chunks their digests too."""
 
     blocks: dict[str, dict[str, Checked]] = {}
     lost: list[Loss] = []
+    chunks: list[str] = []
 
 
 class Damage(NamedTuple):
@@ -88,14 +90,13 @@ class Found(NamedTuple):
     checked: dict[str, Checked]
 
 
-def require(data: Path, folders: Mapping[str, Path], progress: Progress) -> int:
-    """Where the log ends; `folders` are the `msgs` of each stream that is looked at.
+def require(data: Path, folders: Mapping[str, Path], progress: Progress) -> dict[str, Found]:
+    """What the blocks hold; `folders` are the `msgs` of each stream that is looked at.
 
     Raises LogDamaged where a server would cut off sound records, or where the log has gaps;
-    DataDirectoryError where blocks cannot be read. Only the note is changed.
+    DataDirectoryError where blocks cannot be read. Nothing is changed.
     """
-    note = _read_note(data)
-    found = _look(folders, note, progress)
+    found = _look(folders, _read_note(data), progress)
     wrong = [_words_of(name, damage) for name, one in found.items() for damage in one.damage]
     if not found[LOG].damage:  # which leaves gaps
         wrong += [f"{_words_of_gap(gap)} missing in {LOG}" for gap in found[LOG].gaps]
@@ -107,6 +108,12 @@ def require(data: Path, folders: Mapping[str, Path], progress: Progress) -> int:
             " Restore a backup, or go on with all that can be read by `aghsan up --accept-loss`; it"
             f" keeps a copy of damaged blocks in {data / SAVED_FOLDER}"
         )
+    return found
+
+
+def note_checked(data: Path, found: Mapping[str, Found]) -> None:
+    """Note which blocks are sound, so that a later start needs not read them."""
+    note = _read_note(data)
     checked = {name: one.checked for name, one in found.items()}
     if checked != note.blocks:
         note.blocks = checked
@@ -114,7 +121,13 @@ def require(data: Path, folders: Mapping[str, Path], progress: Progress) -> int:
             _write_note(data, note)
         except OSError as error:  # it only spares reading
             log.warning("%s cannot be written: %s", NOTE_FILE, error, extra={"action": "start"})
-    return found[LOG].last_seq
+
+
+def find_damage(folders: Mapping[str, Path]) -> list[str]:
+    """What a start would refuse in the blocks of these streams, in words. Nothing is believed of
+    what earlier starts found. Raises DataDirectoryError."""
+    found = _look(folders, Note(), lambda *_: None)
+    return [_words_of(name, damage) for name, one in found.items() for damage in one.damage]
 
 
 def require_end(last_seq: int, folders: Mapping[str, Path]) -> None:
@@ -138,7 +151,8 @@ def accept(data: Path, folders: Mapping[str, Path], progress: Progress) -> None:
     try:
         files = {name: list(_files(folder, {})) for name, folder in folders.items()}
         total = sum(one.bytes for some in files.values() for one in some)
-        read, losses = 0, _read_note(data).lost
+        read, note = 0, _read_note(data)
+        losses, gone = note.lost, note.chunks
         end = _mended_end(files[LOG])
         for name, some in files.items():
             mending = _Mending(name, end)
@@ -147,7 +161,8 @@ def accept(data: Path, folders: Mapping[str, Path], progress: Progress) -> None:
                 mended = mending.mend(one.number, content)
                 if mended != content:
                     losses += [loss for loss in mending.lost if loss not in losses]
-                    _write_note(data, Note(lost=losses))
+                    gone += [one for one in mending.chunks if one not in gone]
+                    _write_note(data, Note(lost=losses, chunks=gone))
                     _replace_block(one.path, content, mended, kept / name)
                 read += len(content)
                 progress(read, total)
@@ -192,11 +207,16 @@ def lost(data: Path) -> list[Loss]:
     return _read_note(data).lost
 
 
+def lost_chunks(data: Path) -> list[str]:
+    """The digests of chunks among that, as far as they can be read."""
+    return _read_note(data).chunks
+
+
 def note_lost(data: Path) -> None:
     """The log tells of it from now on. Raises OSError."""
     note = _read_note(data)
-    if note.lost:
-        note.lost = []
+    if note.lost or note.chunks:
+        note.lost, note.chunks = [], []
         _write_note(data, note)
 
 
@@ -432,6 +452,8 @@ class _Mending:
         self._stands_in = stands_in
         self.next = 1
         self.lost: list[Loss] = []
+        self.chunks: list[str] = []
+        """The digests of those that are lost, where they can be read."""
 
     def mend(self, number: int, content: bytes) -> bytes:
         """The block as it has to be, empty if nothing is left of it.
@@ -442,8 +464,12 @@ class _Mending:
         if self._stream == LOG:
             return self._mend_log(number, content, found)
         if found.faults:
-            what = f"{len(found.faults)} records of {self._stream} are lost, in {number}.blk"
-            self.lost.append((self._end, what))
+            count = len(found.faults)
+            words = "1 record is" if count == 1 else f"{count} records are"
+            subjects = [one.subject(content) for one in found.unsound]
+            named = [one.decode() for one in subjects if _CHUNK.fullmatch(one)]
+            self.chunks += (one[-DIGEST_CHARS:] for one in named)
+            self.lost.append((self._end, self._words_of_lost(words, number, named)))
         # What was believed of a chunk stands under a new checksum, if its own is another.
         checked = blocks.checksums(self._stream, number)(content, found.sound)
         parts: list[bytes] = []
@@ -483,8 +509,7 @@ class _Mending:
             unsound = [one._replace(seq=seq) for one, seq in zip(unsound, missing, strict=True)]
         subjects = {one.seq: one.subject(content) for one in unsound}
         named = [_subject_of_lost(seq, subjects[seq]) for seq in missing if seq in subjects]
-        of = f", of {', '.join(named[:SHOWN_MAX])}" if named else ""
-        self.lost.append((missing.start, f"{words} lost, in {number}.blk{of}"))
+        self.lost.append((missing.start, self._words_of_lost(words, number, named)))
         stand_ins = [
             blocks.StoredRecord(
                 seq,
@@ -497,12 +522,16 @@ class _Mending:
         ]
         return self._encode(number, stand_ins)
 
+    def _words_of_lost(self, records: str, number: int, named: list[str]) -> str:
+        of = f", of {', '.join(named[:SHOWN_MAX])}" if named else ""
+        return f"{records} lost from {self._stream}, in {number}.blk{of}"
+
     def _encode(self, number: int, records: list[blocks.StoredRecord]) -> bytes:
         return blocks.encode(self._stream, number, records)
 
 
 def _subject_of_lost(seq: int, read: bytes) -> str:
-    return read.decode() if _SUBJECT.fullmatch(read) else f"ev.lost.{seq}"
+    return read.decode() if _SUBJECT.fullmatch(read) else subjects.lost(seq)
 
 
 def _replace_block(path: Path, content: bytes, mended: bytes, kept: Path) -> None:

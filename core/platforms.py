@@ -51,10 +51,12 @@ class DataLock:
     lets others read it. The system ends the lock with the process, however that one dies.
     """
 
-    def __init__(self, path: Path, *, traceless: bool = False) -> None:
-        """A `traceless` one neither makes the file nor writes its pid there: it has to exist."""
+    def __init__(self, path: Path, *, traceless: bool = False, signs: bool = True) -> None:
+        """A `traceless` one neither makes the file nor writes its pid there: it has to exist. One
+        that does not sign writes its pid once it is told to."""
         self._path = path
         self._traceless = traceless
+        self._signs = signs and not traceless
         self._file: int | None = None
 
     def acquire(self) -> None:
@@ -78,11 +80,16 @@ class DataLock:
                 f"The data directory {self._path.parent} is in use by {holder}. Stop that one"
                 " first, or choose another data directory."
             ) from error
-        if not self._traceless:
-            with contextlib.suppress(OSError):  # on a full disk: it holds, by whom is not told
-                os.lseek(file, 1, os.SEEK_SET)
-                os.write(file, str(os.getpid()).ljust(PID_BYTES).encode())
         self._file = file
+        if self._signs:
+            self.sign()
+
+    def sign(self) -> None:
+        """Say in the file who holds the lock."""
+        assert self._file is not None, "only who holds it signs"
+        with contextlib.suppress(OSError):  # on a full disk: it holds, by whom is not told
+            os.lseek(self._file, 1, os.SEEK_SET)
+            os.write(self._file, str(os.getpid()).ljust(PID_BYTES).encode())
 
     def release(self) -> None:
         """Give the lock back; may be repeated."""

@@ -50,8 +50,9 @@ class Access(NamedTuple):
     """A running nats-server on a log, and who may read there; `running` where others use it.
 
     `stored` is what the blocks of the log held before the server started, where they were read;
-    `artifacts` is where artifacts lie, as `core.stores` has it; `chunks` is the folder of CHUNKS,
-    where nobody else runs.
+    `damage` is what a start would refuse in blocks of the other streams, in words. `artifacts` is
+    where artifacts lie, as `core.stores` has it; `chunks` is the folder of CHUNKS, where nobody
+    else runs.
     """
 
     url: str
@@ -61,6 +62,7 @@ class Access(NamedTuple):
     stored: blocks.Reading | None = None
     artifacts: str = ""
     chunks: Path | None = None
+    damage: tuple[str, ...] = ()
 
 
 class Connected(NamedTuple):
@@ -248,15 +250,27 @@ def _copied(data: Path, lock_path: Path, wanted: Copied) -> Iterator[Access]:
                 _copy_streams(data, copy, authority, wanted)
             except shutil.Error as error:
                 raise errors.DataDirectoryError(f"{data} cannot be copied: {error}.") from error
-        stored = None
-        events = Path("EVENTS", "msgs")
-        read = streams_of(copy, authority, "CONTROL") / events
+        stored, damage = None, []
+        lasting = _lasting(data, authority)
+        log = lasting.pop(intact.LOG)
+        read = streams_of(copy, authority, "CONTROL") / "EVENTS" / "msgs"
         if wanted.blocks:
             stored = blocks.read(read, "EVENTS")
             stored.finish()
-        intact.mend_copy(data, streams_of(data, authority, "CONTROL") / events, read)
+            damage = intact.find_damage(lasting)
+        intact.mend_copy(data, log, read)
         with _started(copy) as access:
-            yield access._replace(stored=stored, chunks=chunks_of(data, authority))
+            chunks = chunks_of(data, authority)
+            yield access._replace(stored=stored, chunks=chunks, damage=tuple(damage))
+
+
+def _lasting(data: Path, authority: Authority) -> dict[str, Path]:
+    """The folders of blocks that a start looks at, by stream."""
+    return {
+        name: streams_of(data, authority, account) / name / "msgs"
+        for account, names in intact.LASTING.items()
+        for name in names
+    }
 
 
 def _require_log(data: Path, authority: Authority) -> None:
@@ -303,15 +317,12 @@ def prepare_start(
     Where the loss is accepted, have that server go by what is stored. Raises LogDamaged,
     DataDirectoryError.
     """
-    folders = {
-        name: streams_of(data, authority, account) / name / "msgs"
-        for account, names in intact.LASTING.items()
-        for name in names
-    }
+    folders = _lasting(data, authority)
     if accept_loss:
         intact.accept(data, folders, progress)
         return
-    last_seq = intact.require(data, folders, progress)
+    found = intact.require(data, folders, progress)
+    last_seq = found[intact.LOG].last_seq
     seals.require_end(last_seq, data)
     intact.require_end(last_seq, folders)
     chunks = chunks_of(data, authority)
@@ -325,6 +336,7 @@ def prepare_start(
             f"all artifacts are gone: there is no {chunks}, and the log names what it held. Restore"
             " a backup, or go on without them by `aghsan up --accept-loss`"
         )
+    intact.note_checked(data, found)
 
 
 def _copy_streams(data: Path, copy: Path, authority: Authority, wanted: Copied) -> None:

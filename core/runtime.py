@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from core import decide, errors, events
 from core.appends import Appends
 from core.commands import AnyCommand, Meta, StartWriter
-from core.decide import admission
+from core.decide import admission, closed
 from core.log import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, Log, Message
 from core.projections.state import State
 
@@ -41,11 +41,6 @@ _SIDE_EFFECTS = (
     events.RoleClosed,
 )
 """Events that may concern another aggregate than the one a command is about."""
-_INSTEAD = {
-    "task": "enqueue it anew",
-    "worker": "come under another id (`--worker-id`)",
-}
-"""What to do where an aggregate is closed, by its kind."""
 
 
 @dataclass(slots=True)
@@ -308,7 +303,7 @@ class Runtime:
     def _storable(self, data: events.EventData) -> events.Reread:
         """The data as the log will give it back. Raises errors.Refused where it cannot take it."""
         if self._is_read_only(data):
-            raise errors.ReadOnlyAggregate(_words_of_closed(events.subject_of(data)))
+            raise errors.ReadOnlyAggregate(closed.words(events.subject_of(data)))
         stored = events.reread(data)
         size = memoryview(stored.raw).nbytes
         if size > events.DATA_BYTES_MAX:
@@ -580,15 +575,6 @@ class Runtime:
 def _let_be(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
-
-
-def _words_of_closed(subject: str) -> str:
-    _, kind, token = subject.split(".")
-    instead = _INSTEAD.get(kind, "restore a backup if you cannot do without it")
-    return (
-        f"{kind} {token} is closed: a record of it cannot be read, since it was lost or a newer "
-        f"program wrote it, so nobody knows how it stands. It stays as it is; {instead}"
-    )
 
 
 async def fold(store: Log, state: State, stop: int | None = None) -> None:

@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -46,6 +46,25 @@ def chain(previous: str, leaves: Iterable[bytes]) -> str:
     for one in leaves:
         digest.update(one)
     return digest.hexdigest()
+
+
+class Whole(NamedTuple):
+    """All of a log up to `last`: the digest of a seal over it, and how many of its records only
+    stand in for lost ones."""
+
+    last: int
+    digest: str
+    lost: int
+
+
+async def digest_of(store: Log, last: int) -> Whole:
+    """What the whole log is up to a sequence. Raises LogUnavailable."""
+    whole, lost = hashlib.sha256(), 0
+    async for records in store.read_stored(1, last):
+        for one in records:
+            whole.update(leaf(one))
+            lost += events.is_lost_record(Record(one.seq, one.subject, one.data))
+    return Whole(last, whole.hexdigest(), lost)
 
 
 def fingerprint(subject: str, data: bytes) -> str:

@@ -31,13 +31,19 @@ def bind(data: Path, asked: str) -> str:
 
     Raises errors.DataDirectoryError where it is bound to another, errors.Invalid for no URL.
     """
+    url = require_bindable(data, asked)
+    if url and not bound_to(data):
+        platforms.write_atomically(data / BOUND_FILE, f"{url}\n".encode())
+    return url
+
+
+def require_bindable(data: Path, asked: str) -> str:
+    """Where a data directory would be bound to; nothing is changed. Raises as `bind`."""
     bound = bound_to(data)
     if not asked:
         return bound
     url = require_url(asked)
-    if not bound:
-        platforms.write_atomically(data / BOUND_FILE, f"{url}\n".encode())
-    elif bound != url:
+    if bound and bound != url:
         raise errors.DataDirectoryError(
             f"{data} keeps its artifacts in {bound}, and they would be missing in {url}; leave"
             " --artifacts out, or restore a backup into a new directory and start that with it"

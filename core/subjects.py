@@ -13,6 +13,12 @@ LOG_SEAL = "ev.log.seal"
 LOG_LOSS = "ev.log.loss"
 LOG_SWEEP = "ev.log.sweep"
 
+
+def lost(seq: int) -> str:
+    """Where a record stands in for a lost one of which nobody knows what it was of."""
+    return f"ev.lost.{seq}"
+
+
 is_plain = re.compile(r"(?!x-)[A-Za-z0-9_-]{1,64}").fullmatch
 """Whether an id stands in subjects as it is."""
 

@@ -16,6 +16,11 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """What files begin with that say themselves how they are written."""
+ARABIC = "windows-1256"
+ARABIC_SHARE_MIN = 0.95
+_ARABIC_LETTERS = frozenset(chr(one) for one in range(0x0621, 0x064B))
+"""Those of Arabic itself: UTF-8 read as windows-1256 is full of Persian and Urdu ones, and of
+accented Latin."""
 
 
 class Skipped(NamedTuple):
@@ -112,7 +117,7 @@ def _text(path: Path, encoding: str) -> str | Skipped:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        return Skipped(path, f"byte {error.start} is no {encoding} text ({error.reason})")
+        return Skipped(path, _words_of_undecodable(data, encoding, error))
     if "\0" in text:
         return Skipped(path, f"character {text.index(chr(0))} is a zero, as in no text")
     try:
@@ -120,3 +125,25 @@ def _text(path: Path, encoding: str) -> str | Skipped:
     except UnicodeEncodeError as error:
         return Skipped(path, f"character {error.start} is half of one")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _words_of_undecodable(data: bytes, encoding: str, error: UnicodeDecodeError) -> str:
+    """Why a file is no text in its encoding, and what to do about it."""
+    where = f"byte {error.start}: {error.reason}"
+    if codecs.lookup(encoding).name != "utf-8":
+        return f"it is no {encoding} text ({where})"
+    if not _reads_as_arabic(data):
+        return f"it is not UTF-8 ({where}); if it is text, say in which encoding by `--encoding`"
+    return (
+        f"it is not UTF-8 ({where}), but likely {ARABIC}: it reads as Arabic so. Say `--encoding "
+        f"{ARABIC}` if all files are, else convert this one (iconv -f {ARABIC} -t utf-8)"
+    )
+
+
+def _reads_as_arabic(data: bytes) -> bool:
+    """Whether bytes are Arabic as older Windows wrote it: most letters are, and hardly any other
+    beyond ASCII, as there would be of Cyrillic, ISO-8859-6 or of UTF-8 that is broken."""
+    letters = [one for one in data.decode(ARABIC) if one.isalpha()]
+    foreign = [one for one in letters if not one.isascii()]
+    arabic = [one for one in foreign if one in _ARABIC_LETTERS]
+    return 2 * len(arabic) > len(letters) and len(arabic) >= ARABIC_SHARE_MIN * len(foreign)

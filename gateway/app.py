@@ -209,6 +209,8 @@ def routes(
               "List Rounds"),
         route("GET", below("/rounds/{round_id}"), reads.round, s.NoQuery, s.RoundAnswer,
               "Show Round"),
+        route("GET", below("/rivals"), reads.rivals, s.RivalsQuery, s.RivalsAnswer,
+              "Rivals"),
         route("GET", below("/log/state"), reads.log_state, s.NoQuery, s.LogStateAnswer,
               "Log State"),
         route("GET", below("/log/refusals"), reads.log_refusals, s.RefusalsQuery,

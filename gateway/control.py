@@ -33,6 +33,8 @@ RECALLED_AT_ONCE = 500
 """Workers that HEARTBEATS is asked for in one question; nats-server answers no more than 1,024."""
 DETAILS_MAX = 100
 """Of losses, in words."""
+CHUNKS_MAX = 10_000
+"""Of lost chunks, by name: what one event holds."""
 
 
 @dataclass
@@ -88,7 +90,16 @@ class Control:
             first, details = min(seq for seq, _ in self.losses), [words for _, words in self.losses]
             if len(details) > DETAILS_MAX:
                 details[DETAILS_MAX:] = [f"{len(details) - DETAILS_MAX} more"]
-            command = commands.AcceptLoss(first=first, details=details)
+            # Nothing is written beside this: what follows from the loss stays provable by it.
+            whole = await seals.digest_of(self.log, self.door.durable_seq)
+            command = commands.AcceptLoss(
+                first=first,
+                details=details,
+                last=whole.last,
+                lost=whole.lost,
+                digest=whole.digest,
+                chunks=intact.lost_chunks(data)[:CHUNKS_MAX],
+            )
             await self.door.execute(command, runtime.new_meta("person"), runtime.nothing)
             seals.forget_anchors(data, await seals.identity_of(self.log))
             intact.note_lost(data)

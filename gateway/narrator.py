@@ -42,7 +42,7 @@ def _text(data: events.EventData, state: State) -> str:
         case events.ChampionRetired():
             return f"{data.node_id}: its champion retired ({data.reason})"
         case events.LossAccepted():
-            return f"a loss from record {data.first} on was accepted: {'; '.join(data.details)}"
+            return f"a loss was accepted: {'; '.join(data.details)}"
         case (
             events.RoundOpened()
             | events.RoleEntered()
@@ -114,8 +114,7 @@ def _of_worker(data: events.OfWorkers, state: State) -> str:
         case events.WorkerCameOnline():
             return f"{data.worker_id} is back"
         case events.WorkerPaused():
-            gives = ", and gives back what it holds" if data.how == "pause" else ""
-            return f"{data.worker_id} is given nothing more to do{gives}"
+            return f"{data.worker_id} is given nothing more to do{_given_back(data, state)}"
         case events.WorkerResumed():
             return f"{data.worker_id} may have work again"
         case events.WorkerChanged():
@@ -168,6 +167,13 @@ def _loss_in(metrics: msgspec.Raw) -> str:
     except msgspec.MsgspecError:
         return ""
     return "" if loss is None else f" · loss {_figure(loss)}"
+
+
+def _given_back(data: events.WorkerPaused, state: State) -> str:
+    """What a worker that is paused does about what it holds; over HTTP it ends that as it likes."""
+    row = state.workers.table.get(data.worker_id)
+    holds = data.worker_id in state.tasks.held and row is not None and row.via == "nats"
+    return ", and gives back what it holds" if holds and data.how == "pause" else ""
 
 
 def _left_by(worker_id: str, state: State) -> str:

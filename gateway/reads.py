@@ -4,6 +4,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from core import commands, errors, events, runtime
 from core.decide import fitness
 from core.events import Base, Champion
 from core.presence import Presence
-from core.projections import rounds
+from core.projections import rivalry, rounds
 from core.projections.graph import Node
 from core.projections.rounds import Decided, Round
 from core.projections.state import State
@@ -70,14 +71,18 @@ class ReadRoutes:
             return await self._tasks(asked)
 
     async def _tasks(self, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
-        start = await self._door.read(lambda state: _place_after(state, asked.after))
+        start, closed = await self._door.read(
+            lambda state: (_place_after(state, asked.after), _closed(state))
+        )
 
         def listed(state: State) -> tuple[list[str], dict[str, Task | Done]]:
             return state.tasks.ids, state.tasks.table.rows
 
         def fits(row: Task | Done) -> bool:
-            return (asked.status is None or row.status == asked.status) and (
-                asked.node_id is None or row.node_id == asked.node_id
+            return (
+                (asked.status is None or row.status == asked.status)
+                and (asked.node_id is None or row.node_id == asked.node_id)
+                and (asked.closed == "false" or row.task_id in closed)
             )
 
         found = await self._scan(listed, start, fits, asked.limit + 1)
@@ -91,7 +96,7 @@ class ReadRoutes:
             if size > PAGE_BYTES_MAX:
                 break
         following = shown[-1].task_id if len(shown) < len(found) else None
-        return schemas.TasksAnswer(tasks=shown, next=following)
+        return schemas.TasksAnswer(tasks=shown, next=following, closed=len(closed))
 
     async def _scan(
         self,
@@ -353,6 +358,24 @@ class ReadRoutes:
             round=_round(await self._records.round(request.match_info["round_id"]))
         )
 
+    async def rivals(self, _: web.Request, asked: schemas.RivalsQuery) -> schemas.RivalsAnswer:
+        """What evolvers, reinventors and merges have won and cost."""
+
+        def view(state: State) -> list[rivalry.Account]:
+            if asked.node_id is not None and asked.node_id not in state.graph.nodes:
+                raise errors.NotFound(f"there is no node {asked.node_id}")
+            rows = state.rivalry.table
+            return [one for one in rows if asked.node_id in (None, one.node_id)]
+
+        accounts = await self._door.read(view)
+        by_rival: dict[str, list[rivalry.Account]] = {}
+        for one in accounts:
+            by_rival.setdefault(one.rival, []).append(one)
+        return schemas.RivalsAnswer(
+            rivals=[_account(one, one.node_id) for one in accounts],
+            total=[_account(rivalry.total(some), None) for some in by_rival.values()],
+        )
+
     # ── the log ──
 
     async def log_state(self, _: web.Request, __: schemas.NoQuery) -> schemas.LogStateAnswer:
@@ -410,7 +433,12 @@ def _not_after(kind: str, after: str) -> str:
 
 
 def _waits(state: State, task: Task) -> list[str]:
-    return fitness.why_it_waits(state, task, runtime.now()) if task.status == "queued" else []
+    is_waiting = task.status == "queued" or task.task_id in _closed(state)
+    return fitness.why_it_waits(state, task, runtime.now()) if is_waiting else []
+
+
+def _closed(state: State) -> set[str]:
+    return {task.task_id for task in state.tasks.open_and_closed()}
 
 
 def _place_after(state: State, after: str | None) -> int:
@@ -552,6 +580,19 @@ def _champion(
         params=champion.params,
         bytes=champion.bytes,
         promoted_at=events.isoformat(promoted[-1]) if promoted else None,
+    )
+
+
+def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
+    return schemas.RivalAccount(
+        node_id=node_id,
+        rival=one.rival,
+        rounds=one.rounds,
+        won=one.won,
+        lost=one.lost,
+        absent=one.absent,
+        error_factor=math.exp(-one.log_gain) if one.log_gain else None,
+        device_seconds=one.held_us / 1e6,
     )
 
 

@@ -228,10 +228,12 @@ class CorpusRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TasksQuery(Query, frozen=True, kw_only=True):
-    """Which tasks to list; `after` is the `next` of the page before, or a task_id."""
+    """Which tasks to list; `after` is the `next` of the page before, or a task_id. `closed`: those
+    alone that are not done and given to nobody, since a record of theirs cannot be read."""
 
     status: TaskStatus | None = None
     node_id: str | None = None
+    closed: Literal["true", "false"] = "false"
     after: str | None = None
     limit: Page = 100
 
@@ -257,6 +259,12 @@ class RoundsQuery(Query, frozen=True, kw_only=True):
     node_id: str | None = None
     after: str | None = None
     limit: Page = 100
+
+
+class RivalsQuery(Query, frozen=True, kw_only=True):
+    """Of which specialization; without one, all."""
+
+    node_id: str | None = None
 
 
 class RefusalsQuery(Query, frozen=True, kw_only=True):
@@ -575,7 +583,7 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     """A task with its history. The times are those of the last claim and the result; of the
     attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
-    train, by worker; else it is empty."""
+    train, by worker, or why one that lost a record waits for ever; else it is empty."""
 
     method: str
     seed: int
@@ -601,10 +609,12 @@ class TelemetryAnswer(Answer, frozen=True, kw_only=True):
 
 
 class TasksAnswer(Answer, frozen=True, kw_only=True):
-    """A page of tasks, oldest first; `next` is null on the last."""
+    """A page of tasks, oldest first; `next` is null on the last. `closed` counts the tasks that are
+    not done and given to nobody, since a record of theirs cannot be read, of all nodes."""
 
     tasks: list[TaskSummary]
     next: str | None
+    closed: int
 
 
 class TaskDetailAnswer(Answer, frozen=True, kw_only=True):
@@ -761,6 +771,32 @@ class RoundAnswer(Answer, frozen=True, kw_only=True):
     """One round."""
 
     round: RoundDetail
+
+
+class RivalAccount(Part, frozen=True, kw_only=True):
+    """What one rival has won and cost at a specialization, or at all (`node_id` null).
+
+    Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
+    `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
+    champions before, null where it replaced none; `device_seconds` is for how long devices held its
+    tasks.
+    """
+
+    node_id: str | None
+    rival: str
+    rounds: int
+    won: int
+    lost: int
+    absent: int
+    error_factor: float | None
+    device_seconds: float
+
+
+class RivalsAnswer(Answer, frozen=True, kw_only=True):
+    """The rivals of each specialization, and the sums."""
+
+    rivals: list[RivalAccount]
+    total: list[RivalAccount]
 
 
 class LogState(Part, frozen=True, kw_only=True):

@@ -1,23 +1,22 @@
 """The gate: is a candidate's error on the hidden cases surely lower than the champion's?
 
-Paired bootstrap (Efron & Tibshirani 1993, chapter 8) on the same cases, with the significance spent
-over the looks taken at one champion, so that trying again and again does not wear the gate down:
-the k-th look gets α_k = 0.05·6/(π²k²), and all looks together 0.05 (WORKLOADS.md section 3 has the
-measured rates). Pure functions of their arguments: the only chance is in `seed`.
+Paired differences on the same cases (`orchestrator.bounds`), with the significance spent over the
+looks taken at one champion, so that trying again and again does not wear the gate down: the k-th
+look gets α_k = 0.05·6/(π²k²), and all looks together 0.05. A look adds cases until its verdict is
+clear or there are no more. Pure functions of their arguments, with no chance in them.
 """
 
 import math
-import statistics
 from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from core.events import Reasons
+from orchestrator import bounds
+from orchestrator.bounds import Floats, Stage
 
 ALPHA_TOTAL = 0.05
-RESAMPLES = 4_000
 RATIO_MAX = 0.99
 """A better candidate's error is surely below this many times the champion's."""
 EVIDENCE_DROP_MAX = 0.01
@@ -25,17 +24,15 @@ ERROR_FLOOR = 1e-9
 """Errors below this count as this under the logarithm."""
 ERROR_MAX = 1e100
 """Errors above this count as this, so that no sum of them overflows."""
-TAIL_RESAMPLES_MIN = 10
 RATIO_SAID_MAX = 1_000
-_RESAMPLES_AT_ONCE = 500
 
-Floats = npt.NDArray[np.float64]
 Against = Literal["champion", "trivial"]
 Method = Literal["log-ratio", "mean-difference"]
 
 
 class Ruling(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate measured and decided. Bounds are ends of two-sided intervals at `alpha`.
+    """What the gate measured and decided. Bounds are ends of two-sided intervals at the stage's
+    share of `alpha`; where the verdict is not `settled`, more cases may change it.
 
     `ratio` compares the errors: the geometric mean of the cases' ratios, or the ratio of the means
     where the method is "mean-difference"; `ratio_upper` is surely not exceeded. Both are None where
@@ -43,6 +40,7 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     verdict: Literal["better", "reject"]
+    settled: bool
     method: Method
     alpha: float
     cases: int
@@ -62,37 +60,6 @@ def alpha_at(look: int) -> float:
     """The significance of the k-th look, from 1; over all looks they sum to 0.05 (Basel sum)."""
     assert look >= 1, "looks are counted from 1"
     return ALPHA_TOTAL * 6.0 / (math.pi**2 * look**2)
-
-
-def upper_bounds(values: Floats, alpha: float, seed: int) -> Floats:
-    """Upper ends of the two-sided intervals of each column's mean; `values` is [cases, columns].
-
-    The quantile 1 − α/2 of 4,000 bootstrap means. Where fewer than ten of them lie beyond that
-    quantile they cannot resolve it (from the third look on; beyond the tenth or so it is simply
-    their largest): there the normal approximation, which knows its tail, bounds it from below.
-    """
-    means = _bootstrap_means(values, seed)
-    bounds: Floats = np.quantile(means, 1.0 - alpha / 2.0, axis=0)
-    if alpha / 2.0 * RESAMPLES < TAIL_RESAMPLES_MIN:
-        z = statistics.NormalDist().inv_cdf(1.0 - alpha / 2.0)
-        spread = values.std(axis=0, ddof=1) / math.sqrt(len(values))
-        bounds = np.maximum(bounds, values.mean(axis=0) + z * spread)
-    return bounds
-
-
-def _bootstrap_means(values: Floats, seed: int) -> Floats:
-    count = len(values)
-    draw = np.random.default_rng(seed)
-    means = np.empty((RESAMPLES, values.shape[1]))
-    rows = np.arange(_RESAMPLES_AT_ONCE)[:, None] * count
-    for first in range(0, RESAMPLES, _RESAMPLES_AT_ONCE):
-        # How often each case was drawn, then one product for all columns: 10 times faster than
-        # gathering the drawn values.
-        drawn = draw.integers(0, count, (_RESAMPLES_AT_ONCE, count)) + rows
-        times = np.bincount(drawn.ravel(), minlength=_RESAMPLES_AT_ONCE * count)
-        block = times.reshape(_RESAMPLES_AT_ONCE, count).astype(np.float64)
-        means[first : first + _RESAMPLES_AT_ONCE] = block @ values / count
-    return means
 
 
 def log_ratios(new: Floats, opponent: Floats) -> Floats:
@@ -116,8 +83,8 @@ def tail_of_signs(new: Floats, opponent: Floats) -> float:
 
     For errors of 0 and 1 this is McNemar's test (1947). Other errors weigh differently, so of them
     only the number of differing cases is used: m of them cannot show more than 2^-m.
-    The bootstrap needs this beside it: from five differing cases out of 2,048, all in the
-    candidate's favour, its interval excludes 0, though one pair of equal models in 32 does that.
+    An interval needs this beside it: from five differing cases out of 2,048, all in the candidate's
+    favour, it excludes 0, though one pair of equal models in 32 does that.
     """
     better, differing = int(np.sum(new < opponent)), int(np.sum(new != opponent))
     if not _is_binary(new, opponent):
@@ -133,11 +100,12 @@ def decide(
     *,
     tolerance: float,
     look: int,
-    seed: int,
+    stage: Stage | None = None,
     against: Against = "champion",
 ) -> Ruling:
     """The ruling on a candidate's errors against the champion's (or, where a node has none, the
-    trivial predictor's) on the same cases; both are [cases].
+    trivial predictor's) on the same cases; both are [cases], all those of the look up to this
+    stage, by default its only one.
 
     An error up to `tolerance` is evidence. A candidate with an error that is no number at least 0
     loses; the opponent's errors must be numbers.
@@ -145,12 +113,14 @@ def decide(
     assert new.shape == opponent.shape, "errors are compared on the same cases"
     assert new.ndim == 1, "one error a case"
     assert _unusable(opponent) == 0, "the opponent's errors are numbers"
+    stage = stage or Stage(0, len(new), len(new))
+    assert stage.cases == len(new), "a stage has all cases up to it"
     alpha = alpha_at(look)
     unusable = _unusable(new)
     if unusable:
         return _without_numbers(new, opponent, unusable, tolerance, alpha)
     new, opponent = np.minimum(new, ERROR_MAX), np.minimum(opponent, ERROR_MAX)
-    measured, failed = _measured(new, opponent, tolerance, alpha, seed)
+    measured, failed = _measured(new, opponent, tolerance, alpha, stage)
     differing = int(np.sum(new != opponent))
     reasons = _reasons(measured, failed, look, differing, against)
     return msgspec.structs.replace(measured, reasons=reasons)
@@ -164,32 +134,35 @@ class _Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _measured(
-    new: Floats, opponent: Floats, tolerance: float, alpha: float, seed: int
+    new: Floats, opponent: Floats, tolerance: float, alpha: float, stage: Stage
 ) -> tuple[Ruling, _Failed]:
     """The ruling but for its reasons, and which conditions failed."""
     method = method_for(new, opponent)
     by_ratios = method == "log-ratio"
     compared = log_ratios(new, opponent) if by_ratios else new - RATIO_MAX * opponent
-    evidence_fall = (opponent <= tolerance).astype(np.float64) - (new <= tolerance)
-    columns = np.stack([compared, new - opponent, evidence_fall], axis=1)
-    compared_upper, difference_upper, fall_upper = upper_bounds(columns, alpha, seed).tolist()
-    error, opponent_error = float(new.mean()), float(opponent.mean())
-    ratio: float | None = None
-    ratio_upper: float | None = None
-    if by_ratios:
-        ratio, ratio_upper = math.exp(float(compared.mean())), math.exp(compared_upper)
-    elif opponent_error:
-        # Linear in the bound, so that it is below 0.99 exactly where the bound is below 0.
-        ratio, ratio_upper = error / opponent_error, RATIO_MAX + compared_upper / opponent_error
-    is_lower = compared_upper < (math.log(RATIO_MAX) if by_ratios else 0.0)
+    fall = (opponent <= tolerance).astype(np.float64) - (new <= tolerance)
+    limits = [
+        (compared, math.log(RATIO_MAX) if by_ratios else 0.0),
+        (new - opponent, 0.0),
+        (fall, EVIDENCE_DROP_MAX),
+    ]
+    spent = alpha * stage.share
+    compared_upper, difference_upper, fall_upper = (
+        bounds.upper(values, spent) for values, _ in limits
+    )
+    is_lower = compared_upper < limits[0][1]
     failed = _Failed(
         ratio=not is_lower,
-        few=is_lower and not by_ratios and tail_of_signs(new, opponent) > alpha / 2,
+        few=is_lower and not by_ratios and tail_of_signs(new, opponent) > spent / 2,
         difference=difference_upper > 0,
         evidence=fall_upper > EVIDENCE_DROP_MAX,
     )
+    is_rejected = any(msgspec.structs.astuple(failed))
+    error, opponent_error = float(new.mean()), float(opponent.mean())
+    ratio, ratio_upper = _ratios(by_ratios, compared, compared_upper, error, opponent_error)
     ruling = Ruling(
-        verdict="reject" if any(msgspec.structs.astuple(failed)) else "better",
+        verdict="reject" if is_rejected else "better",
+        settled=not is_rejected or stage.is_last or _is_hopeless(limits, stage, alpha),
         method=method,
         alpha=alpha,
         cases=len(new),
@@ -206,6 +179,24 @@ def _measured(
     return ruling, failed
 
 
+def _is_hopeless(limits: list[tuple[Floats, float]], stage: Stage, alpha: float) -> bool:
+    return any(
+        bounds.hope(values, limit, stage, alpha) < bounds.HOPE_LEAST for values, limit in limits
+    )
+
+
+def _ratios(
+    by_ratios: bool, compared: Floats, upper: float, error: float, opponent_error: float
+) -> tuple[float | None, float | None]:
+    """The ratio of the errors, and what it surely does not exceed; None where there is none."""
+    if by_ratios:
+        return math.exp(float(compared.mean())), math.exp(upper)
+    if opponent_error:
+        # Linear in the bound, so that it is below 0.99 exactly where the bound is below 0.
+        return error / opponent_error, RATIO_MAX + upper / opponent_error
+    return None, None
+
+
 def _unusable(errors: Floats) -> int:
     return int(np.sum(~(np.isfinite(errors) & (errors >= 0))))
 
@@ -215,6 +206,7 @@ def _without_numbers(
 ) -> Ruling:
     return Ruling(
         verdict="reject",
+        settled=True,
         method="log-ratio",
         alpha=alpha,
         cases=len(new),

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -33,7 +33,7 @@ from agent import artifacts, checkpoints, tensors
 from agent.specialists import base, forms, registry
 from core import bus, chunks, corpora, errors, events, platforms, wire
 from core.events import CandidateVerdict, Reasons
-from orchestrator import gate
+from orchestrator import bounds, gate
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ def errors_of(
     model: Model,
     cases: base.Cases,
     go_on: Callable[[], None] = _go_on,
-) -> gate.Floats:
+) -> bounds.Floats:
     """A model's error on each case. Raises errors.ArtifactError when it cannot be asked."""
     parts = []
     count = len(next(iter(cases.values())))
@@ -309,9 +309,10 @@ def measure(
 ) -> wire.Verdict:
     """The verdict on a round: rank the sound candidates, then put the best to the gate.
 
-    Each step draws 2,048 hidden cases of its own, or as many as there are; of a corpus from the
-    folder `texts`. Candidates that are not sound are refused and
-    never the end of the round; a champion that is not makes it void, and stays champion.
+    Each step draws hidden cases of its own, or as many as there are, the gate up to 32,768 where it
+    takes so many to see; of a corpus from the folder `texts`. Candidates that are not sound are
+    refused and never the end of the round; a champion that is not makes it void, and stays
+    champion.
     """
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
@@ -349,6 +350,7 @@ class _Trial:
         self._picked = ""
         self._ruling: gate.Ruling | None = None
         self._baseline_error: float | None = None
+        self._beats_baseline = False
         self._reasons = Reasons(
             en="No candidate stood in this round.", ar="لم يتقدم أي مرشح في هذه الجولة."
         )
@@ -418,7 +420,7 @@ class _Trial:
                 self._ranked, key=lambda name: (self._ranked[name], self._models[name].params, name)
             )
 
-    def _measured(self, found: gate.Floats) -> tuple[float, float]:
+    def _measured(self, found: bounds.Floats) -> tuple[float, float]:
         """Mean error and evidence rate. Raises errors.ArtifactError for errors that are none."""
         assert self._specialist is not None, "measured by a specialist"
         unusable = int(np.sum(~(np.isfinite(found) & (found >= 0))))
@@ -429,50 +431,77 @@ class _Trial:
         return float(found.mean()), float(np.mean(found <= self._specialist.tolerance))
 
     def put_to_gate(self) -> None:
-        """Measure the picked one and its opponent on other hidden cases, and let the gate rule."""
+        """Measure the picked one and its opponent on other hidden cases, of which there are more
+        until the gate's ruling is clear."""
         if not self._picked:
             return
         specialist = self._specialist
         assert specialist is not None, "candidates are picked by a specialist"
-        seed = self._seed("gate")
-        cases = specialist.cases(seed, HIDDEN_CASES, "hidden")
-        baselines = {
-            name: found.double().numpy()
-            for name, found in specialist.baseline_errors(cases).items()
-        }
-        self._baseline_error = float(baselines[specialist.baseline_of_record].mean())
+        picked = self._models[self._picked]
         try:
-            against, opponent = self._opponent(specialist, cases, baselines["trivial"])
+            opponent = _Opponent(specialist, self._champion(specialist), self._go_on)
+            own: list[bounds.Floats] = []
+            for stage, cases in self._stages(specialist):
+                opponent.meet(cases)
+                own.append(self._answers(specialist, picked, cases))
+                if not stage.before:
+                    self._compare_with_baseline(specialist, cases, own[0])
+                self._ruling = gate.decide(
+                    np.concatenate(own),
+                    np.concatenate(opponent.errors),
+                    tolerance=specialist.tolerance,
+                    look=self._brief.look,
+                    stage=stage,
+                    against=opponent.against,
+                )
+                if self._ruling.settled:
+                    break
         except errors.ArtifactError as error:
+            self._ruling = None
             self._leave_unjudged(error)
             return
-        try:
-            found = errors_of(specialist, self._models[self._picked], cases, self._go_on)
-        except errors.ArtifactError:
-            found = np.full_like(opponent, math.nan)
-        self._ruling = gate.decide(
-            found,
-            opponent,
-            tolerance=specialist.tolerance,
-            look=self._brief.look,
-            seed=seed,
-            against=against,
-        )
+        assert self._ruling is not None, "a judgement has a stage"
         self._reasons = self._ruling.reasons
         self._record(self._ruling)
 
-    def _opponent(
-        self, specialist: base.Specialist, cases: base.Cases, trivial: gate.Floats
-    ) -> tuple[gate.Against, gate.Floats]:
+    def _champion(self, specialist: base.Specialist) -> Model | None:
         champion = self._brief.champion
         if champion is None:
-            return "trivial", trivial
-        model = load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
-        found = errors_of(specialist, model, cases, self._go_on)
-        if not np.isfinite(found).all():
-            # It answers some cases with nonsense: to reign, one need only beat the trivial.
-            return "trivial", trivial
-        return "champion", found
+            return None
+        return load(specialist, self._stored[champion.candidate_id], champion.weights_sha256)
+
+    def _stages(self, specialist: base.Specialist) -> Iterator[tuple[bounds.Stage, base.Cases]]:
+        """Cases to add, each with where the judgement stands then. Those of a corpus end with the
+        first stage: a large model takes long over each."""
+        there = specialist.hidden_max
+        if there is None:
+            for stage in bounds.stages(bounds.CASES_MAX):
+                label = f"gate {stage.before}" if stage.before else "gate"
+                added = stage.cases - stage.before
+                yield stage, specialist.cases(self._seed(label), added, "hidden")
+            return
+        asked = bounds.CASES_MAX if self._brief.workload.corpus is None else HIDDEN_CASES
+        count = min(asked, there)
+        cases = specialist.cases(self._seed("gate"), count, "hidden")
+        for stage in bounds.stages(count):
+            some = slice(stage.before, stage.cases)
+            yield stage, {name: each[some] for name, each in cases.items()}
+
+    def _answers(
+        self, specialist: base.Specialist, model: Model, cases: base.Cases
+    ) -> bounds.Floats:
+        """The picked one's errors; where it cannot be asked, none that are numbers."""
+        try:
+            return errors_of(specialist, model, cases, self._go_on)
+        except errors.ArtifactError:
+            return np.full(len(next(iter(cases.values()))), math.nan)
+
+    def _compare_with_baseline(
+        self, specialist: base.Specialist, cases: base.Cases, own: bounds.Floats
+    ) -> None:
+        baseline = specialist.baseline_errors(cases)[specialist.baseline_of_record]
+        self._baseline_error = float(baseline.mean())
+        self._beats_baseline = bool(own.mean() < self._baseline_error)
 
     def _leave_unjudged(self, error: errors.ArtifactError) -> None:
         """Compare nobody: to judge as if no champion reigned would let anything dethrone it."""
@@ -533,8 +562,6 @@ class _Trial:
         """The verdict as it is sent."""
         brief, ruling = self._brief, self._ruling
         won = ruling is not None and ruling.verdict == "better"
-        error, baseline = ruling.error if ruling else None, self._baseline_error
-        beats = error is not None and baseline is not None and error < baseline
         measured = ruling is not None and brief.champion is not None
         return wire.Verdict(
             judge=judge,
@@ -550,10 +577,44 @@ class _Trial:
             alpha=ruling.alpha if ruling else 0.0,
             cases=ruling.cases if ruling else 0,
             champion_error=ruling.opponent_error if ruling and measured else None,
-            baseline_error=baseline,
-            below_baseline=not beats,
+            baseline_error=self._baseline_error,
+            below_baseline=not self._beats_baseline,
             environment=environment(),
         )
+
+
+class _Opponent:
+    """Whom a candidate meets: the champion, or the trivial predictor where none reigns, and where
+    the champion answers a case with nonsense: to reign, one need only beat the trivial then."""
+
+    def __init__(
+        self, specialist: base.Specialist, champion: Model | None, go_on: Callable[[], None]
+    ) -> None:
+        self._specialist, self._champion, self._go_on = specialist, champion, go_on
+        self._met: list[base.Cases] = []
+        self.errors: list[bounds.Floats] = []
+        """On all cases so far, part by part."""
+
+    @property
+    def against(self) -> gate.Against:
+        """Who it is."""
+        return "trivial" if self._champion is None else "champion"
+
+    def meet(self, cases: base.Cases) -> None:
+        """Be measured on these as well. Raises errors.ArtifactError for a champion that cannot be
+        asked."""
+        self._met.append(cases)
+        if self._champion is not None:
+            found = errors_of(self._specialist, self._champion, cases, self._go_on)
+            if np.isfinite(found).all():
+                self.errors.append(found)
+                return
+            self._champion, self.errors = None, []
+        self.errors += [self._trivial(part) for part in self._met[len(self.errors) :]]
+
+    def _trivial(self, cases: base.Cases) -> bounds.Floats:
+        found: bounds.Floats = self._specialist.baseline_errors(cases)["trivial"].double().numpy()
+        return found
 
 
 def _in_arabic(error: Exception) -> str:

@@ -88,7 +88,11 @@ def main() -> None:
 
 def _failed(error: Exception) -> jobs.Failed:
     if isinstance(error, errors.AghsanError):
-        return jobs.Failed(reason=str(error), unfit=isinstance(error, errors.Unfit))
+        return jobs.Failed(
+            reason=str(error),
+            unfit=isinstance(error, errors.Unfit),
+            is_other=isinstance(error, errors.OtherTraining),
+        )
     reason = f"{type(error).__name__}: {error}"
     trace = traceback.format_exc()[-TRACE_CHARS_MAX:]
     return jobs.Failed(reason=reason, trace=trace, no_room=platforms.is_want_of_room(error))

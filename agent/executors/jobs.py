@@ -79,9 +79,10 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
 
 
 class Revived(msgspec.Struct, frozen=True, kw_only=True, tag="revived"):
-    """The process died; the job goes on in another one."""
+    """The process died; the job goes on in another one, from its state at `step` if it has one."""
 
     reason: str
+    step: int = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -167,12 +168,13 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """A job cannot be finished; `no_room`: for want of room on the disk, `unfit`: for want of what
-    another device may have."""
+    another device may have, `is_other`: since its folder is that of another training."""
 
     reason: str
     trace: str = ""
     no_room: bool = False
     unfit: bool = False
+    is_other: bool = False
 
 
 Request: TypeAlias = Job | Stop

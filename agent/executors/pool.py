@@ -37,7 +37,8 @@ class Pool(Executor):
                 return jobs.Stopped(directory="", step=0)
             return await super().run(job, on_report)
         except Died as error:
-            on_report(jobs.Revived(reason=str(error).partition("\n")[0]))
+            reason = str(error).partition("\n")[0]
+            on_report(jobs.Revived(reason=reason, step=self.saved.step))
             await self.start()
             if self._is_to_stop:
                 return self.saved

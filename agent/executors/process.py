@@ -150,7 +150,8 @@ class Executor:
         """Do a job; its reports on the way go to `on_report`. Cancelled, it drops the work.
 
         Raises errors.DiskFull when its directory has no room, errors.Unfit when this device lacks
-        what it takes, errors.TrainingError when it cannot be finished otherwise, Died when its
+        what it takes, errors.OtherTraining when its directory holds another's state,
+        errors.TrainingError when it cannot be finished otherwise, Died when its
         process did not live to: after a first line with the reason come the last words of the
         process. One that falls silent is ended.
         """
@@ -180,6 +181,8 @@ class Executor:
                         raise errors.DiskFull(f"{job.directory} has no room: {report.reason}")
                     case jobs.Failed(unfit=True):
                         raise errors.Unfit(report.reason)
+                    case jobs.Failed(is_other=True):
+                        raise errors.OtherTraining(report.reason)
                     case jobs.Failed():
                         raise errors.TrainingError("\n".join([report.reason, report.trace]).strip())
                     case None:

@@ -240,7 +240,7 @@ class _Training:
         torch.set_num_threads(count)
 
     def _require_ours(self, folder: Path, state: checkpoints.State) -> None:
-        """Raise errors.ArtifactError for the state of another training."""
+        """Raise errors.OtherTraining for a state that is not of this one."""
         job = self._job
         ours = (job.specialist, job.node_id, job.role, job.seed, self._base_sha256)
         found = (state.specialist, state.node_id, state.role, state.seed, state.base_sha256)
@@ -574,8 +574,8 @@ class _Training:
         )
 
 
-def _another(folder: Path, state: checkpoints.State) -> errors.ArtifactError:
-    return errors.ArtifactError(
+def _another(folder: Path, state: checkpoints.State) -> errors.OtherTraining:
+    return errors.OtherTraining(
         f"{folder} is the state of another training ({state.method}, {state.role} of "
         f"{state.node_id}, seed {state.seed}, {state.total_steps} steps); use another folder, or "
         "remove it"

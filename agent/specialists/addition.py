@@ -47,6 +47,13 @@ class Addition:
         self._prompt_tokens = 2 * self._digits + 2
         self.trivial_error = 1 - 10.0 ** (-2 * self._digits)
 
+    @property
+    def hidden_max(self) -> int | None:
+        """The hidden pairs, where they are few enough to be listed."""
+        if self._digits > LISTED_DIGITS_MAX:
+            return None
+        return len(_pairs(self._digits)["hidden"])
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """`batch_size` training pairs, drawn with replacement: tokens, int64 [count, 9]."""
         draw = seeds.generator(self.name, "train", seed, step)

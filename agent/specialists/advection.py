@@ -35,6 +35,7 @@ class Advection:
     baseline_of_record = "trivial"
     batch_size = 32
     learning_rate = 8e-3
+    hidden_max = None
 
     def __init__(
         self, *, viscosity_least: float, viscosity_ratio: float, speed_max: float, waves: float

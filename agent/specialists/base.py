@@ -47,6 +47,12 @@ class Specialist(Protocol):
     batch_size: int
     learning_rate: float
 
+    @property
+    def hidden_max(self) -> int | None:
+        """How many hidden cases there are, of which a draw of fewer begins one of more; None where
+        there is no end of them."""
+        ...
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """The training batch of one step, so that the data cursor is one integer."""
         ...

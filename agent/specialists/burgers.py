@@ -45,6 +45,7 @@ class Burgers:
     baseline_of_record = "linear heat"
     batch_size = 32
     learning_rate = 8e-3
+    hidden_max = None
 
     def __init__(
         self, *, viscosity_least: float, viscosity_ratio: float, final_time: float, waves: float

@@ -46,6 +46,7 @@ class Energies:
     baseline_of_record = "second-order differences"
     batch_size = 32
     learning_rate = 1e-2
+    hidden_max = None
 
     def __init__(self, *, wells: float, height: float, reach: float) -> None:
         self._wells, self._height, self._reach = int(wells), height, reach

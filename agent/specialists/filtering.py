@@ -60,6 +60,7 @@ class Filtering:
     baseline_of_record = "fixed gain"
     batch_size = 64
     learning_rate = 8e-3
+    hidden_max = None
 
     def __init__(
         self,

@@ -122,6 +122,7 @@ class Forecasting:
     baseline_of_record = "ets"
     batch_size = 128
     learning_rate = 4e-3
+    hidden_max = None
 
     def __init__(
         self,

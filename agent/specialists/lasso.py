@@ -32,6 +32,7 @@ class Lasso:
     baseline_of_record = "fista 12"
     batch_size = 64
     learning_rate = 2e-2
+    hidden_max = None
 
     def __init__(
         self,
@@ -192,6 +193,16 @@ def shrink(x: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     return torch.sign(x) * torch.relu(torch.abs(x) - threshold)
 
 
+def unless_worse(x: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Answers [n, 128], and 0 where that has the lower objective: learned steps that are longer
+    than is safe may diverge on a problem unlike those seen (safeguarding, Heaton et al. 2020). Not
+    while training, which has to feel what went wrong."""
+    a = matrix(b.dtype, b.device, b.shape[1], x.shape[1])
+    objective = (b - x @ a.T).square().sum(1) / 2 + penalty * x.abs().sum(1)
+    worse = ~(objective <= b.square().sum(1) / 2)
+    return x.masked_fill(worse.unsqueeze(1), 0.0)
+
+
 class LearnedSteps(torch.nn.Module):
     """FISTA with a learned step, threshold and momentum in every layer: 3 numbers each.
 
@@ -219,7 +230,7 @@ class LearnedSteps(torch.nn.Module):
             ahead = x + self.momentum[layer] * (x - before)
             moved = ahead + step * (goal - ahead @ self.gram)
             before, x = x, shrink(moved, thresholds[:, layer : layer + 1])
-        return x
+        return x if self.training else unless_worse(x, b, penalty)
 
 
 class Lista(torch.nn.Module):
@@ -248,4 +259,4 @@ class Lista(torch.nn.Module):
             ahead = x + self.momentum[layer] * (x - before)
             moved = ahead + self.step[layer] * ((b - ahead @ self.a.T) @ back)
             before, x = x, shrink(moved, thresholds[:, layer : layer + 1])
-        return x
+        return x if self.training else unless_worse(x, b, penalty)

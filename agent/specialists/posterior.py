@@ -43,6 +43,7 @@ class Posterior:
     baseline_of_record = "classical t"
     batch_size = 128
     learning_rate = 5e-3
+    hidden_max = None
 
     def __init__(self, *, prior_freedom: float, prior_weight: float, readings_max: float) -> None:
         self._freedom, self._weight = int(prior_freedom), prior_weight

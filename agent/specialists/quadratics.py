@@ -48,6 +48,7 @@ class Quadratics:
     baseline_of_record = "conjugate gradients"
     batch_size = 64
     learning_rate = 5e-3
+    hidden_max = None
 
     def __init__(
         self, *, variables: float = 32.0, condition: float = 100.0, products: float = 12.0

@@ -71,6 +71,11 @@ class Text:
         self.trivial_error = float(bits[BASELINES["trivial"]])
         self.tolerance = float(bits[BASELINES[RECORD]])
 
+    @property
+    def hidden_max(self) -> int | None:
+        """The hidden pieces. Raises errors.Invalid where only training and validation texts are."""
+        return len(_pieces(self._hidden()))
+
     def train_batch(self, seed: int, step: int) -> Batch:
         """Windows of training text, and what is known of each byte: text int64 [count, 256]; share
         float32, total and kinds int32, [count, 256, orders]."""

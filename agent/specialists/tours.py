@@ -60,6 +60,7 @@ class Tours:
     baseline_of_record = "nearest neighbour, 2-opt"
     batch_size = 16
     learning_rate = 1e-2
+    hidden_max = None
 
     def __init__(self, *, cities: float = CITIES, height: float = HEIGHT) -> None:
         self.count, self.height = int(cities), height

@@ -5,17 +5,21 @@
 the projections: a mistake there would else be made twice, and agree with itself.
 
 A record that breaks a rule is taken as it stands, so that one fault is told once and not again by
-everything that follows from it.
+everything that follows from it. What follows from a record that was lost, and that a person
+accepted, is told apart from the rest: `LossAccepted` says what the log was then, so that no later
+change hides behind it.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
-from core import blocks, errors, events, seals
+from core import blocks, errors, events, seals, subjects
 from core.audit.artifacts import Named
 from core.audit.findings import Findings, Violation
+from core.audit.losses import Losses
 from core.audit.rounds import Rounds
 from core.audit.tasks import Tasks
 from core.audit.tree import Tree
@@ -44,24 +48,38 @@ class Auditor:
         self.sealed = 0
         """The last record that a sound seal covers."""
         self._seal = ""
+        self._lost_seal = 0
+        """A lost record that may be the seal after that."""
         self._leaves: list[bytes] = []
+        self._whole = hashlib.sha256()
+        """Over all leaves, as of a seal of the whole log up to here."""
+        self.lost_chunks: dict[str, int] = {}
+        """Digests of chunks whose loss was accepted, with the last record that was there then."""
         self._ids: set[str] = set()
-        self._tree = Tree(self._add)
-        self._tasks = Tasks(self._add, self._tree)
-        self._rounds = Rounds(self._add, self._tree, self._tasks)
+        self._losses = Losses()
+        self._tree = Tree(self._add, self._losses)
+        self._tasks = Tasks(self._add, self._tree, self._losses)
+        self._rounds = Rounds(self._add, self._tree, self._tasks, self._losses)
         self._takers = self._table_of_takers()
 
     def take(self, record: Record, leaf: bytes = b"") -> None:
         """Check one record against all before it; `leaf` is what seals have of it."""
         self.events += 1
         self._in_order(record.seq)
-        self._leaves.append(leaf)
         event = events.decode(*record)
         if isinstance(event, events.Undecodable):
             self._unreadable(record, event)
             self._rounds.due = None  # it might be what is due
-            return
+        else:
+            self._take_event(record.subject, event)
+        self._leaves.append(leaf)
+        self._whole.update(leaf)
+
+    def _take_event(self, subject: str, event: events.Event) -> None:
         self._envelope(event)
+        if self._losses.is_closed(subject):
+            detail = f"{type(event.data).__name__} on {subject}, of which a record is lost"
+            self._add("closed", event.seq, detail)
         self._rounds.expect_promotion(event.seq, event.data)
         taker = self._takers.get(type(event.data))
         if taker is not None:
@@ -96,11 +114,20 @@ class Auditor:
         self.last_seq = max(self.last_seq, seq)
 
     def _unreadable(self, record: Record, found: events.Undecodable) -> None:
+        if found.reason == events.LOST:
+            self._lost(record)
+            return
         proper = _proper_subject(record)
         if proper is None:
             self._add("undecodable", record.seq, f"{record.subject}: {found.reason}")
         else:
             self._add("subject", record.seq, f"lies on {record.subject}, belongs on {proper}")
+
+    def _lost(self, record: Record) -> None:
+        self._losses.take(record.seq, record.subject)
+        if record.subject in (subjects.LOG_SEAL, subjects.lost(record.seq)):
+            self._lost_seal = self._lost_seal or record.seq
+        self._add("undecodable", record.seq, f"{record.subject}: {events.LOST}", record.seq)
 
     def _envelope(self, event: events.Event) -> None:
         if event.id in self._ids:
@@ -117,6 +144,7 @@ class Auditor:
         takers: dict[type, Callable[[int, Any], None]] = {
             events.WriterStarted: self._writer_started,
             events.LogSealed: self._log_sealed,
+            events.LossAccepted: self._loss_accepted,
             events.ArtifactsSwept: self._artifacts_swept,
             events.NodeAdded: self._tree.added,
             events.ChampionPromoted: self._rounds.promoted,
@@ -135,29 +163,51 @@ class Auditor:
 
     def _log_sealed(self, seq: int, data: events.LogSealed) -> None:
         """Compare a seal with what was read; what it covers needs no keeping any more."""
-        if data.first != self.sealed + 1 or data.previous != self._seal:
+        goes_on = data.first == self.sealed + 1 and data.previous == self._seal
+        # Whoever writes on goes on at the last seal that can be read, and does so since then.
+        follows_lost = self._lost_seal > self._losses.accepted
+        if not goes_on:
             detail = (
                 f"a seal of {data.first} to {data.last} follows one that ended at {self.sealed}"
             )
-            self._add("seals", seq, detail)
-        covered = self._leaves[: max(0, data.last - self.sealed)]
+            self._add("seals", seq, detail, self._lost_seal if follows_lost else 0)
+        start = max(0, data.first - 1 - self.sealed)
+        covered = self._leaves[start : max(0, data.last - self.sealed)]
         if data.first <= data.last < seq and seals.chain(data.previous, covered) != data.digest:
             detail = f"records {data.first} to {data.last} are not the ones that were sealed"
-            self._add("seals", data.first, detail)
-        del self._leaves[: len(covered)]
-        self.sealed, self._seal = max(self.sealed, data.last), data.digest
+            cause = self._losses.within(data.first, data.last)
+            self._add("seals", data.first, detail, cause)
+        if goes_on or not follows_lost:
+            del self._leaves[: max(0, data.last - self.sealed)]
+            self.sealed, self._seal = max(self.sealed, data.last), data.digest
+            self._lost_seal = 0
+
+    def _loss_accepted(self, seq: int, data: events.LossAccepted) -> None:
+        """Take what follows from lost records as accepted, where the log is what it was then."""
+        if not data.digest:
+            return  # of an older program: it proves nothing
+        if (data.last, data.digest) == (seq - 1, self._whole.hexdigest()):
+            self._losses.accepted = self.findings.accepted_up_to = data.last
+            self.lost_chunks |= dict.fromkeys(data.chunks, data.last)
+            return
+        # Records that were lost since make it another one, and may be accepted later.
+        lost_since = self._losses.newest() if self._losses.count > data.lost else 0
+        detail = f"records 1 to {data.last} are not the ones of which a loss was accepted"
+        self._add("losses", seq, detail, lost_since)
 
     def _artifacts_swept(self, seq: int, data: events.ArtifactsSwept) -> None:
         """Take it that these are gone; what is still needed must not be among them."""
         champions = {one.digest: one.what for one in self._tree.named}
         for digest in data.manifests:
             if needed_by := self._tasks.needs(digest) or champions.get(digest):
-                self._add("sweeps", seq, f"{digest[:12]}… is swept, and is {needed_by}")
+                detail = f"{digest[:12]}… is swept, and is {needed_by}"
+                self._add("sweeps", seq, detail, self._tasks.cause_of_need(digest))
                 self._tasks.swept.add(digest)
 
     def _writer_started(self, seq: int, data: events.WriterStarted) -> None:
         if data.epoch != self._epoch + 1:
-            self._add("writer", seq, f"epoch {data.epoch} follows epoch {self._epoch}")
+            detail = f"epoch {data.epoch} follows epoch {self._epoch}"
+            self._add("writer", seq, detail, self._losses.of(subjects.LOG_WRITER))
         self._epoch = data.epoch
 
 
@@ -198,7 +248,7 @@ def _add_damage(stored: blocks.Reading, last: int, findings: Findings) -> None:
         place = f"{one.block}.blk, byte {one.offset}: " if one.block else ""
         findings.add("blocks", one.seq, place + one.what)
     if more := stored.damage_total - len(stored.damage):
-        findings.counts["blocks"] += more
+        findings.add_unshown("blocks", more)
     if not stored.damage_total and stored.last_seq != last:
         detail = f"the blocks end at {stored.last_seq}, the server that read them at {last}"
         findings.add("blocks", min(stored.last_seq, last) + 1, detail)

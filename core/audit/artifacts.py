@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import types
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -30,17 +31,31 @@ class Stored(msgspec.Struct):
     bytes: int = 0
 
 
-async def check(store: chunks.ChunkStore, named: Iterable[Named], findings: Findings) -> Stored:
+class _Gone(errors.NotFound):
+    """A chunk that is not stored."""
+
+    def __init__(self, words: str, digest: str) -> None:
+        super().__init__(words)
+        self.digest = digest
+
+
+async def check(
+    store: chunks.ChunkStore,
+    named: Iterable[Named],
+    findings: Findings,
+    lost: Mapping[str, int] = types.MappingProxyType({}),
+) -> Stored:
     """Read everything the log names, chunk by chunk, and compare it with its digests.
 
-    A file that several artifacts share is read once. Raises Unavailable.
+    A file that several artifacts share is read once; `lost` are the chunks whose loss was accepted,
+    as `Auditor.lost_chunks`. Raises Unavailable.
     """
     stored = Stored()
     read: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
     for one in named:
         stored.artifacts += 1
         try:
-            manifest = chunks.decode_manifest(await store.get(chunks.DESK, one.digest))
+            manifest = chunks.decode_manifest(await _get(store, chunks.DESK, one.digest))
             _require_as_named(manifest, one)
             places = manifest.places()
             for file in manifest.files:
@@ -49,8 +64,17 @@ async def check(store: chunks.ChunkStore, named: Iterable[Named], findings: Find
                     stored.bytes += await _read_file(store, file, places)
                     read.add(identity)
         except (errors.NotFound, errors.ArtifactError) as error:
-            findings.add("artifacts", one.seq, f"{one.what} ({one.digest[:12]}…): {error}")
+            cause = lost.get(error.digest, 0) if isinstance(error, _Gone) else 0
+            detail = f"{one.what} ({one.digest[:12]}…): {error}"
+            findings.add("artifacts", one.seq, detail, cause)
     return stored
+
+
+async def _get(store: chunks.ChunkStore, writer: str, digest: str) -> bytes:
+    try:
+        return await store.get(writer, digest)
+    except errors.NotFound as error:
+        raise _Gone(str(error), digest) from error
 
 
 def _require_as_named(manifest: chunks.Manifest, named: Named) -> None:
@@ -70,7 +94,7 @@ async def _read_file(store: chunks.ChunkStore, file: chunks.File, places: Mappin
     async def read(at: int) -> bytes:
         # What is read is what its name says.
         named = [file.chunks[at], *file.deltas.get(at, ())]
-        piece, *changes = [await store.get(places[one], one) for one in named]
+        piece, *changes = [await _get(store, places[one], one) for one in named]
         return chunks.patched(piece, changes)
 
     total, whole = 0, hashlib.sha256()

@@ -1,11 +1,13 @@
 """The rules of a log, and what breaks them."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections import Counter
+from typing import Protocol
 
 import msgspec
 
 SHOWN_MAX = 100
+KEPT_MAX = 10_000
+"""Of what follows from lost records, until it shows whether a person accepted them."""
 DETAIL_CHARS_MAX = 400
 
 RULES: dict[str, str] = {
@@ -31,12 +33,19 @@ RULES: dict[str, str] = {
     " commitment was withdrawn may end void without",
     "promotion": "a champion stood in the round whose verdict, right before, promotes it; it may be"
     " missing only where the end of the log was lost, and that accepted",
+    "closed": "nothing is written on a task, round, node or worker that lost a record, once that"
+    " was accepted",
+    "losses": "the log is what it was when a person accepted that records of it were lost",
     "sweeps": "only what nothing needs any more is swept",
     "artifacts": "what is needed of what the log names is stored, and is what its digest says",
 }
 
-Add: TypeAlias = Callable[[str, int, str], None]
-"""Adds a violation: rule, sequence, detail."""
+
+class Add(Protocol):
+    """Adds a violation; `cause` is the lost record that it may follow from, 0 for none."""
+
+    def __call__(self, rule: str, seq: int, detail: str, cause: int = 0) -> None:
+        """Record a violation."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -48,20 +57,65 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 class Findings:
-    """Violations in the order they are found: the first SHOWN_MAX, and how many of each rule."""
+    """Violations in the order they are found, the first SHOWN_MAX, and how many of each rule; apart
+    from them, those that follow from a lost record and that a person accepted."""
 
     def __init__(self) -> None:
-        self.shown: list[Violation] = []
-        self.counts: dict[str, int] = {}
+        self.accepted_up_to = 0
+        """What follows from a record that is lost up to here was accepted."""
+        self._kept: list[tuple[int, Violation]] = []
+        self._kept_of_losses = 0
+        self._counts: Counter[tuple[int, str]] = Counter()
+
+    def add(self, rule: str, seq: int, detail: str, cause: int = 0) -> None:
+        """Record a violation; `cause` is the lost record that it follows from, 0 for none."""
+        self.add_unshown(rule, 1, cause)
+        kept = self._kept_of_losses if cause else len(self._kept) - self._kept_of_losses
+        if kept < (KEPT_MAX if cause else SHOWN_MAX):
+            self._kept.append((cause, Violation(rule, seq, detail[:DETAIL_CHARS_MAX])))
+            self._kept_of_losses += cause > 0
+
+    def add_unshown(self, rule: str, count: int, cause: int = 0) -> None:
+        """Count violations without saying where they are."""
+        assert rule in RULES, rule
+        self._counts[cause, rule] += count
+
+    @property
+    def shown(self) -> list[Violation]:
+        """The first SHOWN_MAX that nobody accepted."""
+        return [one for cause, one in self._kept if not self._is_accepted(cause)][:SHOWN_MAX]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By rule, how many nobody accepted."""
+        return self._counted(accepted=False)
 
     @property
     def total(self) -> int:
-        """All violations, those that are not shown too."""
+        """All violations that nobody accepted, those that are not shown too."""
         return sum(self.counts.values())
 
-    def add(self, rule: str, seq: int, detail: str) -> None:
-        """Record a violation."""
-        assert rule in RULES, rule
-        self.counts[rule] = self.counts.get(rule, 0) + 1
-        if len(self.shown) < SHOWN_MAX:
-            self.shown.append(Violation(rule, seq, detail[:DETAIL_CHARS_MAX]))
+    @property
+    def accepted_shown(self) -> list[Violation]:
+        """The first SHOWN_MAX of what follows from an accepted loss."""
+        return [one for cause, one in self._kept if self._is_accepted(cause)][:SHOWN_MAX]
+
+    @property
+    def accepted_counts(self) -> dict[str, int]:
+        """By rule, how many follow from an accepted loss."""
+        return self._counted(accepted=True)
+
+    @property
+    def accepted_total(self) -> int:
+        """All that follow from an accepted loss."""
+        return sum(self.accepted_counts.values())
+
+    def _is_accepted(self, cause: int) -> bool:
+        return 0 < cause <= self.accepted_up_to
+
+    def _counted(self, *, accepted: bool) -> dict[str, int]:
+        counted: Counter[str] = Counter()
+        for (cause, rule), count in self._counts.items():
+            if self._is_accepted(cause) == accepted:
+                counted[rule] += count
+        return dict(counted)

@@ -4,8 +4,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from core import events
+from core import events, subjects
+from core.audit import losses
 from core.audit.findings import Add
+from core.audit.losses import Losses
 from core.audit.tasks import Tasks, rivals_of
 from core.audit.tree import Tree, base_name
 from core.events import Base, Candidate, Rival, Workload
@@ -46,24 +48,30 @@ class _Due(NamedTuple):
 class Rounds:
     """All rounds, and the commitments that are free."""
 
-    def __init__(self, add: Add, tree: Tree, tasks: Tasks) -> None:
-        self._add = add
+    def __init__(self, add: Add, tree: Tree, tasks: Tasks, lost: Losses) -> None:
+        self._add_found = add
+        self._losses = lost
         self._tree = tree
         self._tasks = tasks
         self._rows: dict[str, _Round] = {}
         self._open: dict[str, str] = {}
         self._strangers: set[str] = set()
         self._free: dict[int, str] = {}
+        self._used: set[int] = set()
         self._next_index = 0
         self._withdrawn_before = 0
         self.due: _Due | None = None
         self._torn: _Due | None = None  # what was due when another writer came
 
+    def _add(self, rule: str, seq: int, detail: str, *rests_on: str) -> None:
+        """Add a violation that rests on these aggregates."""
+        self._add_found(rule, seq, detail, self._losses.of(*rests_on))
+
     def deposited(self, seq: int, data: events.CommitmentsDeposited) -> None:
         """Take commitments for rounds to come."""
         if data.first != self._next_index:
             detail = f"commitments from {data.first} are deposited; {self._next_index} comes next"
-            self._add("commitment", seq, detail)
+            self._add("commitment", seq, detail, subjects.LOG_COMMITMENTS)
         self._free.update(enumerate(data.commitments, data.first))
         self._next_index = data.first + len(data.commitments)
 
@@ -71,7 +79,7 @@ class Rounds:
         """Take it that nobody can open the commitments of lower index any more."""
         if data.before > self._next_index:
             detail = f"commitments below {data.before} are withdrawn; {self._next_index} comes next"
-            self._add("commitment", seq, detail)
+            self._add("commitment", seq, detail, subjects.LOG_COMMITMENTS)
         self._withdrawn_before = max(self._withdrawn_before, data.before)
         self._free = {index: one for index, one in self._free.items() if index >= data.before}
 
@@ -83,7 +91,8 @@ class Rounds:
         elif row is None:
             if data.round_id not in self._strangers:
                 name = type(data).__name__
-                self._add("rounds", seq, f"{name} of {data.round_id}, which was never opened")
+                detail = f"{name} of {data.round_id}, which was never opened"
+                self._add("rounds", seq, detail, losses.round_(data.round_id))
             self._strangers.add(data.round_id)
         else:
             self._of_round(seq, data, row)
@@ -109,13 +118,14 @@ class Rounds:
         match data:
             case events.RoleEntered():
                 if fault := self._fault_of_entry(data, row):
-                    self._add("rounds", seq, f"{data.round_id}: {fault}")
+                    self._add_of_task(seq, data, fault)
                 row.entered.add(data.rival)
                 row.awaited[data.rival] = data.task_id
             case events.CandidateAdmitted():
                 if fault := self._fault_of_admission(data, row):
-                    candidate_id = data.candidate.candidate_id
-                    self._add("rounds", seq, f"{data.round_id}: {candidate_id} {fault}")
+                    self._add_of_task(seq, data, f"{data.candidate.candidate_id} {fault}")
+                if self._losses.of(losses.task(data.task_id)):
+                    self._tasks.unseen[data.candidate.candidate_id] = data.task_id
                 row.awaited.pop(data.candidate.rival, None)
                 if data.candidate.rival == "merge":
                     row.merged = (data.task_id, row.merged[1] + 1)
@@ -124,20 +134,28 @@ class Rounds:
             case events.RoleClosed():
                 if row.awaited.pop(data.rival, None) != data.task_id:
                     detail = f"no {data.rival} is awaited from {data.task_id}"
-                    self._add("rounds", seq, f"{data.round_id}: {detail}")
+                    self._add_of_task(seq, data, detail)
+
+    def _add_of_task(self, seq: int, data: Any, detail: str) -> None:
+        """Add what is wrong between a round and a task."""
+        about = (losses.round_(data.round_id), losses.task(data.task_id))
+        self._add("rounds", seq, f"{data.round_id}: {detail}", *about)
 
     def _opened(self, seq: int, data: events.RoundOpened, before: _Round | None) -> None:
         if before is not None:
             self._add("rounds", seq, f"{data.round_id} is opened again")
             return
         if data.node_id not in self._tree:
-            self._add("rounds", seq, f"{data.round_id} is of {data.node_id}, which is no node yet")
-        if data.node_id in self._open:
-            detail = f"{data.round_id} is opened, while {self._open[data.node_id]} is open"
-            self._add("rounds", seq, f"{detail} at {data.node_id}")
+            detail = f"{data.round_id} is of {data.node_id}, which is no node yet"
+            self._add("rounds", seq, detail, losses.node(data.node_id))
+        if other := self._open.get(data.node_id):
+            detail = f"{data.round_id} is opened, while {other} is open at {data.node_id}"
+            self._add("rounds", seq, detail, losses.round_(other))
         if self._free.pop(data.index, None) != data.commitment:
             detail = f"{data.round_id}: commitment {data.index} was not deposited, or is used up"
-            self._add("commitment", seq, detail)
+            deposits = () if data.index in self._used else (subjects.LOG_COMMITMENTS,)
+            self._add("commitment", seq, detail, *deposits)
+        self._used.add(data.index)
         row = _Round(data.node_id, data.workload, data.index, data.commitment)
         self._rows[data.round_id] = row
         self._open[data.node_id] = data.round_id
@@ -146,7 +164,7 @@ class Rounds:
     def _require_status(self, seq: int, data: Any, row: _Round, *wanted: str) -> None:
         if row.status not in wanted:
             detail = f"{type(data).__name__} of {data.round_id}, which is {row.status}"
-            self._add("rounds", seq, detail)
+            self._add("rounds", seq, detail, losses.round_(data.round_id))
 
     def _require_base(self, seq: int, data: Any, row: _Round, base: Base | None) -> None:
         wanted = self._tree.base(row.node_id, row.workload)
@@ -155,7 +173,7 @@ class Rounds:
                 f"{type(data).__name__} of {data.round_id} against {base_name(base)}, while"
                 f" {base_name(wanted)} reigns"
             )
-            self._add("base", seq, detail)
+            self._add("base", seq, detail, losses.node(row.node_id))
 
     def _fault_of_entry(self, data: events.RoleEntered, row: _Round) -> str:
         if data.rival in row.entered:
@@ -186,25 +204,33 @@ class Rounds:
         return ""
 
     def _decided(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
-        if not data.secret and row.index < self._withdrawn_before:
-            if data.verdict != "void" or any(one.error is not None for one in data.candidates):
-                self._add("commitment", seq, f"{data.round_id} was measured without its secret")
-        elif not _opens(data.secret, row.commitment):
-            self._add("commitment", seq, f"the secret of {data.round_id} does not open it")
+        self._require_opened(seq, data, row)
+        own = losses.round_(data.round_id)
         judged = {one.candidate_id for one in data.candidates}
         if judged != row.standings.keys():
             words = ", ".join(sorted(judged ^ row.standings.keys()))
             detail = f"{data.round_id}: judged, or standing, but not both: {words}"
-            self._add("rounds", seq, detail)
+            self._add("rounds", seq, detail, own)
         if (data.verdict == "promote") != bool(data.promoted):
             detail = f"{data.round_id} is decided {data.verdict}, promoted: {data.promoted!r}"
             self._add("promotion", seq, detail)
         if data.promoted and data.promoted not in row.standings:
             detail = f"{data.round_id} promotes {data.promoted}, which did not stand in it"
-            self._add("promotion", seq, detail)
+            self._add("promotion", seq, detail, own)
         elif data.promoted:
             self.due = _Due(seq, data.round_id, row, row.standings[data.promoted])
         row.status, row.standings, row.awaited, row.entered = "decided", {}, {}, set()
+
+    def _require_opened(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
+        """The secret has to open the commitment, unless that was withdrawn."""
+        if not data.secret and row.index < self._withdrawn_before:
+            if data.verdict != "void" or any(one.error is not None for one in data.candidates):
+                self._add("commitment", seq, f"{data.round_id} was measured without its secret")
+        elif not _opens(data.secret, row.commitment):
+            # Without a secret the withdrawal may be what is lost.
+            withdrawals = () if data.secret else (subjects.LOG_COMMITMENTS,)
+            detail = f"the secret of {data.round_id} does not open it"
+            self._add("commitment", seq, detail, *withdrawals)
 
     def expect_promotion(self, seq: int, data: events.EventData) -> None:
         """Look whether what comes next is the promotion that is due."""
@@ -232,14 +258,14 @@ class Rounds:
         name = data.champion.candidate_id
         if due is None or due.round_id != data.champion.round_id:
             detail = f"{name} becomes champion without a verdict right before that says so"
-            self._add("promotion", seq, detail)
+            self._add("promotion", seq, detail, losses.round_(data.champion.round_id))
         elif wrong := _differences(data, due):
             detail = f"{name} becomes champion, unlike the candidate promoted at {due.seq}: {wrong}"
             self._add("promotion", seq, detail)
         before = self._tree.base(data.node_id, data.champion.workload)
         if data.instead_of != (before.candidate_id if before else ""):
             detail = f"{name} replaces {data.instead_of!r}, while {base_name(before)} reigns"
-            self._add("base", seq, detail)
+            self._add("base", seq, detail, losses.node(data.node_id))
         self._tree.reigns(seq, data.champion)
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core import events, subjects
+from core.audit import losses
 from core.audit.artifacts import Named
 from core.audit.findings import Add
+from core.audit.losses import Losses
 from core.audit.tree import Tree, base_name
 from core.chunks import DESK
 from core.events import Base, Candidate, Checkpoint, Rival, Role, Workload
@@ -34,9 +36,14 @@ class _Task:
 class Tasks:
     """All tasks, in as much as rules speak of them."""
 
-    def __init__(self, add: Add, tree: Tree) -> None:
-        self._add = add
+    def __init__(self, add: Add, tree: Tree, lost: Losses) -> None:
+        self._add_found = add
         self._tree = tree
+        self._losses = lost
+        self._task_id = ""
+        """Of whose events is told now."""
+        self.unseen: dict[str, str] = {}
+        """Candidates of which only a round tells, and the tasks that lost the records of them."""
         self._named: dict[str, Named] = {}
         self._models: dict[str, tuple[tuple[str, Workload], Base]] = {}
         """Candidates, with the node and the work they were made for."""
@@ -65,6 +72,10 @@ class Tasks:
             return f"{rival}'s last checkpoint of {task_id}"
         return ""
 
+    def cause_of_need(self, digest: str) -> int:
+        """The lost record that a manifest may only seem to be needed for, 0 for none."""
+        return self._losses.of(*(losses.task(one) for one, _ in self._kept.get(digest, ())))
+
     def _keep(self, seq: int, task_id: str, task: _Task, point: Checkpoint) -> None:
         if before := task.kept.get(point.rival):
             self._let_go(task_id, before[1])
@@ -78,8 +89,14 @@ class Tasks:
         if not keepers:
             del self._kept[point.manifest]
 
+    def _add(self, rule: str, seq: int, detail: str, *rests_on: str) -> None:
+        """Add a violation of this task; it may rest on other aggregates too."""
+        cause = self._losses.of(losses.task(self._task_id), *rests_on)
+        self._add_found(rule, seq, detail, cause)
+
     def take(self, seq: int, data: Any) -> None:
         """Take an event of a task."""
+        self._task_id = data.task_id
         task = self.rows.get(data.task_id)
         if isinstance(data, events.TaskQueued):
             self._queued(seq, data, task)
@@ -106,7 +123,8 @@ class Tasks:
             self._add("life", seq, f"{data.task_id} is queued again")
             return
         if data.node_id not in self._tree:
-            self._add("graph", seq, f"{data.task_id} is for {data.node_id}, which is no node yet")
+            detail = f"{data.task_id} is for {data.node_id}, which is no node yet"
+            self._add("graph", seq, detail, losses.node(data.node_id))
         self.rows[data.task_id] = _Task(data.node_id, data.role, data.workload, method=data.method)
         self._require_parents(seq, data)
 
@@ -116,7 +134,9 @@ class Tasks:
         for one in data.parents:
             if self._models.get(one.candidate_id) != (work, one):
                 detail = f"{data.task_id} is to merge {one.candidate_id}, which no task of"
-                self._add("base", seq, f"{detail} {data.node_id} brought for the same work")
+                source = losses.task(self.unseen.get(one.candidate_id, ""))
+                detail = f"{detail} {data.node_id} brought for the same work"
+                self._add("base", seq, detail, source)
         if data.parents and not 2 <= len(data.parents) <= PARENTS_MAX:
             self._add("base", seq, f"{data.task_id} merges {len(data.parents)} models")
 
@@ -139,7 +159,7 @@ class Tasks:
                 f"attempt {data.attempt} of {data.task_id} starts from {base_name(data.base)},"
                 f" not from {base_name(wanted)}"
             )
-            self._add("base", seq, detail)
+            self._add("base", seq, detail, losses.node(task.node_id))
         task.status, task.claim_state = "running", "open"
         task.attempt, task.claim_id = data.attempt, data.claim_id
         task.worker_id, task.base = data.worker_id, data.base

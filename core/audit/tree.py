@@ -1,8 +1,10 @@
 """The tree and its champions, told again."""
 
 from core import events, specializations
+from core.audit import losses
 from core.audit.artifacts import Named
 from core.audit.findings import Add
+from core.audit.losses import Losses
 from core.chunks import DESK
 from core.events import Base, Champion, Workload
 
@@ -10,8 +12,9 @@ from core.events import Base, Champion, Workload
 class Tree:
     """Nodes as they grew, and who reigns."""
 
-    def __init__(self, add: Add) -> None:
-        self._add = add
+    def __init__(self, add: Add, lost: Losses) -> None:
+        self._add_found = add
+        self._losses = lost
         self._depths: dict[str, int] = {}
         self._children: dict[str, int] = {}
         self._champions: dict[str, Champion] = {}
@@ -20,10 +23,17 @@ class Tree:
     def __contains__(self, node_id: str) -> bool:
         return node_id in self._depths
 
+    def _add(self, rule: str, seq: int, detail: str, *node_ids: str) -> None:
+        """Add a violation that rests on these nodes."""
+        cause = self._losses.of(*(losses.node(one) for one in node_ids))
+        self._add_found(rule, seq, detail, cause)
+
     def added(self, seq: int, data: events.NodeAdded) -> None:
         """Take a node, which is below an older one, so that no cycle can be."""
         if fault := self._fault(data):
-            self._add("graph", seq, f"{data.node_id}: {fault}")
+            is_orphan = data.parent_id is not None and data.parent_id not in self._depths
+            rests_on = (data.parent_id or "",) if is_orphan else ()
+            self._add("graph", seq, f"{data.node_id}: {fault}", *rests_on)
         parent = data.parent_id
         self._depths.setdefault(data.node_id, self._depths.get(parent or "", -1) + 1)
         if parent is not None:
@@ -49,7 +59,8 @@ class Tree:
     def changed(self, seq: int, data: events.WorkloadChanged) -> None:
         """Take another workload of a node."""
         if data.node_id not in self._depths:
-            self._add("graph", seq, f"{data.node_id} trains something else, and was never added")
+            detail = f"{data.node_id} trains something else, and was never added"
+            self._add("graph", seq, detail, data.node_id)
         self._trains(seq, data.node_id, data.workload)
 
     def _trains(self, seq: int, node_id: str, workload: Workload | None) -> None:
@@ -64,7 +75,7 @@ class Tree:
         if one is None or one.candidate_id != data.candidate_id:
             reigning = one.candidate_id if one else "nobody"
             detail = f"{data.candidate_id} retires from {data.node_id}, where {reigning} reigns"
-            self._add("base", seq, detail)
+            self._add("base", seq, detail, data.node_id)
 
     def reigns(self, seq: int, champion: Champion) -> None:
         """Take the new champion of a node."""

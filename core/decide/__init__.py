@@ -70,7 +70,7 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
         case commands.SealLog():
             return _seal(state, command)
         case commands.AcceptLoss():
-            return [events.LossAccepted(first=command.first, details=command.details)]
+            return _accept_loss(state, command)
         case commands.SweepArtifacts():
             return [
                 events.ArtifactsSwept(
@@ -79,6 +79,21 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             ]
         case _:
             assert_never(command)
+
+
+def _accept_loss(state: State, command: commands.AcceptLoss) -> list[events.EventData]:
+    """Take a loss as accepted, of a log that did not grow since it was looked at."""
+    if command.digest and command.last != state.seq:
+        raise errors.Conflict(f"the log goes on to {state.seq}, and was read up to {command.last}")
+    accepted = events.LossAccepted(
+        first=command.first,
+        details=command.details,
+        last=command.last,
+        lost=command.lost,
+        digest=command.digest,
+        chunks=command.chunks,
+    )
+    return [accepted]
 
 
 def _seal(state: State, command: commands.SealLog) -> list[events.EventData]:

@@ -15,7 +15,7 @@ from core.projections.tasks import Kind, Task, kind_of
 from core.projections.workers import Worker
 
 TOLD_MAX = 8
-CLOSED = "a record of it cannot be read, so nobody is given it: enqueue it anew"
+CLOSED = "a record of it was lost, or cannot be read; if it is still wanted, enqueue it anew"
 
 
 def _memory_gb(lane: str) -> float:

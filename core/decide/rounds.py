@@ -1,12 +1,13 @@
 """Rounds: opened by claims, closed by completions or their deadline, decided by a judge."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 
 from core import commands, errors, events
 from core.commands import Meta
 from core.events import Champion
-from core.projections.rounds import RIVALS, Decided, Round, Waiting, rivals_of
+from core.projections.rounds import RIVALS, Commitment, Decided, Round, Waiting, rivals_of
 from core.projections.state import State
 from core.projections.tasks import Done, Task
 
@@ -145,9 +146,20 @@ def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
                 events.RoundClosed(round_id=row.round_id, reason="its only task, a merge, is in")
             ]
         return []
-    if not node.waiting or not len(state.rounds.commitments):
-        return []
-    return [_opened(state, node_id, node.waiting[0], meta)]
+    free = _free_commitment(state) if node.waiting else None
+    return [_opened(state, node_id, node.waiting[0], free, meta)] if free else []
+
+
+def _free_commitment(state: State) -> Commitment | None:
+    """The first that no round took. One whose round lost a record may have been taken, and its
+    secret told."""
+    is_read_only = functools.partial(state.is_read_only, "round")
+    return next((one for one in state.rounds.commitments if not is_read_only(_id_of(one))), None)
+
+
+def _id_of(commitment: Commitment) -> str:
+    """Of the round that takes a commitment."""
+    return "round-" + hashlib.sha256(commitment.commitment.encode()).hexdigest()[:12]
 
 
 def _enters(row: Round, waiting: Waiting) -> list[events.EventData]:
@@ -162,13 +174,14 @@ def _enters(row: Round, waiting: Waiting) -> list[events.EventData]:
     return [*entered, *brought]
 
 
-def _opened(state: State, node_id: str, first: Waiting, meta: Meta) -> events.RoundOpened:
-    commitment = next(iter(state.rounds.commitments))
+def _opened(
+    state: State, node_id: str, first: Waiting, commitment: Commitment, meta: Meta
+) -> events.RoundOpened:
     task = state.tasks.table.rows[first.task_id]
     budget = task.budget_seconds if isinstance(task, Task) else None
     seconds = max(ROUND_SECONDS_MIN, ROUND_BUDGETS * (budget or BUDGET_SECONDS_DEFAULT))
     return events.RoundOpened(
-        round_id="round-" + hashlib.sha256(commitment.commitment.encode()).hexdigest()[:12],
+        round_id=_id_of(commitment),
         node_id=node_id,
         index=commitment.index,
         commitment=commitment.commitment,
@@ -183,8 +196,9 @@ def close(state: State, command: commands.CloseRound, meta: Meta) -> list[events
     row = _round(state, command.round_id)
     if not isinstance(row, Round) or row.status != "open" or meta.now < row.closes_at:
         return []
-    awaited = (entry.task_id for entry in row.entries if entry.state == "awaited")
-    if any(state.tasks.table.rows[task_id].status == "running" for task_id in awaited):
+    awaited = {entry.task_id for entry in row.entries if entry.state == "awaited"}
+    trained = awaited - state.tasks.closed  # from a task that lost a record nothing comes any more
+    if any(state.tasks.table.rows[task_id].status == "running" for task_id in trained):
         return []  # its candidates are on their way, however long their worker trains
     return [events.RoundClosed(round_id=row.round_id, reason="its deadline passed")]
 

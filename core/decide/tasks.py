@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 
 from core import commands, errors, events
-from core.decide import fitness, merges, workers
+from core.decide import closed, fitness, merges, workers
 from core.events import Requires, Token
 from core.projections.rounds import rivals_of
 from core.projections.state import State
@@ -394,6 +394,7 @@ def expire(state: State, command: commands.ExpireClaim) -> list[events.EventData
 
 def cancel(state: State, command: commands.CancelTask) -> list[events.EventData]:
     """Withdraw a task that has no result; cancelling twice is once."""
+    closed.require_open(state, "task", command.task_id)
     task = _open_task(state, command.task_id)
     if task.status == "cancelled":
         return []
@@ -409,6 +410,7 @@ def retry(state: State, command: commands.RetryTask) -> list[events.EventData]:
 
     Raises NotFound, Conflict, and as `enqueue` where the queue is too long or weighs too much.
     """
+    closed.require_open(state, "task", command.task_id)
     task = _open_task(state, command.task_id)
     if isinstance(task, Done) or task.status not in ENDED:
         raise errors.Conflict(

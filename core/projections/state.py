@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 from core import errors, events, subjects
 from core.events import Event, Undecodable
 from core.projections.graph import Graph
-from core.projections.rounds import Rounds, Waiting
+from core.projections.rivalry import Rivalry
+from core.projections.rounds import Round, Rounds, Waiting
 from core.projections.tables import Table
 from core.projections.tasks import Task, Tasks, kind_of
 from core.projections.workers import Workers
@@ -50,6 +51,7 @@ class State:
         self.tasks = Tasks()
         self.workers = Workers()
         self.rounds = Rounds()
+        self.rivalry = Rivalry()
         self.log: Table[LogHead] = Table("log")
         self.seals: Table[Sealed] = Table("seals")
         self.quarantine: Table[Quarantined] = Table("quarantine")
@@ -115,11 +117,11 @@ class State:
             events.TaskQueued: tasks,
             events.TaskClaimed: self._task_claimed,
             events.ClaimAdopted: tasks,
-            events.ClaimExpired: tasks,
-            events.ClaimRevived: tasks,
+            events.ClaimExpired: self._claim_changed,
+            events.ClaimRevived: self._claim_changed,
             events.ClaimReleased: self._claim_released,
             events.CheckpointStored: tasks,
-            events.AttemptFailed: tasks,
+            events.AttemptFailed: self._claim_changed,
             events.TaskCompleted: self._task_ended,
             events.TaskFailed: self._task_ended,
             events.TaskCancelled: self._task_ended,
@@ -137,7 +139,7 @@ class State:
             events.RoleClosed: rounds,
             events.RoundClosed: rounds,
             events.JudgingStarted: rounds,
-            events.RoundDecided: rounds,
+            events.RoundDecided: self._round_decided,
             events.WriterStarted: self._writer_started,
             events.CommitmentsDeposited: self.rounds.deposited,
             events.LogSealed: self._log_sealed,
@@ -153,8 +155,14 @@ class State:
         if data.via == "nats":
             self._awaits_round(data)
 
-    def _claim_released(self, seq: int, at: int, data: events.ClaimReleased) -> None:
+    def _claim_changed(self, seq: int, at: int, data: events.OfTasks) -> None:
+        before = self.tasks.table.get(data.task_id)
         self.tasks.apply(seq, at, data)
+        if before is not None:
+            self.rivalry.held(before, self.tasks.table.rows[data.task_id], at)
+
+    def _claim_released(self, seq: int, at: int, data: events.ClaimReleased) -> None:
+        self._claim_changed(seq, at, data)
         if data.unfit:
             task = self.tasks.table.rows[data.task_id]
             assert isinstance(task, Task), "a released task is open"
@@ -168,7 +176,7 @@ class State:
         data: events.TaskCompleted | events.TaskFailed | events.TaskCancelled,
     ) -> None:
         node_id = self.tasks.table.rows[data.task_id].node_id
-        self.tasks.apply(seq, at, data)
+        self._claim_changed(seq, at, data)
         if isinstance(data, events.TaskCompleted):
             self.rounds.task_ended(node_id, data.task_id, data.worker_id, tuple(data.candidates))
         else:
@@ -177,6 +185,12 @@ class State:
     def _role_entered(self, seq: int, at: int, data: events.RoleEntered) -> None:
         self.rounds.apply(seq, at, data)
         self.tasks.entered_round(data)
+
+    def _round_decided(self, seq: int, at: int, data: events.RoundDecided) -> None:
+        before = self.rounds.table.get(data.round_id)
+        self.rounds.apply(seq, at, data)
+        assert isinstance(before, Round), "only an open round is decided"
+        self.rivalry.decided(before, data)
 
     def _writer_started(self, seq: int, at: int, data: events.WriterStarted) -> None:
         self.log.put("writer", LogHead(epoch=data.epoch, process=data.process))
@@ -213,6 +227,7 @@ class State:
             self.rounds.table,
             self.rounds.nodes,
             self.rounds.commitments,
+            self.rivalry.table,
             self.log,
             self.seals,
             self.quarantine,

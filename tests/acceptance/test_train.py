@@ -93,7 +93,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on_and_its_folder_is_not_taken_
     assert taken.returncode == 5
     assert "--resume" in taken.stderr
     unfit = aghsan("train", *WHAT, *other, "--resume")
-    assert unfit.returncode == 1
+    assert unfit.returncode == 5
     assert "another training" in unfit.stderr
 
 

@@ -45,7 +45,7 @@ async def _claim(request: web.Request, body: schemas.ClaimRequest) -> schemas.Cl
 
 
 async def _tasks(request: web.Request, query: schemas.TasksQuery) -> schemas.TasksAnswer:
-    return schemas.TasksAnswer(tasks=[], next=f"{query.status} {query.limit}")
+    return schemas.TasksAnswer(tasks=[], next=f"{query.status} {query.limit}", closed=0)
 
 
 async def _cancel(request: web.Request, body: schemas.CancelRequest) -> schemas.TaskDetailAnswer:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from cli import main
 from core import blocks, errors, events, intact, replay, seals
 from core.accounts import Authority
 from core.chunks_jetstream import JetStreamChunks
@@ -157,6 +159,27 @@ def test_what_is_sound_is_read_once_a_day_and_where_it_changed(
     assert len([one for one in read if one.endswith(".blk")]) == 6  # one of REFUSALS
 
 
+def test_an_up_that_is_refused_leaves_the_directory_to_the_last_file_and_says_only_why(
+    store: Store,
+) -> None:
+    in_payload(store.chunks / "1.blk")
+    (store.data / "lock").write_bytes(b"\x0012345     ")
+    (store.data / "run.json").write_text("{}")
+    (store.data / "creds").mkdir(exist_ok=True)
+    (store.data / "creds" / "control.creds").write_text("of before")
+
+    def all_files() -> dict[Path, tuple[bytes, int]]:
+        files = (one for one in store.data.rglob("*") if one.is_file())
+        return {one: (one.read_bytes(), one.stat().st_mtime_ns) for one in files}
+
+    before = all_files()
+    told = CliRunner().invoke(main.aghsan, ["up", "--data", str(store.data), "--port", "0"])
+    assert told.exit_code == main.EXIT_FAILED
+    assert told.output.startswith("aghsan: what is stored is damaged: 1.blk of CHUNKS")
+    assert len(told.output.splitlines()) == 1
+    assert all_files() == before
+
+
 Damage = Callable[[Path], int]
 
 
@@ -187,7 +210,7 @@ def test_an_accepted_loss_costs_the_unreadable_record_and_no_other_whatever_dies
     )
     damaged = (store.events / name).read_bytes()
     store.start(accept_loss=True)
-    words = f"record {seq} is lost, in {name}, of {subject.decode()}"
+    words = f"record {seq} is lost from EVENTS, in {name}, of {subject.decode()}"
     assert intact.lost(store.data) == [(seq, words)]
     (kept,) = (store.data / intact.SAVED_FOLDER).glob(f"*/EVENTS/{name}")
     assert kept.read_bytes() == damaged
@@ -272,7 +295,11 @@ def test_a_damaged_chunk_is_refused_and_costs_no_other_chunk_if_it_is_accepted(
     assert store.content() == before
     store.start(accept_loss=True)
     # It begins behind all of the log, of which nothing is lost.
-    assert [first for first, _ in intact.lost(store.data)] == [1_001]
+    ((first, words),) = intact.lost(store.data)
+    assert first == 1_001
+    assert "lost from CHUNKS, in 1.blk" in words
+    (digest,) = intact.lost_chunks(store.data)
+    assert digest in words
     store.start()
     nats = nats_fixture.Nats(store.data)
     with nats.server:

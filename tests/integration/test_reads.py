@@ -102,7 +102,7 @@ async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
         ("/tasks?limit=0", "greater than or equal to 1"),
         ("/tasks?limit=1001", "less than or equal to 1000"),
         ("/tasks?limit=x", "a valid integer"),
-        ("/tasks?state=queued", "known here: status, node_id, after, limit"),
+        ("/tasks?state=queued", "known here: status, node_id, closed, after, limit"),
         ("/rounds?after=round-0", "after takes the `next` of the page before, or a round_id"),
         ("/rounds?status=done", "'closed', 'decided', 'judging' or 'open'"),
         ("/log/refusals?after=x", "after takes the `next` of the page before"),
@@ -481,6 +481,30 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
     assert [(one["candidate_id"], one["promoted_at"]) for one in node["lineage"]] == [
         ("cand-1", promoted_at)
     ]
+
+
+async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> None:
+    assert (await stack.get("/rivals")).json == {"status": "ok", "rivals": [], "total": []}
+    _, round_id = await judged(stack)
+    await decide(stack, round_id)
+    told = (await stack.get("/rivals?node_id=opt-convex")).json
+    both = {one["rival"]: one.copy() for one in told["rivals"]}
+    seconds = both["reinventor"].pop("device_seconds")
+    assert seconds > 0
+    assert both["reinventor"] == {
+        "node_id": "opt-convex",
+        "rival": "reinventor",
+        "rounds": 1,
+        "won": 1,
+        "lost": 0,
+        "absent": 0,
+        "error_factor": None,
+    }
+    assert (both["evolver"]["absent"], both["evolver"]["device_seconds"]) == (1, seconds)
+    assert told["total"] == [{**one, "node_id": None} for one in told["rivals"]]
+    assert (await stack.get("/rivals?node_id=root-math")).json["rivals"] == []
+    reply = await stack.get("/rivals?node_id=nowhere")
+    assert (reply.status, "there is no node nowhere" in words(reply)) == (404, True)
 
 
 async def test_a_node_that_was_added_trains_what_its_ancestor_lends(stack: Stack) -> None:

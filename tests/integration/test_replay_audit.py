@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
-from core import chunks, commands, events, platforms, subjects
+from core import chunks, commands, errors, events, platforms, replay, subjects
+from core.accounts import Authority
 from core.bus import Bus
 from core.chunks_jetstream import JetStreamChunks
 from core.commands import AnyCommand
@@ -402,6 +403,30 @@ def test_a_flipped_bit_in_the_log_is_found(built: Built, tmp_path: Path, where: 
     assert first["seq"] == pytest.approx(where * built.last_seq, abs=2)
     assert result.exit_code == 1
     assert fingerprint(data) == before
+
+
+def test_a_damaged_chunk_that_nothing_needs_is_told_as_a_start_tells_it(
+    built: Built, tmp_path: Path
+) -> None:
+    async def strand(nats: nats_fixture.Nats) -> None:
+        async with nats.connect("desk") as fleet:
+            await JetStreamChunks(fleet).put(TOKEN, b"needed by nothing")
+            await JetStreamChunks(fleet).put(TOKEN, b"nor is this")
+
+    data = copy_of(built.data, tmp_path)
+    with nats_fixture.running(data) as nats:
+        asyncio.run(strand(nats))
+    (block,) = data.glob("nats/js/jetstream/*/streams/CHUNKS/msgs/1.blk")
+    content = block.read_bytes()
+    block.write_bytes(content.replace(b"needed by nothing", b"heeded by nothing"))
+    result = run("audit", "--data", data, "--json")
+    (violation,) = told(result)["violations"]
+    assert violation["rule"] == "blocks"
+    assert "1.blk of CHUNKS" in violation["detail"]
+    assert result.exit_code == 1
+    with pytest.raises(errors.LogDamaged) as refused:
+        replay.prepare_start(data, Authority.load_or_create(data / "keys"))
+    assert violation["detail"] in str(refused.value)
 
 
 def test_an_end_cut_off_between_two_records_is_found(built: Built, tmp_path: Path) -> None:

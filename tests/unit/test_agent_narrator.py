@@ -154,11 +154,24 @@ def test_damaged_checkpoints_and_a_process_that_died_are_told_with_what_goes_on(
 ) -> None:
     told = Told()
     told.narrator.passed_over(_holding("t1"), count)
-    told.narrator.revived(_holding("t1"), "the executor died by signal SIGSEGV")
-    passed, revived = told.lines
+    told.narrator.revived(_holding("t1"), "the executor died by signal SIGSEGV", 40)
+    told.narrator.revived(_holding("t1"), "the executor died by signal SIGSEGV", 0)
+    passed, revived, without = told.lines
     assert f"passed over {words}" in passed
     assert passed.endswith("goes on from step 0")
-    assert revived.startswith("the executor died by signal SIGSEGV; t1 on opt-convex goes on")
+    words = "the executor died by signal SIGSEGV; t1 on opt-convex goes on from its"
+    assert revived == f"{words} checkpoint of step 40"
+    assert without == f"{words} last checkpoint, if there is one"
+
+
+def test_below_a_server_that_tells_the_rest_only_what_the_agent_alone_knows_is_told() -> None:
+    said: list[str] = []
+    told: list[str] = []
+    narrator = Narrator(said.append, API, told.append)
+    narrator.trains(_holding("t1"))
+    narrator.revived(_holding("t1"), "the executor died by signal SIGKILL", 40)
+    assert (len(said), len(told)) == (1, 1)
+    assert told[0].startswith("the executor died by signal SIGKILL")
 
 
 async def _join(api: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from core import audit, chunks, commands, events
+from core import audit, chunks, commands, events, seals
 from core.audit import artifacts
 from core.audit.findings import RULES, SHOWN_MAX, Findings
-from core.log import Record
-from tests.build import World
+from core.log import Record, Stored
+from tests.build import START, World
 
 NODE = "stats-bayesian"
 SECRETS = [bytes([number]) * 32 for number in range(8)]
@@ -458,9 +458,175 @@ def test_a_promotion_that_was_cut_off_may_be_missing_where_that_was_accepted() -
     assert (found.rule, found.seq) == ("promotion", promoted + 2)
 
 
+SEALED_EVERY = 12
+
+
+class Sealed:
+    """A log as it lies in a store, with seals that are right, and what a person accepted of it."""
+
+    def __init__(self, history: History) -> None:
+        self.records: list[Record] = []
+        self._moment = START
+        self._seal = events.LogSealed(first=0, last=0, digest="", previous="")
+        for number, event in enumerate(history, 1):
+            self.add(event.data, event.at)
+            if number % SEALED_EVERY == 0 and not isinstance(event.data, events.RoundDecided):
+                self.seal()  # else its promotion comes with it
+
+    @property
+    def end(self) -> int:
+        return len(self.records)
+
+    def add(self, data: events.EventData, moment: int = 0) -> None:
+        seq = self.end + 1
+        self._moment = moment or self._moment
+        event = events.Event(seq, self._moment, f"id.{seq}", "t", "t", "t", data)
+        self.records.append(Record(seq, events.subject_of(data), events.encode(event)))
+
+    def seal(self) -> None:
+        before = self._seal
+        covered = [leaf(one) for one in self.records[before.last : self.end]]
+        self._seal = events.LogSealed(
+            first=before.last + 1,
+            last=self.end,
+            digest=seals.chain(before.digest, covered),
+            previous=before.digest,
+        )
+        self.add(self._seal)
+
+    def lose(self, seq: int, subject: str = "") -> None:
+        before = self.records[seq - 1]
+        lost = events.lost_record(seq, START)
+        self.records[seq - 1] = Record(seq, subject or before.subject, lost)
+
+    def accept(self) -> None:
+        self.add(events.LossAccepted(first=1, details=["lost"], **self.proof()))
+
+    def proof(self) -> dict[str, Any]:
+        digest = seals.chain("", map(leaf, self.records))
+        lost = sum(map(events.is_lost_record, self.records))
+        return {"last": self.end, "lost": lost, "digest": digest}
+
+    def audited(self) -> Findings:
+        auditor = audit.Auditor()
+        for one in self.records:
+            auditor.take(one, leaf(one))
+        auditor.finish(self.end)
+        return auditor.findings
+
+
+def leaf(record: Record) -> bytes:
+    return seals.leaf(Stored(record.seq, record.subject, record.data, START, b""))
+
+
+@pytest.mark.parametrize("seq", range(1, Sealed(WHOLE).end + 1))
+def test_whatever_record_is_lost_all_that_follows_is_accepted_with_it_and_nothing_else(
+    seq: int,
+) -> None:
+    log = Sealed(WHOLE)
+    assert log.audited().total == 0
+    log.lose(seq)
+    assert log.audited().accepted_total == 0
+    assert log.audited().total > 0
+    log.accept()
+    found = log.audited()
+    assert found.shown == []
+    assert ("undecodable", seq) in [(one.rule, one.seq) for one in found.accepted_shown]
+    log.add(swept(at(find(events.ChampionPromoted)).champion.manifest))
+    if seq != promotion_in(log):
+        assert [one.rule for one in log.audited().shown] == ["sweeps"]
+
+
+def promotion_in(log: Sealed) -> int:
+    subject = events.subject_of(at(find(events.ChampionPromoted)))
+    return max(one.seq for one in log.records if one.subject == subject)
+
+
+@pytest.mark.parametrize("changed_seq", [2, 20, 40])
+def test_what_is_changed_after_a_loss_was_accepted_is_found_although_its_seal_is_broken_anyway(
+    changed_seq: int,
+) -> None:
+    log = Sealed(WHOLE)
+    for seq in (3, 21, 41):
+        log.lose(seq)
+    log.accept()
+    log.seal()
+    assert log.audited().total == 0
+    before = log.records[changed_seq - 1]
+    log.records[changed_seq - 1] = before._replace(
+        data=before.data.replace(b'"by":"t"', b'"by":"x"')
+    )
+    found = log.audited()
+    assert "losses" in [one.rule for one in found.shown]
+    assert found.accepted_total == 0
+
+
+def test_a_second_loss_is_not_accepted_with_the_first_but_by_its_own() -> None:
+    log = Sealed(WHOLE)
+    log.lose(5)
+    log.accept()
+    log.lose(30)
+    assert {"undecodable", "losses"} <= log.audited().counts.keys()
+    log.accept()
+    assert log.audited().shown == []
+
+
+def test_a_second_loss_hides_no_change_that_was_made_after_the_first() -> None:
+    log = Sealed(WHOLE)
+    log.lose(5)
+    log.accept()
+    assert "losses" not in log.audited().counts
+    before = log.records[7]
+    log.records[7] = before._replace(data=before.data.replace(b'"by":"t"', b'"by":"x"'))
+    log.accept()
+    assert [one.rule for one in log.audited().shown] == ["losses"]
+
+
+def test_of_a_lost_record_that_names_nothing_only_itself_and_its_seal_are_accepted() -> None:
+    log = Sealed(WHOLE)
+    number = find(events.TaskQueued)
+    seq = next(one.seq for one in log.records if one.subject == "ev.task.t1")
+    log.lose(seq, f"ev.lost.{seq}")
+    log.accept()
+    found = log.audited()
+    assert set(found.accepted_counts) == {"undecodable", "seals"}
+    assert "life" in found.counts, number
+
+
+def test_an_artifact_is_missing_with_leave_only_where_its_own_chunk_was_accepted_as_lost() -> None:
+    log = Sealed(WHOLE)
+    log.add(events.LossAccepted(first=1, details=["lost"], chunks=["a" * 64], **log.proof()))
+    auditor = audit.Auditor()
+    for one in log.records:
+        auditor.take(one, leaf(one))
+    named = [artifacts.Named(1, one, one * 64, "w") for one in "ab"]
+    checking = artifacts.check(chunks.MemoryChunks(), named, auditor.findings, auditor.lost_chunks)
+    asyncio.run(checking)
+    assert [one.detail[0] for one in auditor.findings.shown] == ["b"]
+    assert [one.detail[0] for one in auditor.findings.accepted_shown] == ["a"]
+
+
+def test_what_an_older_program_accepted_proves_nothing() -> None:
+    log = Sealed(WHOLE)
+    log.lose(5)
+    log.add(events.LossAccepted(first=5, details=["record 5 is lost"]))
+    assert log.audited().accepted_total == 0
+    assert log.audited().counts["undecodable"] == 1
+
+
+def test_nothing_is_written_on_what_lost_a_record() -> None:
+    log = Sealed(WHOLE)
+    seq = max(one.seq for one in log.records if one.subject == "ev.task.t3")
+    log.lose(seq)
+    log.accept()
+    log.add(events.TaskRetried(task_id="t3"))
+    (found,) = log.audited().shown
+    assert (found.rule, found.seq) == ("closed", log.end)
+
+
 def test_every_rule_is_broken_by_some_test_here() -> None:
     alone = {"order", "undecodable", "subject", "identity", "time", "writer", "artifacts"}
-    alone |= {"blocks", "seals", "head"}  # of tests of their own
+    alone |= {"blocks", "seals", "head", "closed", "losses"}  # of tests of their own
     assert {case[1] for case in CASES} | alone == set(RULES)
 
 

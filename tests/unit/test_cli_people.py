@@ -478,6 +478,25 @@ def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -
     assert "the orchestrator orders no training" in shown
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "1 task is closed"), (3, "3 tasks are closed")])
+def test_the_status_tells_of_tasks_that_lost_a_record_in_both_languages(
+    stub: Stub, count: int, words: str
+) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    tasks: dict[str, Any] = {"status": "ok", "tasks": [], "next": None}
+    stub.says("GET", "/workers", {"status": "ok", "workers": []})
+    stub.says("GET", "/tasks", tasks | {"closed": 0})
+    assert "closed" not in _run(stub, "status").stdout
+    stub.says("GET", "/tasks", tasks | {"closed": count})
+    shown = " ".join(_run(stub, "status").stdout.split())
+    assert words in shown
+    assert f"ولا تُسند إلى أحد: {count}" in shown
+    assert shown.count("aghsan task ls --closed") == 2
+    stub.says("GET", "/tasks", tasks | {"tasks": [TASK]})
+    assert "task-0123" in _run(stub, "task", "ls", "--closed").stdout
+    assert stub.asked[-1][2]["closed"] == ["true"]
+
+
 def test_the_status_of_a_server_with_only_the_nine_routes_is_shown_too(stub: Stub) -> None:
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     result = _run(stub, "status")
@@ -490,19 +509,21 @@ def test_the_status_of_a_server_with_only_the_nine_routes_is_shown_too(stub: Stu
     [
         ({"via": "http"}, "is given nothing more, and ends what it holds as it likes"),
         ({"via": "nats", "status": "offline"}, "gives back what it still holds once it is back"),
+        ({"via": "nats", "tasks": []}, "is paused; it holds nothing"),
+        ({"via": "http", "tasks": []}, "is paused; it holds nothing"),
     ],
 )
 def test_a_pause_promises_no_more_than_this_worker_does(
-    stub: Stub, is_so: dict[str, str], words: str
+    stub: Stub, is_so: dict[str, Any], words: str
 ) -> None:
-    worker = {"worker_id": "a1", "status": "online", "pause": "pause", **is_so}
+    worker = {"worker_id": "a1", "status": "online", "pause": "pause", "tasks": ["t1"], **is_so}
     stub.says("POST", "/workers/a1/pause", {"status": "ok", "worker": worker})
     assert words in _run(stub, "worker", "pause", "a1").stdout
 
 
 def test_a_worker_is_paused_drained_and_resumed(stub: Stub) -> None:
     for how in ("pause", "drain", "resume"):
-        worker = {"worker_id": "a1", "status": "online", "pause": how.replace("resume", "")}
+        worker = {"worker_id": "a1", "pause": how.replace("resume", ""), "tasks": ["t1"]}
         stub.says("POST", f"/workers/a1/{how}", {"status": "ok", "worker": worker})
     said = [_run(stub, "worker", how, "a1").stdout for how in ("pause", "drain", "resume")]
     assert [words.split(" ", 1)[1] for words in said] == [
@@ -566,6 +587,31 @@ def test_nothing_of_a_node_is_told_from_a_node_that_is_not_there(
     result = _run(stub, verb, "ls", "--node", "nope", *more)
     assert (result.exit_code, result.stdout) == (main.EXIT_NOT_FOUND, "")
     assert result.stderr == "aghsan: there is no node nope\n"
+
+
+def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
+    won = {
+        "rival": "evolver",
+        "rounds": 5,
+        "won": 2,
+        "lost": 2,
+        "absent": 1,
+        "error_factor": 0.25,
+        "device_seconds": 7_500.0,
+    }
+    answer = {
+        "status": "ok",
+        "rivals": [{"node_id": "n1", **won}],
+        "total": [{"node_id": None, **won}],
+    }
+    stub.says("GET", "/rivals", answer)
+    shown = _run(stub, "rivals", "n1").stdout
+    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min"):
+        assert part in shown
+    assert stub.asked[0][2] == {"node_id": ["n1"]}
+    assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": []})
+    assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
 
 
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:

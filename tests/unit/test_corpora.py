@@ -98,6 +98,32 @@ def test_text_of_an_older_windows_is_read_in_the_encoding_that_is_named(tmp_path
         folders.read(tmp_path, "wingdings")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_arabic"),
+    [
+        (texts.document(1).encode("windows-1256"), True),
+        (f"Windows 95\n{texts.document(2)}".encode("windows-1256"), True),
+        (texts.document(1).encode("iso-8859-6"), False),
+        (texts.document(1).encode()[:301] + b"\xff" + texts.document(1).encode()[301:], False),
+        ("Всё, что написано по-русски, не арабский текст. ".encode("windows-1251") * 9, False),
+        ("Größe und Maß, für später aufgehoben. ".encode("latin-1") * 9, False),
+        (bytes(range(1, 256)) * 4, False),
+    ],
+    ids=["Arabic", "with Latin", "ISO", "broken UTF-8", "Russian", "German", "no text"],
+)
+def test_a_file_that_is_not_utf_8_says_by_which_option_it_may_be_read(
+    tmp_path: Path, content: bytes, is_arabic: bool
+) -> None:
+    (tmp_path / "old.txt").write_bytes(content)
+    ((_, reason),) = folders.read(tmp_path).skipped
+    assert "it is not UTF-8 (byte" in reason
+    assert "`--encoding" in reason
+    assert ("likely windows-1256" in reason) == is_arabic
+    assert ("`--encoding windows-1256`" in reason) == is_arabic
+    ((_, reason),) = folders.read(tmp_path, "ascii").skipped
+    assert reason.startswith("it is no ascii text (byte")
+
+
 def test_more_text_than_a_corpus_has_is_refused_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,26 @@ def test_a_further_task_of_a_role_waits_for_the_next_round() -> None:
     assert tasks == ["t1", "t2"]
 
 
+def test_a_rounds_deadline_closes_it_where_the_task_it_awaits_lost_a_record() -> None:
+    world = deposited()
+    claimed(world)
+    world.later(rounds.ROUND_SECONDS_MIN + 1)
+    world.state.close("ev.task.t1")
+    (closed,) = world.do(commands.CloseRound(round_id=only(world).round_id))
+    assert isinstance(closed, events.RoundClosed)
+
+
+def test_a_commitment_is_not_taken_again_by_a_round_that_lost_a_record() -> None:
+    world = deposited()
+    for one in world.state.rounds.commitments:
+        first = "round-" + hashlib.sha256(one.commitment.encode()).hexdigest()[:12]
+        break
+    world.state.close(f"ev.round.{first}")
+    claimed(world)
+    assert only(world).index == 1
+    assert only(world).round_id != first
+
+
 def test_a_rounds_deadline_closes_it_unless_somebody_trains_for_it() -> None:
     world = deposited()
     token = claimed(world)

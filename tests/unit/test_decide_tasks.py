@@ -430,3 +430,15 @@ def test_words_of_ended_tasks_are_bounded_as_a_whole_and_a_retried_one_has_its_t
     assert (held.ended_chars, held.open_topic_chars) == (0, 10)
     world.do(commands.CancelTask(task_id="t2"))
     assert (task(world, "t2").topic, held.ended_chars, held.open_topic_chars) == ("topic", 5, 5)
+
+
+@pytest.mark.parametrize("command", [commands.CancelTask, commands.RetryTask])
+@pytest.mark.parametrize("task_id", ["t1", "t-of-which-the-first-record-is-lost"])
+def test_a_task_that_lost_a_record_says_so_and_what_to_do_before_how_it_seems_to_stand(
+    command: type[commands.CancelTask | commands.RetryTask], task_id: str
+) -> None:
+    world = World().seeded()
+    world.task("t1")
+    world.state.close(f"ev.task.{task_id}")
+    with pytest.raises(errors.ReadOnlyAggregate, match="enqueue it anew"):
+        world.do(command(task_id=task_id))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -18,7 +19,7 @@ import torch
 from agent import artifacts, tensors
 from agent.specialists import base, registry
 from core import bus, chunks, errors, events, wire
-from orchestrator import judge
+from orchestrator import bounds, judge
 
 WRITER = "agent-1"
 SECRET = judge.secret_of(b"k" * judge.KEY_BYTES, 3)
@@ -112,8 +113,8 @@ def reigning(candidate: events.Candidate) -> events.Base:
     )
 
 
-def trained(steps: int, config: base.Config = SMALL) -> torch.nn.Module:
-    torch.manual_seed(1)
+def trained(steps: int, config: base.Config = SMALL, seed: int = 1) -> torch.nn.Module:
+    torch.manual_seed(seed)
     module = BAYES.build(config)
     optimizer = torch.optim.AdamW(module.parameters(), BAYES.learning_rate)
     for step in range(steps):
@@ -193,6 +194,43 @@ def test_a_worse_candidate_changes_nothing(
     verdict = shelf.judged(shelf.put(fresh), champion=reigning(shelf.put(better)))
     assert verdict.verdict == "keep"
     assert "Not surely better than the champion" in only(verdict).reasons.en
+
+
+def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
+    shelf: Shelf, better: torch.nn.Module
+) -> None:
+    nearly = trained(250, seed=6)
+    verdict = shelf.judged(shelf.put(nearly), champion=reigning(shelf.put(better)))
+    assert verdict.cases in (stage.cases for stage in bounds.stages(bounds.CASES_MAX))
+    assert verdict.cases > bounds.CASES_MIN
+    assert f"on {verdict.cases:,} hidden cases" in verdict.reasons.en
+
+
+def test_stages_add_cases_that_are_new() -> None:
+    for name in ("stats-bayesian", "root-math"):
+        specialist = registry.get(name)
+        standing = brief(node_id=name, workload=events.Workload(specialist=name))
+        trial = judge._Trial(standing, {}, SECRET, lambda: None, "")
+        parts = list(trial._stages(specialist))
+        rows = torch.cat([cases[next(iter(cases))].flatten(1) for _, cases in parts])
+        assert len(rows) == parts[-1][0].cases == (specialist.hidden_max or bounds.CASES_MAX)
+        assert len(torch.unique(rows, dim=0)) == len(rows)
+
+
+def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_any(
+    monkeypatch: pytest.MonkeyPatch, better: torch.nn.Module
+) -> None:
+    said = iter([np.ones(5), np.array([1.0, np.nan, 1.0])])
+    monkeypatch.setattr(judge, "errors_of", lambda *_: next(said))
+    opponent = judge._Opponent(BAYES, judge.Model(better, 0, 0), lambda: None)
+    first, second = BAYES.cases(1, 5), BAYES.cases(2, 3)
+    told = []
+    for cases in (first, second):
+        opponent.meet(cases)
+        told.append((opponent.against, [len(part) for part in opponent.errors]))
+    assert told == [("champion", [5]), ("trivial", [5, 3])]
+    for cases, errors_told in zip((first, second), opponent.errors, strict=True):
+        assert errors_told.tolist() == BAYES.baseline_errors(cases)["trivial"].tolist()
 
 
 def test_the_first_champion_need_only_beat_the_trivial_predictor(

@@ -243,3 +243,21 @@ def _descended(a: torch.Tensor, b: torch.Tensor, penalty: torch.Tensor) -> torch
         if moved < 1e-9:
             break
     return x
+
+
+@pytest.mark.parametrize("family", ["lista", "learned-steps"])
+def test_steps_that_diverge_answer_no_worse_than_nothing_and_are_felt_in_training(
+    family: str,
+) -> None:
+    one = Lasso()
+    module = one.build(base.Config(family=family, sizes={"layers": 8}))
+    assert isinstance(module, lasso.LearnedSteps | lasso.Lista)
+    with torch.no_grad():
+        module.step.mul_(30.0)
+    cases = one.cases(3, 64)
+    assert one.errors(module.eval(), cases).max() <= 0.81 + 1e-6
+    felt = one.errors(module.train(), cases)
+    assert not bool((felt < 1e3).all())
+    with torch.no_grad():
+        module.step.fill_(math.nan)
+    assert one.errors(module.eval(), cases).max() <= 0.81 + 1e-6

@@ -19,6 +19,40 @@ def _last(world: World, kind: type) -> str:
     return narrator.narrate(event, world.state).partition("  ")[2]
 
 
+@pytest.mark.parametrize(
+    ("how", "holds", "words"),
+    [
+        ("pause", False, "a1 is given nothing more to do"),
+        ("pause", True, "a1 is given nothing more to do, and gives back what it holds"),
+        ("drain", True, "a1 is given nothing more to do"),
+    ],
+)
+def test_a_pause_tells_what_its_worker_gives_back(how: str, holds: bool, words: str) -> None:
+    world = World().seeded()
+    world.agent("a1")
+    if holds:
+        world.task("t1")
+        world.claim("a1")
+    world.do(commands.PauseWorker(worker_id="a1", how=how))  # type: ignore[arg-type]
+    assert _last(world, events.WorkerPaused) == words
+
+
+def test_a_pause_of_a_worker_over_http_does_not_promise_what_it_does() -> None:
+    world = World().seeded()
+    world.http_worker("w1")
+    world.task("t1", node_id="root-math")
+    world.do(commands.ClaimTask(worker_id="w1", via="http", claim_id="h1", lease_seconds=60))
+    world.do(commands.PauseWorker(worker_id="w1", how="pause"))
+    assert _last(world, events.WorkerPaused) == "w1 is given nothing more to do"
+
+
+def test_an_accepted_loss_is_told_by_the_stream_that_it_is_of() -> None:
+    world = World()
+    lost = "2 records are lost from CHUNKS, in 1.blk"
+    world.do(commands.AcceptLoss(first=1_001, details=[lost]))
+    assert _last(world, events.LossAccepted) == f"a loss was accepted: {lost}"
+
+
 def _decided(*candidates: CandidateVerdict, **more: Any) -> str:
     data = events.RoundDecided(
         round_id="r", verdict="keep", secret="", reasons=REASONS, candidates=[*candidates], **more

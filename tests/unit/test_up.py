@@ -224,7 +224,7 @@ def test_that_no_agent_is_left_is_said_with_how_to_attach_one(
         supervisor.wait_ready(member)
     supervisor.stop()
     lines = _without_times(said)
-    assert [line.partition(" is")[0] for line in lines[:2]] == [
+    assert sorted(line.partition(" is")[0] for line in lines[:2]) == [
         "agent-1 was refused and",
         "agent-2 was refused and",
     ]
@@ -288,7 +288,7 @@ def test_a_part_that_cannot_be_started_for_want_of_room_is_tried_again_with_long
     supervisor.wait_ready(supervisor.add("gateway"))
     supervisor.stop()
     assert (
-        _without_times(said)[:-1]
+        _without_times(said)
         == [
             "gateway did not start, again in 0.01 s: [Errno 11] no more",
             "gateway did not start, again in 0.02 s: [Errno 12] no memory",

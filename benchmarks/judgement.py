@@ -1,0 +1,304 @@
+"""How often the gate promotes what is no better, and how often it sees what is.
+
+Two models of each node, trained alike from different seeds, are measured on as many hidden cases as
+a judgement may take. Swapped case by case at random they are two equal models that err as real ones
+do; one of them scaled is a better model with the same noise.
+"""
+
+import concurrent.futures
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from agent.executors import jobs, training
+from agent.specialists import base, registry, seeds
+from benchmarks import specialists
+from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
+from orchestrator import bounds, gate, judge
+
+STEPS_SHARE = 0.25
+LONGER = 1.6
+"""The better one of a real pair is trained so many times as long."""
+CASES = Size(bounds.CASES_MAX, 2_048)
+SINGLES = Size(2_000, 40)
+SEQUENCES, LOOKS = Size(400, 4), Size(50, 5)
+POWER_TRIES = Size(1_000, 20)
+POWER_GOALS = {0.98: None, 0.95: None, 0.90: Goal("at least", 0.8), 0.80: Goal("at least", 0.95)}
+FACTORS = tuple(POWER_GOALS)
+FALSE_GOAL = Goal("at most", 0.05)
+CONFIDENCE = 0.95
+HEADS = (
+    *("node", "method", "false singles", "false sequences", "upper bounds"),
+    *(f"power at {factor:g}" for factor in FACTORS),
+    *("cases taken", "a real pair: ratio", "promoted", "scaled alike"),
+)
+NOTES = """
+- Equal: the recorded errors of the two models, swapped case by case with chance 1/2 and drawn anew,
+  with repetition, for each judgement. A sequence is {looks} looks at one champion, and false where
+  any of them promotes. Upper bounds: of the rates before them, at 95 % (Clopper & Pearson 1934).
+- Power: the share that is promoted at the first look of equal models of which one's errors are
+  multiplied by the factor. Cases taken: at 0.98, 0.95, 0.90 and 0.80, the mean.
+- A real pair: the same family trained {longer} times as long against the shorter training; the
+  ratio as the gate compares them, how often it is promoted, and how often equal models are that
+  are scaled by that ratio.
+- Hidden cases and both models' answers take at most {seconds:.0f} s for {cases:,} cases.
+"""
+
+Pair = tuple[bounds.Floats, bounds.Floats]
+
+
+class Recorded(NamedTuple):
+    """What a node's models err on the same hidden cases, [cases] each."""
+
+    node_id: str
+    tolerance: float
+    twins: Pair
+    unequal: Pair
+    """The one trained longer comes first."""
+    seconds: float
+    """For the cases and two models' answers."""
+
+
+class Found(NamedTuple):
+    """What the gate did with them."""
+
+    node_id: str
+    method: str
+    singles: float
+    sequences: float
+    singles_upper: float
+    sequences_upper: float
+    powers: list[float]
+    cases: list[float]
+    ratio: float
+    promoted: float
+    alike: float
+
+
+def measure(run: Run) -> Section:
+    """Train, record and judge; nodes are spread over the cores."""
+    nodes = run.nodes or tuple(dict.fromkeys(row.node_id for row in specialists.ROWS))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
+        found = []
+        for recorded, one in pool.map(_found, nodes, [run] * len(nodes)):
+            print(f"  {one.node_id}: {' '.join(_cells(one))}", flush=True)
+            found.append((recorded, one))
+    return Section(
+        title="judgement: what the gate lets through, and what it sees",
+        about="Equal models and better ones, made of the errors of real ones on hidden cases.",
+        table=_table([one for _, one in found]),
+        ratios=[
+            Ratio(
+                what="equal models promoted, of judgements, upper bound",
+                values=[one.singles_upper for _, one in found],
+                goal=FALSE_GOAL,
+            ),
+            Ratio(
+                what="the same, of sequences of looks",
+                values=[one.sequences_upper for _, one in found],
+                goal=FALSE_GOAL,
+            ),
+            *(
+                Ratio(
+                    what=f"models of {factor:g} times the error promoted",
+                    values=[one.powers[at] for _, one in found],
+                    goal=goal,
+                )
+                for at, (factor, goal) in enumerate(POWER_GOALS.items())
+            ),
+        ],
+        figures=[
+            Figure(
+                what="cases and answers of two models",
+                unit="s",
+                values=[seconds for seconds, _ in found],
+            )
+        ],
+        notes=NOTES.format(
+            looks=run.size(LOOKS),
+            longer=LONGER,
+            cases=run.size(CASES),
+            seconds=max(seconds for seconds, _ in found),
+        ),
+    )
+
+
+def _found(node_id: str, run: Run) -> tuple[float, Found]:
+    recorded = record(node_id, run)
+    return recorded.seconds, judged(recorded, run)
+
+
+# ── recording ──
+
+
+def record(node_id: str, run: Run) -> Recorded:
+    """Train three small models of a node and measure them."""
+    row = next(
+        row for row in specialists.ROWS if (row.node_id, row.role) == (node_id, "reinventor")
+    )
+    torch.set_num_threads(1)
+    specialist = registry.get(node_id)
+    steps = max(20, int(run.size(Size(row.steps, 80)) * STEPS_SHARE))
+    with tempfile.TemporaryDirectory() as name:
+        trained = [
+            _trained(row, seed, count, Path(name) / f"{seed}-{count}")
+            for seed, count in ((1, steps), (2, steps), (1, int(LONGER * steps)))
+        ]
+        models = [_loaded(specialist, folder) for folder in trained]
+    began = time.process_time()
+    count = min(run.size(CASES), specialist.hidden_max or bounds.CASES_MAX)
+    cases = specialist.cases(seeds.derive(node_id, "bench"), count, "hidden")
+    one, other = (judge.errors_of(specialist, model, cases) for model in models[:2])
+    seconds = time.process_time() - began
+    longer = judge.errors_of(specialist, models[2], cases)
+    return Recorded(node_id, specialist.tolerance, (one, other), (longer, one), seconds)
+
+
+def _trained(row: specialists.Row, seed: int, steps: int, folder: Path) -> Path:
+    job = jobs.Job(
+        task_id="bench",
+        node_id=row.node_id,
+        specialist=row.node_id,
+        role=row.role,
+        seed=seed,
+        directory=str(folder),
+        steps=steps,
+        checkpoint_seconds=specialists.NEVER,
+    )
+    result = training.run(job, lambda _: None, lambda: None)
+    assert isinstance(result, jobs.Result), "nobody stops it"
+    return Path(result.candidate_directory)
+
+
+def _loaded(specialist: base.Specialist, folder: Path) -> judge.Model:
+    module = specialists.loaded(specialist, folder)
+    return judge.Model(module, sum(weight.numel() for weight in module.parameters()), 0)
+
+
+# ── judging ──
+
+
+def judged(recorded: Recorded, run: Run) -> Found:
+    """What the gate does with equal, scaled and real pairs."""
+    trial = _Trials(recorded, np.random.default_rng(1))
+    singles, sequences = run.size(SINGLES), run.size(SEQUENCES)
+    false = sum(trial.promotes(recorded.twins) for _ in range(singles))
+    falsely = sum(
+        any(trial.promotes(recorded.twins, look=look) for look in range(1, run.size(LOOKS) + 1))
+        for _ in range(sequences)
+    )
+    tries = run.size(POWER_TRIES)
+    powers, cases = zip(*(trial.power(factor, tries) for factor in FACTORS), strict=True)
+    ruling = gate.decide(*recorded.unequal, tolerance=recorded.tolerance, look=1)
+    ratio = ruling.ratio or 0.0
+    real = sum(trial.promotes(recorded.unequal, swap=False) for _ in range(tries)) / tries
+    return Found(
+        node_id=recorded.node_id,
+        method=ruling.method,
+        singles=false / singles,
+        sequences=falsely / sequences,
+        singles_upper=upper_rate(false, singles),
+        sequences_upper=upper_rate(falsely, sequences),
+        powers=list(powers),
+        cases=list(cases),
+        ratio=ratio,
+        promoted=real,
+        alike=trial.power(ratio, tries)[0],
+    )
+
+
+class _Trials:
+    """Judgements of pairs, each on cases drawn anew."""
+
+    def __init__(self, recorded: Recorded, draw: np.random.Generator) -> None:
+        self._recorded, self._draw = recorded, draw
+        self.taken = 0
+        """Cases of the last judgement."""
+
+    def promotes(
+        self, pair: Pair, *, look: int = 1, factor: float = 1.0, swap: bool = True
+    ) -> bool:
+        """Whether the first of a pair, times a factor, is promoted instead of the other."""
+        new, opponent = np.empty(0), np.empty(0)
+        for stage, added in self._stages(pair, swap):
+            new = np.concatenate([new, factor * added[0]])
+            opponent = np.concatenate([opponent, added[1]])
+            ruling = gate.decide(
+                new, opponent, tolerance=self._recorded.tolerance, look=look, stage=stage
+            )
+            if ruling.settled:
+                break
+        self.taken = len(new)
+        return ruling.verdict == "better"
+
+    def _stages(self, pair: Pair, swap: bool) -> Iterator[tuple[bounds.Stage, Pair]]:
+        one, other = pair
+        for stage in bounds.stages(len(one)):
+            at = self._draw.integers(0, len(one), stage.cases - stage.before)
+            turned = self._draw.random(len(at)) < (0.5 if swap else 0.0)
+            left, right = one[at], other[at]
+            yield stage, (np.where(turned, right, left), np.where(turned, left, right))
+
+    def power(self, factor: float, tries: int) -> tuple[float, float]:
+        """How often equal models of which one is scaled are told apart; the cases it takes."""
+        won = taken = 0
+        for _ in range(tries):
+            won += self.promotes(self._recorded.twins, factor=factor)
+            taken += self.taken
+        return won / tries, taken / tries
+
+
+def upper_rate(hits: int, tries: int) -> float:
+    """The largest rate under which so few hits, or fewer, come with a chance of 5 %."""
+
+    def at_most(rate: float) -> float:
+        terms = (
+            math.exp(
+                math.lgamma(tries + 1)
+                - math.lgamma(count + 1)
+                - math.lgamma(tries - count + 1)
+                + count * math.log(rate)
+                + (tries - count) * math.log1p(-rate)
+            )
+            for count in range(hits + 1)
+        )
+        return sum(terms)
+
+    if hits == tries:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at_most(middle) > 1 - CONFIDENCE else (low, middle)
+    return high
+
+
+# ── telling ──
+
+
+def _table(found: list[Found]) -> str:
+    lines = [f"| {' | '.join(HEADS)} |", "| --- |" + " --- |" * (len(HEADS) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(_cells(one))} |" for one in found)])
+
+
+def _cells(one: Found) -> list[str]:
+    return [
+        one.node_id,
+        one.method,
+        f"{one.singles:.4f}",
+        f"{one.sequences:.4f}",
+        f"{one.singles_upper:.4f}, {one.sequences_upper:.4f}",
+        *(f"{power:.3f}" for power in one.powers),
+        ", ".join(f"{cases:,.0f}" for cases in one.cases),
+        f"{one.ratio:.3f}",
+        f"{one.promoted:.3f}",
+        f"{one.alike:.3f}",
+    ]

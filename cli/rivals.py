@@ -1,0 +1,29 @@
+"""`aghsan rivals`."""
+
+import click
+
+from cli import options
+from cli.client import Client
+
+
+@click.command()
+@click.argument("node_id", metavar="[NODE]", required=False)
+@options.as_json
+@options.api
+def rivals(node_id: str | None, as_json: bool, api: str) -> None:
+    """Show what evolvers, reinventors and merges have won, and what they cost.
+
+    Rounds are the decided ones that a rival entered: it won, or was measured and lost, or was
+    absent. The factor is what its promotions made of the error of the champions before.
+    """
+    answer = Client(api).get("/rivals", {"node_id": node_id})
+    if as_json:
+        click.echo(answer.page())
+        return
+    from cli import tables, terminal, views
+
+    accounts = answer.read("rivals", list[views.RivalAccount])
+    if not accounts:
+        click.echo("no rival has been trained yet", err=True)
+        return
+    terminal.show(tables.accounts([*accounts, *answer.read("total", list[views.RivalAccount])]))
