@@ -281,7 +281,9 @@ def _loops(parts: _Parts, asked: Settings) -> Iterator[Coroutine[None, None, Non
 async def _serving(parts: _Parts, asked: Settings) -> AsyncIterator[None]:
     """Serve HTTP inside the block, and say where."""
     from gateway import app
+    from orchestrator import targets
 
+    target = targets.RuntimeTarget(parts.control.door)
     async with app.serve(
         parts.control,
         parts.refusals,
@@ -290,6 +292,7 @@ async def _serving(parts: _Parts, asked: Settings) -> AsyncIterator[None]:
         asked.port,
         asked.nats_url,
         parts.scheduler.waiting,
+        lambda: target.foresee(asked.train_sec),
     ) as address:
         if asked.as_child:
             child.tell("ready", http=address)

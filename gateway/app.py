@@ -21,6 +21,7 @@ from gateway.reads import ReadRoutes
 from gateway.records import Records
 from gateway.refusals import Refusals
 from gateway.relay import Relay
+from gateway.situations import Foresee, Situations, unforeseen
 from gateway.sweeper import Sweeper
 from gateway.telemetry import Telemetry
 
@@ -269,10 +270,12 @@ async def serve(
     port: int,
     nats_url: str,
     waiting_pulls: Callable[[], Mapping[str, int]] = dict,
+    foresee: Foresee = unforeseen,
 ) -> AsyncIterator[str]:
     """Serve HTTP inside the block; the address (port 0: a free one).
 
-    `waiting_pulls` tells, by lane, how many agents wait for work.
+    `waiting_pulls` tells, by lane, how many agents wait for work, and `foresee` what the feeder
+    would order next.
 
     Raises OSError when the address cannot be had.
     """
@@ -281,6 +284,7 @@ async def serve(
         control.door,
         control.presence,
         records,
+        Situations(control.door, records, foresee),
         control.store,
         refusals,
         control.connections.fleet,

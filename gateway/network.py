@@ -8,7 +8,7 @@ import uuid
 import msgspec
 from aiohttp import web
 
-from core import chunks, commands, errors, events, runtime, specializations, subjects, wire
+from core import chunks, commands, errors, events, plans, runtime, specializations, subjects, wire
 from core.bus import Bus
 from core.chunks import ChunkStore
 from core.decide import tasks as rules
@@ -21,6 +21,7 @@ from gateway import schemas
 from gateway.artifacts import store_metrics
 from gateway.records import Records, row_of
 from gateway.refusals import Refusals
+from gateway.situations import Situations
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class NetworkRoutes:
         door: runtime.Runtime,
         presence: Presence,
         records: Records,
+        situations: Situations,
         store: ChunkStore,
         refusals: Refusals,
         fleet: Bus,
@@ -45,6 +47,7 @@ class NetworkRoutes:
         self._door = door
         self._presence = presence
         self._records = records
+        self._situations = situations
         self._store = store
         self._refusals = refusals
         self._fleet = fleet
@@ -68,11 +71,11 @@ class NetworkRoutes:
         return schemas.GraphAnswer(graph=graph)
 
     async def think(self, _: web.Request, asked: schemas.ThinkRequest) -> schemas.ThoughtAnswer:
-        """What both AIs of a node would do."""
-        node = await self._door.read(lambda state: state.graph.nodes.get(asked.node_id))
-        if node is None:
-            raise errors.NotFound("node not found")
-        return schemas.ThoughtAnswer(thought=_thought(node, asked.prompt))
+        """What both AIs of a node would do, from how it stands."""
+        node, situation = await self._situations.of(asked.node_id)
+        return schemas.ThoughtAnswer(
+            thought=_thought(node, plans.plans(situation, asked.prompt), asked.prompt)
+        )
 
     # ── growing ──
 
@@ -368,29 +371,14 @@ def task_of(task: Task, metrics: msgspec.Raw | None) -> schemas.Task:
     )
 
 
-def _thought(node: Node, prompt: str) -> schemas.Thought:
-    name = node.name
+def _thought(node: Node, thought: plans.Plans, prompt: str) -> schemas.Thought:
+    def plan(version: str, one: plans.Plan) -> schemas.Plan:
+        ai = f"{node.ai_name}-{version}-v1"
+        return schemas.Plan(ai=ai, focus=one.focus, plan=one.steps, prompt=prompt)
+
     return schemas.Thought(
         node_id=node.node_id,
-        node_name=name,
-        current_evolution_thought=schemas.Plan(
-            ai=f"{node.ai_name}-Evolver-v1",
-            focus=f"تحسين تدريجي داخل اختصاص {name}",
-            plan=[
-                f"تحليل baseline الحالي في {name}",
-                "تحسين الدقة تدريجياً بنسبة 3-7% لكل دورة",
-                "تقليل استهلاك الموارد عبر pruning/quantization",
-            ],
-            prompt=prompt,
-        ),
-        zero_reinvention_thought=schemas.Plan(
-            ai=f"{node.ai_name}-Reinventor-v1",
-            focus=f"إعادة بناء من الصفر لاختصاص {name}",
-            plan=[
-                "تصميم بنية جديدة بالكامل أقل تعقيداً",
-                "اختبار خوارزميات بديلة بكفاءة أعلى",
-                "اختيار pipeline تدريب أقصر بزمن convergence أقل",
-            ],
-            prompt=prompt,
-        ),
+        node_name=node.name,
+        current_evolution_thought=plan("Evolver", thought.evolver),
+        zero_reinvention_thought=plan("Reinventor", thought.reinventor),
     )

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from core import errors, workloads
+from core import errors, plans, workloads
 from core.decide import fitness
 from core.projections.rounds import RIVALS
 from core.projections.state import State
@@ -171,6 +171,23 @@ def survey(state: State, now: int) -> Fleet:
         workers_online=state.workers.online,
         unjudged=state.rounds.awaiting_judgement,
         nodes=nodes,
+    )
+
+
+def foresee(fleet: Fleet, given_seconds: float = 0.0) -> plans.Order:
+    """What would be ordered if the queue wanted one more, on a turn that does not explore."""
+    if not fleet.workers_online:
+        return plans.Order(obstacle="workers")
+    if backlog(fleet.unjudged):
+        return plans.Order(obstacle="judges")
+    orders = plan(fleet, min_queue=fleet.queued + 1, burst=1, turn=0, given_seconds=given_seconds)
+    if not orders:
+        return plans.Order(obstacle="nodes")
+    (order,) = orders
+    return plans.Order(
+        node_id=order.node_id,
+        name=next(node.name for node in fleet.nodes if node.node_id == order.node_id),
+        budget_seconds=order.budget_seconds or 0.0,
     )
 
 

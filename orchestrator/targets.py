@@ -1,10 +1,11 @@
 """The feeder's targets: the runtime beside it, or a server over HTTP."""
 
+import asyncio
 import secrets
 import uuid
 
-from core import commands, runtime
-from orchestrator.feeder import Fleet, Order, survey
+from core import commands, plans, runtime
+from orchestrator.feeder import Fleet, Order, foresee, survey
 
 
 class RuntimeTarget:
@@ -16,6 +17,13 @@ class RuntimeTarget:
     async def survey(self) -> Fleet:
         """What there is now."""
         return await self._door.read(lambda state: survey(state, runtime.now()))
+
+    async def foresee(self, given_seconds: float) -> plans.Order:
+        """What would be ordered next, as of the newest time in the log: of equal states the same
+        is said. Raises errors.LogUnavailable."""
+        fleet = await self._door.read(lambda state: survey(state, state.at))
+        await asyncio.sleep(0)  # the loop's turn, however many nodes there are
+        return foresee(fleet, given_seconds)
 
     async def enqueue(self, order: Order, priority: int, key: str) -> None:
         """Enqueue one order, once per key."""

@@ -19,6 +19,7 @@ from gateway.desk import Desk, Terms
 from gateway.network import NetworkRoutes
 from gateway.records import Records
 from gateway.refusals import Refusals
+from gateway.situations import Situations, unforeseen
 from gateway.usage import Quotas, Usage
 from gateway.work import WorkStream
 from orchestrator import liveness
@@ -114,8 +115,9 @@ class Control:
             terms=Terms(lease_seconds=world.limits.lease),
         )
         records = Records(door, store, chunks)
+        situations = Situations(door, records, unforeseen)
         self.routes = NetworkRoutes(
-            door, presence, records, chunks, refusals, fleet, HTTP_LEASE_SECONDS
+            door, presence, records, situations, chunks, refusals, fleet, HTTP_LEASE_SECONDS
         )
         await desk.open()
         # In place of the advisories of the system account.

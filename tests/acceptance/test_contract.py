@@ -291,34 +291,22 @@ def test_without_a_payload_an_artifacts_name_is_kept_and_nothing_is_uploaded(
     assert result["metrics"] == {}
 
 
-def test_both_ais_think_the_words_that_clients_compare(server: Server) -> None:
+def test_both_ais_think_in_the_shape_that_clients_know(server: Server) -> None:
     body = {"node_id": "stats-bayesian", "prompt": "كيف؟"}
     thought = server.done("/think/dual", body, "thought")
-    assert thought == {
-        "node_id": "stats-bayesian",
-        "node_name": "الاستدلال البايزي",
-        "current_evolution_thought": {
-            "ai": "Bayes-Evolver-v1",
-            "focus": "تحسين تدريجي داخل اختصاص الاستدلال البايزي",
-            "plan": [
-                "تحليل baseline الحالي في الاستدلال البايزي",
-                "تحسين الدقة تدريجياً بنسبة 3-7% لكل دورة",
-                "تقليل استهلاك الموارد عبر pruning/quantization",
-            ],
-            "prompt": "كيف؟",
-        },
-        "zero_reinvention_thought": {
-            "ai": "Bayes-Reinventor-v1",
-            "focus": "إعادة بناء من الصفر لاختصاص الاستدلال البايزي",
-            "plan": [
-                "تصميم بنية جديدة بالكامل أقل تعقيداً",
-                "اختبار خوارزميات بديلة بكفاءة أعلى",
-                "اختيار pipeline تدريب أقصر بزمن convergence أقل",
-            ],
-            "prompt": "كيف؟",
-        },
+    sides = {
+        "current_evolution_thought": ("Bayes-Evolver-v1", "تحسين تدريجي داخل اختصاص"),
+        "zero_reinvention_thought": ("Bayes-Reinventor-v1", "إعادة بناء من الصفر لاختصاص"),
     }
-    assert len(server.post("/think/dual", body).body) == 882
+    assert list(thought) == ["node_id", "node_name", *sides]
+    assert thought["node_id"] == "stats-bayesian"
+    assert thought["node_name"] == "الاستدلال البايزي"
+    for side, (ai, focus) in sides.items():
+        assert list(thought[side]) == ["ai", "focus", "plan", "prompt"]
+        assert (thought[side]["ai"], thought[side]["prompt"]) == (ai, "كيف؟")
+        assert thought[side]["focus"] == f"{focus} الاستدلال البايزي"
+        assert len(thought[side]["plan"]) == 3
+        assert all(isinstance(step, str) and step for step in thought[side]["plan"])
 
 
 # ── refusals, exactly ──

@@ -891,31 +891,44 @@ async def test_a_worker_id_may_be_any_string(stack: Stack, worker_id: str) -> No
 # ── think ──
 
 
-def thought(node_id: str, name: str, ai: str, prompt: str) -> str:
-    return (
-        f'{{"status":"ok","thought":{{"node_id":"{node_id}","node_name":"{name}",'
-        f'"current_evolution_thought":{{"ai":"{ai}-Evolver-v1",'
-        f'"focus":"تحسين تدريجي داخل اختصاص {name}",'
-        f'"plan":["تحليل baseline الحالي في {name}","تحسين الدقة تدريجياً بنسبة 3-7% لكل دورة",'
-        f'"تقليل استهلاك الموارد عبر pruning/quantization"],"prompt":"{prompt}"}},'
-        f'"zero_reinvention_thought":{{"ai":"{ai}-Reinventor-v1",'
-        f'"focus":"إعادة بناء من الصفر لاختصاص {name}",'
-        f'"plan":["تصميم بنية جديدة بالكامل أقل تعقيداً","اختبار خوارزميات بديلة بكفاءة أعلى",'
-        f'"اختيار pipeline تدريب أقصر بزمن convergence أقل"],"prompt":"{prompt}"}}}}}}'
-    )
+def require_thought(reply: Reply, node_id: str, name: str, ai: str, prompt: str) -> Any:
+    """Assert that an answer is of the contract's shape, keys in order; the thought."""
+    assert reply.status == 200, reply.body
+    assert list(reply.json) == ["status", "thought"]
+    thought = reply.json["thought"]
+    sides = ["current_evolution_thought", "zero_reinvention_thought"]
+    assert list(thought) == ["node_id", "node_name", *sides]
+    assert (thought["node_id"], thought["node_name"]) == (node_id, name)
+    for side, version in zip(sides, ("Evolver", "Reinventor"), strict=True):
+        assert list(thought[side]) == ["ai", "focus", "plan", "prompt"]
+        assert (thought[side]["ai"], thought[side]["prompt"]) == (f"{ai}-{version}-v1", prompt)
+        assert [type(step) for step in thought[side]["plan"]] == [str, str, str]
+    return thought
 
 
 async def test_both_ais_of_a_node_tell_their_plans(shared: Stack) -> None:
-    reply = await shared.post("/think/dual", {"node_id": "stats-bayesian", "prompt": "كيف؟"})
-    reply.require(200, thought("stats-bayesian", "الاستدلال البايزي", "Bayes", "كيف؟"))
-    assert len(reply.body) == 882
+    asked = {"node_id": "stats-bayesian", "prompt": "كيف؟"}
+    reply = await shared.post("/think/dual", asked)
+    thought = require_thought(reply, "stats-bayesian", "الاستدلال البايزي", "Bayes", "كيف؟")
+    evolver, reinventor = list(thought.values())[2:]
+    assert evolver["focus"] == "تحسين تدريجي داخل اختصاص الاستدلال البايزي"
+    assert reinventor["focus"] == "إعادة بناء من الصفر لاختصاص الاستدلال البايزي"
+    assert evolver["plan"][0].startswith("لا بطل بعدُ")
+    assert (await shared.post("/think/dual", asked)).body == reply.body
+
+
+async def test_both_ais_answer_an_english_prompt_in_english(shared: Stack) -> None:
+    reply = await shared.post("/think/dual", {"node_id": "stats-bayesian", "prompt": "how?"})
+    thought = require_thought(reply, "stats-bayesian", "الاستدلال البايزي", "Bayes", "how?")
+    plan = thought["current_evolution_thought"]["plan"]
+    assert plan[0].startswith("There is no champion yet to go on from")
 
 
 async def test_an_added_node_thinks_under_its_own_name(shared: Stack) -> None:
     node_id = (await expand(shared, parent_id="root-math", name="هندسة")).json["node"]["node_id"]
     reply = await shared.post("/think/dual", {"node_id": node_id, "prompt": ""})
-    reply.require(200, thought(node_id, "هندسة", "هندسة", ""))
-    assert len(reply.body) == 785
+    thought = require_thought(reply, node_id, "هندسة", "هندسة", "")
+    assert "(موروث من الرياضيات)" in thought["zero_reinvention_thought"]["plan"][0]
 
 
 async def test_a_node_that_is_not_there_does_not_think(shared: Stack) -> None:

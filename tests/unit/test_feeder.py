@@ -6,7 +6,7 @@ from collections import Counter
 import msgspec
 import pytest
 
-from core import errors
+from core import errors, plans
 from orchestrator import feeder
 from orchestrator.feeder import Feeder, Fleet, Order, Standing
 from tests.build import World
@@ -207,3 +207,29 @@ async def test_a_judge_that_is_behind_is_no_news_where_nothing_would_be_ordered_
         target.fleet = _fleet(_node("a"), unjudged=16, **more)
         await one.feed()
     assert said == []
+
+
+def _foreseen(world: World) -> plans.Order:
+    return feeder.foresee(feeder.survey(world.state, world.state.at), given_seconds=30.0)
+
+
+def test_what_would_be_ordered_next_is_foreseen_however_full_the_queue() -> None:
+    world = World().seeded()
+    assert _foreseen(world) == plans.Order(obstacle="workers")
+    world.agent("a1")
+    for number in range(3):
+        world.task(f"t{number}", "math-physics")
+    order = _foreseen(world)
+    (planned,) = feeder.plan(
+        feeder.survey(world.state, world.state.at), min_queue=4, burst=1, turn=0, given_seconds=30.0
+    )
+    assert order.node_id == planned.node_id
+    assert order.name == world.state.graph.nodes.rows[order.node_id].name
+    assert order.budget_seconds == (planned.budget_seconds or 0.0)
+    assert _foreseen(world) == order
+
+
+def test_nothing_is_foreseen_while_the_judges_are_behind_or_no_node_can_be_trained() -> None:
+    behind = _fleet(_node("a"), unjudged=feeder.UNJUDGED_MAX)
+    assert feeder.foresee(behind) == plans.Order(obstacle="judges")
+    assert feeder.foresee(_fleet()) == plans.Order(obstacle="nodes")
