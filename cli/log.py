@@ -62,14 +62,31 @@ def replay(data: Path, at: int | None, as_json: bool) -> None:
 
 @click.command()
 @data_option
+@click.option(
+    "--rejudge",
+    "round_ids",
+    metavar="ROUND",
+    multiple=True,
+    help="Instead of all that, judge a decided round again and compare; may be repeated.",
+)
 @options.as_json
-def audit(data: Path, as_json: bool) -> None:
+def audit(data: Path, round_ids: tuple[str, ...], as_json: bool) -> None:
     """Check that the log keeps the rules, and that what it names is stored.
 
     Nothing in the directory changes: without a running server a copy is audited, and its stored
     blocks are checked too. Exit code 1 where a rule is broken; 0 where all that is wrong follows
     from records that were lost, and that a person accepted by `aghsan up --accept-loss`.
+
+    --rejudge draws a round's hidden cases from its revealed secret, measures the stored models on
+    them, and compares: bit for bit in the environment that the verdict records, else but for
+    rounding. Exit code 1 where it differs, 4 where a model that decides it is not to be had any
+    more, 5 where nobody can tell from here.
     """
+    if round_ids:
+        from cli.rejudge import rejudge
+
+        rejudge(data, round_ids, as_json)
+        return
     from core.replay import ALL_AUDITED, serving
 
     with ending_on_sigterm(), serving(data, ALL_AUDITED) as access:
@@ -161,7 +178,8 @@ def times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _source(data: Path, running: bool) -> str:
+def source(data: Path, running: bool) -> str:
+    """Which log is read, in words."""
     return f"{data}, {'read beside its running server' if running else 'no server runs on it'}"
 
 
@@ -173,7 +191,7 @@ def _show_state(data: Path, replayed: "Replayed", running: bool) -> None:
     terminal.show(
         terminal.facts(
             [
-                ("log", _source(data, running)),
+                ("log", source(data, running)),
                 ("events", replayed.events),
                 ("last seq", replayed.last_seq),
                 ("state hash", replayed.state_hash),
@@ -201,7 +219,7 @@ def _show_audit(
     terminal.show(
         terminal.facts(
             [
-                ("log", _source(data, running)),
+                ("log", source(data, running)),
                 ("events", f"{auditor.events}, sealed up to {auditor.sealed}"),
                 ("artifacts", f"{stored.artifacts}, {stored.bytes:,} bytes read"),
                 ("refusals", refusals),

@@ -5,7 +5,7 @@ revealed secret reveals no other. Hidden cases are drawn from the secret, so tha
 key could train on them before the verdict, and everybody can draw them again after it.
 
 Given the secret, the stored weights and the environment that a verdict records, `measure` is a pure
-function: `audit` may repeat it.
+function: `orchestrator.rejudge` repeats it.
 """
 
 import asyncio
@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
 LOST_KEY = "`aghsan judge --new-key` (`aghsan up --new-judge-key`)"
+RULES = "2"
+"""By which rules is judged: raised with each change that gives other figures for the same cases, so
+that nobody takes those of other rules for wrong ones."""
 HIDDEN_CASES = 2_048
 CASES_AT_ONCE = 256
 """Cases evaluated together: bounds memory, and how long a stop waits."""
@@ -123,6 +126,8 @@ class Files(NamedTuple):
 
 Stored: TypeAlias = Files | errors.AghsanError
 """A stored model, or why it cannot be had."""
+Texts: TypeAlias = str | errors.AghsanError
+"""The folder of a corpus ("" where there is none), or why it cannot be had."""
 
 
 async def gather(brief: wire.RoundBrief, store: chunks.ChunkStore) -> dict[str, Stored]:
@@ -142,6 +147,19 @@ async def gather(brief: wire.RoundBrief, store: chunks.ChunkStore) -> dict[str, 
         except (errors.ArtifactError, errors.NotFound) as error:
             stored[candidate_id] = error
     return stored
+
+
+async def gather_texts(brief: wire.RoundBrief, store: chunks.ChunkStore, folder: Path) -> Texts:
+    """The texts that a round is judged on, fetched into the folder where there are some.
+
+    Raises errors.Unavailable when the store does not answer.
+    """
+    if brief.workload.corpus is None:
+        return ""
+    try:
+        return await fetch_corpus(store, brief.workload.corpus, folder)
+    except (errors.ArtifactError, errors.NotFound) as error:
+        return error
 
 
 async def fetch_corpus(store: chunks.ChunkStore, corpus: events.Corpus, folder: Path) -> str:
@@ -204,6 +222,31 @@ class Model(NamedTuple):
     bytes: int
 
 
+class Unbuildable(errors.ArtifactError):
+    """A model over a base that this machine has not."""
+
+
+class Meeting(NamedTuple):
+    """What the gate was asked at a stage: both errors, [cases], on all cases up to it."""
+
+    stage: bounds.Stage
+    own: bounds.Floats
+    opponent: bounds.Floats
+
+
+class Trace(NamedTuple):
+    """A verdict, and what it was drawn from."""
+
+    verdict: wire.Verdict
+    ranked: Mapping[str, tuple[float, float]]
+    """Mean error and evidence rate on the ranking cases, by candidate id."""
+    meetings: list[Meeting]
+    tolerance: float
+    """Up to which an error is evidence."""
+    lacking: Mapping[str, str]
+    """Models that may be sound and cannot be measured on this machine, by id, and why."""
+
+
 def _go_on() -> None:
     """Nobody asks to stop."""
 
@@ -231,7 +274,7 @@ def load(specialist: base.Specialist, stored: Stored, weights_sha256: str) -> Mo
         try:
             module = forms.build(specialist, config)
         except errors.TrainingError as error:  # its base model is not on this machine
-            raise errors.ArtifactError(f"the judge cannot build it: {error}") from error
+            raise Unbuildable(f"the judge cannot build it: {error}") from error
         checkpoints.load_weights(path, module)
     for tensor_name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -273,6 +316,8 @@ def environment() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
+        "cuda": "yes" if torch.cuda.is_available() else "no",
+        "rules": RULES,
     }
 
 
@@ -290,12 +335,7 @@ async def judge_round(
     Raises errors.Unavailable when the store does not answer; Abandoned as `go_on` does.
     """
     stored = await gather(brief, store)
-    texts: str | errors.AghsanError = ""
-    if brief.workload.corpus is not None:
-        try:
-            texts = await fetch_corpus(store, brief.workload.corpus, folder)
-        except (errors.ArtifactError, errors.NotFound) as error:
-            texts = error
+    texts = await gather_texts(brief, store, folder)
     return await asyncio.to_thread(measure, brief, stored, secret, judge, go_on, texts)
 
 
@@ -305,7 +345,7 @@ def measure(
     secret: bytes,
     judge: str,
     go_on: Callable[[], None] = _go_on,
-    texts: str | errors.AghsanError = "",
+    texts: Texts = "",
 ) -> wire.Verdict:
     """The verdict on a round: rank the sound candidates, then put the best to the gate.
 
@@ -314,6 +354,18 @@ def measure(
     refused and never the end of the round; a champion that is not makes it void, and stays
     champion.
     """
+    return trace(brief, stored, secret, judge, go_on, texts).verdict
+
+
+def trace(
+    brief: wire.RoundBrief,
+    stored: Mapping[str, Stored],
+    secret: bytes,
+    judge: str,
+    go_on: Callable[[], None] = _go_on,
+    texts: Texts = "",
+) -> Trace:
+    """As `measure`, with all that the verdict was drawn from."""
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # the same, without torch's compiler
@@ -323,7 +375,7 @@ def measure(
         trial.admit()
         trial.rank()
         trial.put_to_gate()
-    return trial.verdict(judge)
+    return trial.trace(judge)
 
 
 def gate_cases(
@@ -358,7 +410,7 @@ class _Trial:
         stored: Mapping[str, Stored],
         secret: bytes,
         go_on: Callable[[], None],
-        texts: str | errors.AghsanError,
+        texts: Texts,
     ) -> None:
         self._texts = texts
         self._brief = brief
@@ -370,6 +422,8 @@ class _Trial:
         self._ranked: dict[str, tuple[float, float]] = {}
         self._ranked_on = 0
         self._verdicts: dict[str, CandidateVerdict] = {}
+        self._meetings: list[Meeting] = []
+        self._lacking: dict[str, str] = {}
         self._picked = ""
         self._ruling: gate.Ruling | None = None
         self._baseline_error: float | None = None
@@ -392,6 +446,7 @@ class _Trial:
             )
         except errors.AghsanError as error:
             for brought in self._brief.candidates:
+                self._lacking[brought.candidate.candidate_id] = _brief(error)
                 self._refuse(brought.candidate, error)
             return
         for brought in self._brief.candidates:
@@ -401,9 +456,14 @@ class _Trial:
                 stored = self._stored[candidate.candidate_id]
                 model = load(self._specialist, stored, candidate.weights_sha256)
             except errors.ArtifactError as error:
+                self._note_lack(candidate.candidate_id, error)
                 self._refuse(candidate, error)
             else:
                 self._models[candidate.candidate_id] = model
+
+    def _note_lack(self, candidate_id: str, error: errors.ArtifactError) -> None:
+        if isinstance(error, Unbuildable):
+            self._lacking[candidate_id] = _brief(error)
 
     def _refuse(self, candidate: events.Candidate, error: Exception) -> None:
         self._models.pop(candidate.candidate_id, None)
@@ -471,9 +531,11 @@ class _Trial:
                 own.append(self._answers(specialist, picked, cases))
                 if not stage.before:
                     self._compare_with_baseline(specialist, cases, own[0])
+                met = Meeting(stage, np.concatenate(own), np.concatenate(opponent.errors))
+                self._meetings.append(met)
                 self._ruling = gate.decide(
-                    np.concatenate(own),
-                    np.concatenate(opponent.errors),
+                    met.own,
+                    met.opponent,
                     tolerance=specialist.tolerance,
                     look=self._brief.look,
                     stage=stage,
@@ -516,6 +578,7 @@ class _Trial:
         champion = self._brief.champion
         assert champion is not None, "only a champion's model can be missing here"
         whom, why = champion.candidate_id, _brief(error).rstrip(".")
+        self._note_lack(whom, error)
         manifest = f"{champion.manifest[:12]}…"
         self._reasons = Reasons(
             en=f"Void: the stored model of the champion {whom} (manifest {manifest}) cannot be "
@@ -565,6 +628,12 @@ class _Trial:
                     bytes=model.bytes,
                 )
             self._verdicts[candidate_id] = verdict
+
+    def trace(self, judge: str) -> Trace:
+        """The verdict, and what it was drawn from."""
+        tolerance = self._specialist.tolerance if self._specialist else 0.0
+        verdict = self.verdict(judge)
+        return Trace(verdict, self._ranked, self._meetings, tolerance, self._lacking)
 
     def verdict(self, judge: str) -> wire.Verdict:
         """The verdict as it is sent."""

@@ -57,7 +57,8 @@ def test_a_folder_becomes_the_work_of_a_node_whose_hidden_texts_no_agent_ever_ha
     assert "نصوص" in listed.stdout
     shown = aghsan("corpus", "show", node, "--api", stack.http)
     assert f"{told['workload']['corpus']['parts']['hidden']['documents']} documents" in shown.stdout
-    for check in (("audit",), ("artifact", "verify")):
+    rejudged = ("audit", "--rejudge", decided["round_id"])
+    for check in (("audit",), rejudged, ("artifact", "verify")):
         ran = aghsan(*check, "--data", stack.data)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -42,8 +42,10 @@ def test_each_command_of_a_readme_works_as_written(stack: Stack, tmp_path: Path)
     told = [line for line in commands(READMES[0]) if line.startswith(".venv/bin/aghsan ")]
     assert len(told) >= 8
     environment = {**os.environ, "AGHSAN_API": stack.http}
+    decided = stack.decided("stats-bayesian")["round_id"]
     for line in told:
-        argv = [sys.executable, "-m", "cli.main", *shlex.split(line)[1:]]
+        words = [decided if word == "ROUND" else word for word in shlex.split(line)[1:]]
+        argv = [sys.executable, "-m", "cli.main", *words]
         ran = subprocess.run(
             argv,
             cwd=tmp_path,

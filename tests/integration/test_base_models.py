@@ -17,7 +17,7 @@ import torch
 from agent import checkpoints, limits
 from agent.executors import device, jobs, pace, training
 from agent.specialists import bases, registry
-from core import errors, workloads
+from core import errors, events, wire, workloads
 from core.events import BaseModel
 from orchestrator import judge
 from tests import base_models, texts
@@ -261,6 +261,35 @@ def test_adapters_over_another_base_are_refused(
     specialist = registry.get(workloads.TEXT, {}, str(corpus), other)
     with pytest.raises(errors.ArtifactError, match="adapters over the base model"):
         judge.load(specialist, stored(adapted), adapted.weights_sha256)
+
+
+def test_a_judge_without_the_base_says_that_it_lacks_it(
+    adapted: jobs.Result, corpus: Path, base: BaseModel
+) -> None:
+    other = msgspec.structs.replace(base, digest="0" * 64)
+    files = stored(adapted)
+    config = files.config.replace(base.digest.encode(), other.digest.encode())
+    brought = events.Candidate(
+        candidate_id="c",
+        rival="evolver",
+        manifest="0" * 64,
+        writer="a",
+        weights_sha256=adapted.weights_sha256,
+        bytes=1,
+    )
+    brief = wire.RoundBrief(
+        round_id="r",
+        node_id="n",
+        index=0,
+        commitment="",
+        workload=events.Workload(specialist=workloads.TEXT, base_model=other),
+        look=1,
+        champion=None,
+        candidates=[wire.Brought(candidate=brought, task_id="t", worker_id="a")],
+    )
+    found = judge.trace(brief, {"c": files._replace(config=config)}, b"s", "j", texts=str(corpus))
+    assert "put the very same files there" in found.lacking["c"]
+    assert found.verdict.candidates[0].verdict == "refused"
 
 
 def test_a_base_that_takes_long_is_no_silence(
