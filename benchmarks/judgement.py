@@ -6,6 +6,7 @@ do; one of them scaled is a better model with the same noise.
 """
 
 import concurrent.futures
+import hashlib
 import math
 import multiprocessing
 import tempfile
@@ -17,10 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from agent import checkpoints, tensors
 from agent.executors import jobs, training
 from agent.specialists import base, registry, seeds
 from benchmarks import specialists
 from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
+from core import events, wire
+from core.projections import rounds
 from orchestrator import bounds, gate, judge
 
 STEPS_SHARE = 0.25
@@ -30,6 +34,8 @@ CASES = Size(bounds.CASES_MAX, 2_048)
 SINGLES = Size(2_000, 40)
 SEQUENCES, LOOKS = Size(400, 4), Size(50, 5)
 POWER_TRIES = Size(1_000, 20)
+ROUNDS_OF_THE_SAME = Size(4, 1)
+"""Whole rounds of each node in which the champion's own weights stand again."""
 POWER_GOALS = {0.98: None, 0.95: None, 0.90: Goal("at least", 0.8), 0.80: Goal("at least", 0.95)}
 FACTORS = tuple(POWER_GOALS)
 FALSE_GOAL = Goal("at most", 0.05)
@@ -37,12 +43,14 @@ CONFIDENCE = 0.95
 HEADS = (
     *("node", "method", "false singles", "false sequences", "upper bounds"),
     *(f"power at {factor:g}" for factor in FACTORS),
-    *("cases taken", "a real pair: ratio", "promoted", "scaled alike"),
+    *("cases taken", "a real pair: ratio", "promoted", "scaled alike", "the same again"),
 )
 NOTES = """
 - Equal: the recorded errors of the two models, swapped case by case with chance 1/2 and drawn anew,
   with repetition, for each judgement. A sequence is {looks} looks at one champion, and false where
   any of them promotes. Upper bounds: of the rates before them, at 95 % (Clopper & Pearson 1934).
+- The same again: whole rounds through the judge in which the champion's own weights stand as a
+  candidate, each round with a secret of its own; how many promoted them.
 - Power: the share that is promoted at the first look of equal models of which one's errors are
   multiplied by the factor. Cases taken: at 0.98, 0.95, 0.90 and 0.80, the mean.
 - A real pair: the same family trained {longer} times as long against the shorter training; the
@@ -64,6 +72,8 @@ class Recorded(NamedTuple):
     """The one trained longer comes first."""
     seconds: float
     """For the cases and two models' answers."""
+    again: int
+    """Rounds in which a model was promoted instead of itself."""
 
 
 class Found(NamedTuple):
@@ -80,6 +90,7 @@ class Found(NamedTuple):
     ratio: float
     promoted: float
     alike: float
+    again: int
 
 
 def measure(run: Run) -> Section:
@@ -153,13 +164,17 @@ def record(node_id: str, run: Run) -> Recorded:
             for seed, count in ((1, steps), (2, steps), (1, int(LONGER * steps)))
         ]
         models = [_loaded(specialist, folder) for folder in trained]
+        again = sum(
+            _promotes_itself(node_id, trained[0], number)
+            for number in range(run.size(ROUNDS_OF_THE_SAME))
+        )
     began = time.process_time()
     count = min(run.size(CASES), specialist.hidden_max or bounds.CASES_MAX)
     cases = specialist.cases(seeds.derive(node_id, "bench"), count, "hidden")
     one, other = (judge.errors_of(specialist, model, cases) for model in models[:2])
     seconds = time.process_time() - began
     longer = judge.errors_of(specialist, models[2], cases)
-    return Recorded(node_id, specialist.tolerance, (one, other), (longer, one), seconds)
+    return Recorded(node_id, specialist.tolerance, (one, other), (longer, one), seconds, again)
 
 
 def _trained(row: specialists.Row, seed: int, steps: int, folder: Path) -> Path:
@@ -181,6 +196,37 @@ def _trained(row: specialists.Row, seed: int, steps: int, folder: Path) -> Path:
 def _loaded(specialist: base.Specialist, folder: Path) -> judge.Model:
     module = specialists.loaded(specialist, folder)
     return judge.Model(module, sum(weight.numel() for weight in module.parameters()), 0)
+
+
+def _promotes_itself(node_id: str, folder: Path, number: int) -> bool:
+    """Whether a round with a secret of this number promotes a champion's own weights."""
+    weights = folder / checkpoints.WEIGHTS_FILE
+    files = judge.Files(weights.read_bytes(), (folder / checkpoints.CONFIG_FILE).read_bytes())
+    sha256 = tensors.weights_sha256_of_file(weights)
+    digest = hashlib.sha256(files.weights).hexdigest()
+    candidate = events.Candidate(
+        candidate_id="again",
+        rival="evolver",
+        manifest=digest,
+        writer="bench",
+        weights_sha256=sha256,
+        bytes=len(files.weights),
+    )
+    champion = events.replace(rounds.base_of(candidate), candidate_id="champion")
+    secret = hashlib.sha256(b"round %d" % number).digest()
+    brief = wire.RoundBrief(
+        round_id=f"round-{number}",
+        node_id=node_id,
+        index=number,
+        commitment=judge.commitment_to(secret),
+        workload=events.Workload(specialist=node_id),
+        look=1,
+        champion=champion,
+        candidates=[wire.Brought(candidate=candidate, task_id="bench", worker_id="bench")],
+    )
+    verdict = judge.measure(brief, {"again": files, "champion": files}, secret, "bench")
+    assert verdict.verdict != "void", verdict.reasons.en
+    return bool(verdict.promoted)
 
 
 # ── judging ──
@@ -212,6 +258,7 @@ def judged(recorded: Recorded, run: Run) -> Found:
         ratio=ratio,
         promoted=real,
         alike=trial.power(ratio, tries)[0],
+        again=recorded.again,
     )
 
 
@@ -301,4 +348,5 @@ def _cells(one: Found) -> list[str]:
         f"{one.ratio:.3f}",
         f"{one.promoted:.3f}",
         f"{one.alike:.3f}",
+        f"{one.again}",
     ]

@@ -224,7 +224,7 @@ class Runtime:
             f"{self._words()}, so it is not known whether this was stored. Ask again, under the "
             f"same Idempotency-Key if there was one"
         )
-        for work in (*self._in_flight, *self._pending):
+        for work in (*self._unproven, *self._in_flight, *self._pending):
             if not work.answer.done():
                 work.answer.set_exception(errors.LogUnavailable(words))
         self._tell_readers(False)

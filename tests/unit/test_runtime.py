@@ -657,6 +657,26 @@ async def test_what_a_server_holds_in_memory_alone_is_not_acknowledged_and_comes
         assert door.durable_seq == await log.last_seq()
 
 
+async def test_who_waits_for_a_proof_that_does_not_come_is_told_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE_SECONDS", 0.3)
+    log = Failing()
+    async with running(log) as door:
+        log.is_failing = True
+        asked = asyncio.ensure_future(do(door, enqueue("t1")))
+        for _ in range(2):  # the write, settled within anybody's patience, and what is to prove it
+            await log.failed.acquire()
+        assert not asked.done()
+        with pytest.raises(errors.LogUnavailable, match="not known whether"):
+            await asyncio.wait_for(asked, 10)
+        log.restart()
+        while door.unanswered_seconds:
+            await asyncio.sleep(0.01)
+        await door.until_durable()
+        assert list((await replayed(log)).tasks.table.rows) == ["t1"]
+
+
 async def test_what_was_stored_without_an_answer_is_told_once_a_later_append_is() -> None:
     log = MemoryLog()
     async with running(log) as door:
