@@ -528,7 +528,8 @@ class LossAccepted(Data, frozen=True, kw_only=True):
 
     `digest` is that of a seal over all records up to `last`, as they were then, of which `lost`
     only stood in for lost ones: what is lost or changed later contradicts it. `chunks` are digests
-    of chunks that were lost, as far as they could be read.
+    of chunks that were lost, as far as they could be read. Where they are more than one event
+    holds, others follow right behind that say the same of the log, without details.
     """
 
     first: int

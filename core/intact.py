@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -44,6 +44,7 @@ _DAY_NS = 24 * 3600 * 1_000_000_000
 _CHUNK = re.compile(rb"chunk\.[A-Za-z0-9_-]{1,64}\.[0-9a-f]{64}")
 _SUBJECT = re.compile(rb"ev\.[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+")
 
+_T = TypeVar("_T")
 Progress = Callable[[int, int], None]
 """Told after each block how many bytes were read, and of how many."""
 Gap = tuple[int, int]
@@ -152,7 +153,6 @@ def accept(data: Path, folders: Mapping[str, Path], progress: Progress) -> None:
         files = {name: list(_files(folder, {})) for name, folder in folders.items()}
         total = sum(one.bytes for some in files.values() for one in some)
         read, note = 0, _read_note(data)
-        losses, gone = note.lost, note.chunks
         end = _mended_end(files[LOG])
         for name, some in files.items():
             mending = _Mending(name, end)
@@ -160,16 +160,19 @@ def accept(data: Path, folders: Mapping[str, Path], progress: Progress) -> None:
                 content = one.path.read_bytes()
                 mended = mending.mend(one.number, content)
                 if mended != content:
-                    losses += [loss for loss in mending.lost if loss not in losses]
-                    gone += [one for one in mending.chunks if one not in gone]
-                    _write_note(data, Note(lost=losses, chunks=gone))
+                    lost, gone = (
+                        _union(note.lost, mending.lost),
+                        _union(note.chunks, mending.chunks),
+                    )
+                    note = Note(lost=lost, chunks=gone)
+                    _write_note(data, note)
                     _replace_block(one.path, content, mended, kept / name)
                 read += len(content)
                 progress(read, total)
         # It would be believed where it says more than the blocks, too.
         (folders[LOG] / blocks.INDEX).unlink(missing_ok=True)
         snapshots = folders[LOG].parent.parent / SNAPSHOTS
-        if losses and snapshots.exists():  # states that knew more are not those of a replay
+        if note.lost and snapshots.exists():  # states that knew more are not those of a replay
             shutil.rmtree(snapshots)
     except OSError as error:
         raise errors.DataDirectoryError(
@@ -192,6 +195,11 @@ def mend_copy(data: Path, folder: Path, copy: Path) -> None:
     for one in files:
         one.path.write_bytes(mending.mend(one.number, one.path.read_bytes()))
     (copy / blocks.INDEX).unlink(missing_ok=True)
+
+
+def _union(known: list[_T], found: list[_T]) -> list[_T]:
+    """Both, in their order, each once."""
+    return list(dict.fromkeys([*known, *found]))
 
 
 def _mended_end(files: "list[_File]") -> int:

@@ -33,8 +33,11 @@ RECALLED_AT_ONCE = 500
 """Workers that HEARTBEATS is asked for in one question; nats-server answers no more than 1,024."""
 DETAILS_MAX = 100
 """Of losses, in words."""
+DETAIL_CHARS_MAX = 1_000
+DETAILS_BYTES_MAX = 28 * 1024
+"""Of those words as JSON: half of what an event holds, beside lost chunks."""
 CHUNKS_MAX = 10_000
-"""Of lost chunks, by name: what one event holds."""
+"""Of lost chunks, by name: what one atomic append holds with ease."""
 
 
 @dataclass
@@ -87,23 +90,37 @@ class Control:
         """Write down what was lost and accepted, before anything else is written: until that is
         stored the next start refuses."""
         if self.losses:
-            first, details = min(seq for seq, _ in self.losses), [words for _, words in self.losses]
-            if len(details) > DETAILS_MAX:
-                details[DETAILS_MAX:] = [f"{len(details) - DETAILS_MAX} more"]
+            chunks = intact.lost_chunks(data)
+            details = _within_an_event([words for _, words in self.losses])
+            if len(chunks) > CHUNKS_MAX:
+                details.append(f"{len(chunks) - CHUNKS_MAX} more lost chunks are not named")
             # Nothing is written beside this: what follows from the loss stays provable by it.
             whole = await seals.digest_of(self.log, self.door.durable_seq)
             command = commands.AcceptLoss(
-                first=first,
+                first=min(seq for seq, _ in self.losses),
                 details=details,
                 last=whole.last,
                 lost=whole.lost,
                 digest=whole.digest,
-                chunks=intact.lost_chunks(data)[:CHUNKS_MAX],
+                chunks=chunks[:CHUNKS_MAX],
             )
             await self.door.execute(command, runtime.new_meta("person"), runtime.nothing)
             seals.forget_anchors(data, await seals.identity_of(self.log))
             intact.note_lost(data)
             await topology.apply(self.connections.fleet.api, "FLEET", self.topology)
+
+
+def _within_an_event(details: list[str]) -> list[str]:
+    """As much of what was lost, in words, as an event holds, and how much more there is."""
+    kept, room = [], DETAILS_BYTES_MAX
+    for words in details[:DETAILS_MAX]:
+        kept.append(words[:DETAIL_CHARS_MAX])
+        room -= len(msgspec.json.encode(kept[-1])) + 1
+        if room < 0:
+            kept.pop()
+            break
+    more = len(details) - len(kept)
+    return [*kept, f"{more} more"] if more else kept
 
 
 @contextlib.asynccontextmanager

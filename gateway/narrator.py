@@ -42,7 +42,8 @@ def _text(data: events.EventData, state: State) -> str:
         case events.ChampionRetired():
             return f"{data.node_id}: its champion retired ({data.reason})"
         case events.LossAccepted():
-            return f"a loss was accepted: {'; '.join(data.details)}"
+            words = "; ".join(data.details)  # none where it only names more chunks
+            return f"a loss was accepted: {words}" if words else ""
         case (
             events.RoundOpened()
             | events.RoleEntered()

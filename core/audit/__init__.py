@@ -55,6 +55,9 @@ class Auditor:
         """Over all leaves, as of a seal of the whole log up to here."""
         self.lost_chunks: dict[str, int] = {}
         """Digests of chunks whose loss was accepted, with the last record that was there then."""
+        self._acceptance: tuple[int, tuple[int, str]] = (0, (0, ""))
+        """The newest acceptance of a loss, and what it says that the log was: one right behind it
+        that says the same goes on with it."""
         self._ids: set[str] = set()
         self._losses = Losses()
         self._tree = Tree(self._add, self._losses)
@@ -186,10 +189,18 @@ class Auditor:
         """Take what follows from lost records as accepted, where the log is what it was then."""
         if not data.digest:
             return  # of an older program: it proves nothing
-        if (data.last, data.digest) == (seq - 1, self._whole.hexdigest()):
+        proof = data.last, data.digest
+        goes_on = self._acceptance == (seq - 1, proof)
+        self._acceptance = seq, proof
+        if proof == (seq - 1, self._whole.hexdigest()):
             self._losses.accepted = self.findings.accepted_up_to = data.last
-            self.lost_chunks |= dict.fromkeys(data.chunks, data.last)
+        elif not goes_on:
+            self._contradict_acceptance(seq, data)
             return
+        if self._losses.accepted == data.last:
+            self.lost_chunks |= dict.fromkeys(data.chunks, data.last)
+
+    def _contradict_acceptance(self, seq: int, data: events.LossAccepted) -> None:
         # Records that were lost since make it another one, and may be accepted later.
         lost_since = self._losses.newest() if self._losses.count > data.lost else 0
         detail = f"records 1 to {data.last} are not the ones of which a loss was accepted"

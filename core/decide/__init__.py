@@ -11,6 +11,9 @@ from core.commands import AnyCommand, Meta
 from core.decide import graph, rounds, tasks, workers
 from core.projections.state import State
 
+LOST_CHUNKS_OF_EVENT = 400
+"""By name, 27 kB: an event tells of losses in words too."""
+
 
 def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventData]:
     """The events a command causes on this state. Raises errors.Refused; changes nothing."""
@@ -82,18 +85,21 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
 
 
 def _accept_loss(state: State, command: commands.AcceptLoss) -> list[events.EventData]:
-    """Take a loss as accepted, of a log that did not grow since it was looked at."""
+    """Take a loss as accepted, of a log that did not grow since it was looked at. Chunks that one
+    event has no room for are named by more of them, right behind it."""
     if command.digest and command.last != state.seq:
         raise errors.Conflict(f"the log goes on to {state.seq}, and was read up to {command.last}")
-    accepted = events.LossAccepted(
-        first=command.first,
-        details=command.details,
-        last=command.last,
-        lost=command.lost,
-        digest=command.digest,
-        chunks=command.chunks,
-    )
-    return [accepted]
+    return [
+        events.LossAccepted(
+            first=command.first,
+            details=[] if start else command.details,
+            last=command.last,
+            lost=command.lost,
+            digest=command.digest,
+            chunks=command.chunks[start : start + LOST_CHUNKS_OF_EVENT],
+        )
+        for start in range(0, max(1, len(command.chunks)), LOST_CHUNKS_OF_EVENT)
+    ]
 
 
 def _seal(state: State, command: commands.SealLog) -> list[events.EventData]:

@@ -507,12 +507,15 @@ class Sealed:
         lost = sum(map(events.is_lost_record, self.records))
         return {"last": self.end, "lost": lost, "digest": digest}
 
-    def audited(self) -> Findings:
+    def auditor(self) -> audit.Auditor:
         auditor = audit.Auditor()
         for one in self.records:
             auditor.take(one, leaf(one))
         auditor.finish(self.end)
-        return auditor.findings
+        return auditor
+
+    def audited(self) -> Findings:
+        return self.auditor().findings
 
 
 def leaf(record: Record) -> bytes:
@@ -604,6 +607,33 @@ def test_an_artifact_is_missing_with_leave_only_where_its_own_chunk_was_accepted
     asyncio.run(checking)
     assert [one.detail[0] for one in auditor.findings.shown] == ["b"]
     assert [one.detail[0] for one in auditor.findings.accepted_shown] == ["a"]
+
+
+def test_an_acceptance_goes_on_right_behind_itself_alone() -> None:
+    log = Sealed(WHOLE)
+    log.lose(5)
+    proof = log.proof()
+    for digest in "ab":
+        log.add(events.LossAccepted(first=1, details=[], chunks=[digest * 64], **proof))
+    auditor = log.auditor()
+    assert (auditor.findings.shown, list(auditor.lost_chunks)) == ([], ["a" * 64, "b" * 64])
+    log.add(events.WorkerCameOnline(worker_id="a1"))
+    log.add(events.LossAccepted(first=1, details=[], chunks=["c" * 64], **proof))
+    auditor = log.auditor()
+    assert [(one.rule, one.seq) for one in auditor.findings.shown] == [("losses", log.end)]
+    assert "c" * 64 not in auditor.lost_chunks
+
+
+def test_an_acceptance_in_parts_that_the_log_contradicts_is_told_once() -> None:
+    log = Sealed(WHOLE)
+    proof = log.proof()
+    before = log.records[7]
+    log.records[7] = before._replace(data=before.data.replace(b'"by":"t"', b'"by":"x"'))
+    for digest in "ab":
+        log.add(events.LossAccepted(first=1, details=[], chunks=[digest * 64], **proof))
+    auditor = log.auditor()
+    assert auditor.findings.counts["losses"] == 1
+    assert not auditor.lost_chunks
 
 
 def test_what_an_older_program_accepted_proves_nothing() -> None:

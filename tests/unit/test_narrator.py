@@ -53,6 +53,13 @@ def test_an_accepted_loss_is_told_by_the_stream_that_it_is_of() -> None:
     assert _last(world, events.LossAccepted) == f"a loss was accepted: {lost}"
 
 
+def test_lost_chunks_beyond_the_first_event_are_told_without_words() -> None:
+    world = World()
+    world.do(commands.AcceptLoss(first=1, details=["lost"], chunks=["0" * 64] * 1_000))
+    told = [narrator.narrate(one, world.state) for one in world.stored]
+    assert [one.partition("  ")[2] for one in told] == ["a loss was accepted: lost", "", ""]
+
+
 def _decided(*candidates: CandidateVerdict, **more: Any) -> str:
     data = events.RoundDecided(
         round_id="r", verdict="keep", secret="", reasons=REASONS, candidates=[*candidates], **more
