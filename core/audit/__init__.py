@@ -94,6 +94,7 @@ class Auditor:
             detail = f"{last - self.last_seq} missing: the log ends at {last}, and cannot be read"
             self._add("order", self.last_seq + 1, f"{detail} after {self.last_seq}")
         self._rounds.miss_promotion(self.last_seq, "the end of the log")
+        self._rounds.commitments.finish()
 
     def named(self) -> Iterator[Named]:
         """What has to be stored, each once: candidates, champions, metrics, payloads, and the last
@@ -128,6 +129,8 @@ class Auditor:
 
     def _lost(self, record: Record) -> None:
         self._losses.take(record.seq, record.subject)
+        if record.subject == subjects.LOG_COMMITMENTS:
+            self._rounds.commitments.lost(record.seq)
         if record.subject in (subjects.LOG_SEAL, subjects.lost(record.seq)):
             self._lost_seal = self._lost_seal or record.seq
         self._add("undecodable", record.seq, f"{record.subject}: {events.LOST}", record.seq)
@@ -153,8 +156,8 @@ class Auditor:
             events.ChampionPromoted: self._rounds.promoted,
             events.WorkloadChanged: self._tree.changed,
             events.ChampionRetired: self._tree.retired,
-            events.CommitmentsDeposited: self._rounds.deposited,
-            events.CommitmentsWithdrawn: self._rounds.withdrawn,
+            events.CommitmentsDeposited: self._rounds.commitments.deposited,
+            events.CommitmentsWithdrawn: self._rounds.commitments.withdrawn,
         }
         for cls in events.TYPES.values():
             # The first field names the aggregate.
@@ -193,7 +196,8 @@ class Auditor:
         goes_on = self._acceptance == (seq - 1, proof)
         self._acceptance = seq, proof
         if proof == (seq - 1, self._whole.hexdigest()):
-            self._losses.accepted = self.findings.accepted_up_to = data.last
+            self.findings.accepted_up_to = data.last
+            self._losses.accept(data.last)
         elif not goes_on:
             self._contradict_acceptance(seq, data)
             return
@@ -218,7 +222,7 @@ class Auditor:
     def _writer_started(self, seq: int, data: events.WriterStarted) -> None:
         if data.epoch != self._epoch + 1:
             detail = f"epoch {data.epoch} follows epoch {self._epoch}"
-            self._add("writer", seq, detail, self._losses.of(subjects.LOG_WRITER))
+            self._add("writer", seq, detail, self._losses.unaccepted_of(subjects.LOG_WRITER))
         self._epoch = data.epoch
 
 

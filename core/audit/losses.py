@@ -17,6 +17,8 @@ class Losses:
         self.accepted = 0
         """Records up to this one are as they were when a person accepted what was lost of them."""
         self._first: dict[str, int] = {}
+        self._first_since: dict[str, int] = {}
+        """The same of those that nobody accepted yet."""
         self._seqs: list[int] = []
 
     @property
@@ -28,10 +30,22 @@ class Losses:
         """Take it that a record is lost; `subject` says of what, where that could be read."""
         self._seqs.append(seq)
         self._first.setdefault(subject, seq)
+        self._first_since.setdefault(subject, seq)
+
+    def accept(self, last: int) -> None:
+        """Take it that a person accepted all that is lost up to `last`, where the log ended."""
+        self.accepted = last
+        self._first_since.clear()
 
     def of(self, *aggregates: str) -> int:
         """The first record that is lost of any of these subjects, 0 where none is."""
         return min((self._first[one] for one in aggregates if one in self._first), default=0)
+
+    def unaccepted_of(self, *aggregates: str) -> int:
+        """As `of`, of those that nobody accepted yet. Whoever writes after that goes by what can be
+        read, as an audit does: nothing about it is unknown."""
+        firsts = (self._first_since.get(one, 0) for one in aggregates)
+        return min((first for first in firsts if first), default=0)
 
     def within(self, first: int, last: int) -> int:
         """The first record that is lost between two sequences, both included; 0 where none is."""

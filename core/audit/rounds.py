@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from core import events, subjects
 from core.audit import losses
+from core.audit.commitments import Commitments
 from core.audit.findings import Add
 from core.audit.losses import Losses
 from core.audit.tasks import Tasks, rivals_of
@@ -28,6 +29,8 @@ class _Round:
     workload: Workload
     index: int
     commitment: str
+    cause: int = 0
+    """The lost record that may have deposited its commitment."""
     status: str = "open"
     awaited: dict[Rival, str] = field(default_factory=dict)
     merged: tuple[str, int] = ("", 0)
@@ -46,42 +49,23 @@ class _Due(NamedTuple):
 
 
 class Rounds:
-    """All rounds, and the commitments that are free."""
+    """All rounds, and what they take."""
 
     def __init__(self, add: Add, tree: Tree, tasks: Tasks, lost: Losses) -> None:
         self._add_found = add
         self._losses = lost
+        self.commitments = Commitments(add, lost)
         self._tree = tree
         self._tasks = tasks
         self._rows: dict[str, _Round] = {}
         self._open: dict[str, str] = {}
         self._strangers: set[str] = set()
-        self._free: dict[int, str] = {}
-        self._used: set[int] = set()
-        self._next_index = 0
-        self._withdrawn_before = 0
         self.due: _Due | None = None
         self._torn: _Due | None = None  # what was due when another writer came
 
     def _add(self, rule: str, seq: int, detail: str, *rests_on: str) -> None:
         """Add a violation that rests on these aggregates."""
         self._add_found(rule, seq, detail, self._losses.of(*rests_on))
-
-    def deposited(self, seq: int, data: events.CommitmentsDeposited) -> None:
-        """Take commitments for rounds to come."""
-        if data.first != self._next_index:
-            detail = f"commitments from {data.first} are deposited; {self._next_index} comes next"
-            self._add("commitment", seq, detail, subjects.LOG_COMMITMENTS)
-        self._free.update(enumerate(data.commitments, data.first))
-        self._next_index = data.first + len(data.commitments)
-
-    def withdrawn(self, seq: int, data: events.CommitmentsWithdrawn) -> None:
-        """Take it that nobody can open the commitments of lower index any more."""
-        if data.before > self._next_index:
-            detail = f"commitments below {data.before} are withdrawn; {self._next_index} comes next"
-            self._add("commitment", seq, detail, subjects.LOG_COMMITMENTS)
-        self._withdrawn_before = max(self._withdrawn_before, data.before)
-        self._free = {index: one for index, one in self._free.items() if index >= data.before}
 
     def take(self, seq: int, data: Any) -> None:
         """Take an event of a round."""
@@ -150,13 +134,11 @@ class Rounds:
             self._add("rounds", seq, detail, losses.node(data.node_id))
         if other := self._open.get(data.node_id):
             detail = f"{data.round_id} is opened, while {other} is open at {data.node_id}"
-            self._add("rounds", seq, detail, losses.round_(other))
-        if self._free.pop(data.index, None) != data.commitment:
-            detail = f"{data.round_id}: commitment {data.index} was not deposited, or is used up"
-            deposits = () if data.index in self._used else (subjects.LOG_COMMITMENTS,)
-            self._add("commitment", seq, detail, *deposits)
-        self._used.add(data.index)
-        row = _Round(data.node_id, data.workload, data.index, data.commitment)
+            # Without its deposit it does not fit for whoever goes on, and stays as it is.
+            cause = self._losses.of(losses.round_(other)) or self._rows[other].cause
+            self._add_found("rounds", seq, detail, cause)
+        cause = self.commitments.taken(seq, data)
+        row = _Round(data.node_id, data.workload, data.index, data.commitment, cause)
         self._rows[data.round_id] = row
         self._open[data.node_id] = data.round_id
         self._require_base(seq, data, row, data.base)
@@ -173,7 +155,8 @@ class Rounds:
                 f"{type(data).__name__} of {data.round_id} against {base_name(base)}, while"
                 f" {base_name(wanted)} reigns"
             )
-            self._add("base", seq, detail, losses.node(row.node_id))
+            reign = self._losses.unaccepted_of(losses.node(row.node_id))
+            self._add_found("base", seq, detail, reign)
 
     def _fault_of_entry(self, data: events.RoleEntered, row: _Round) -> str:
         if data.rival in row.entered:
@@ -223,14 +206,16 @@ class Rounds:
 
     def _require_opened(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
         """The secret has to open the commitment, unless that was withdrawn."""
-        if not data.secret and row.index < self._withdrawn_before:
-            if data.verdict != "void" or any(one.error is not None for one in data.candidates):
-                self._add("commitment", seq, f"{data.round_id} was measured without its secret")
-        elif not _opens(data.secret, row.commitment):
-            # Without a secret the withdrawal may be what is lost.
-            withdrawals = () if data.secret else (subjects.LOG_COMMITMENTS,)
-            detail = f"the secret of {data.round_id} does not open it"
-            self._add("commitment", seq, detail, *withdrawals)
+        if data.secret:
+            if not _opens(data.secret, row.commitment):
+                self._add("commitment", seq, f"the secret of {data.round_id} does not open it")
+        elif data.verdict != "void" or any(one.error is not None for one in data.candidates):
+            self._add("commitment", seq, f"{data.round_id} was measured without its secret")
+        elif not self.commitments.is_withdrawn(row.index):
+            # The withdrawal may be what is lost.
+            cause = self._losses.unaccepted_of(subjects.LOG_COMMITMENTS)
+            detail = f"{data.round_id} is void without its secret, and was not withdrawn"
+            self._add_found("commitment", seq, detail, cause)
 
     def expect_promotion(self, seq: int, data: events.EventData) -> None:
         """Look whether what comes next is the promotion that is due."""
@@ -258,7 +243,8 @@ class Rounds:
         name = data.champion.candidate_id
         if due is None or due.round_id != data.champion.round_id:
             detail = f"{name} becomes champion without a verdict right before that says so"
-            self._add("promotion", seq, detail, losses.round_(data.champion.round_id))
+            cause = self._losses.unaccepted_of(losses.round_(data.champion.round_id))
+            self._add_found("promotion", seq, detail, cause)
         elif wrong := _differences(data, due):
             detail = f"{name} becomes champion, unlike the candidate promoted at {due.seq}: {wrong}"
             self._add("promotion", seq, detail)

@@ -91,8 +91,7 @@ class Tasks:
 
     def _add(self, rule: str, seq: int, detail: str, *rests_on: str) -> None:
         """Add a violation of this task; it may rest on other aggregates too."""
-        cause = self._losses.of(losses.task(self._task_id), *rests_on)
-        self._add_found(rule, seq, detail, cause)
+        self._add_found(rule, seq, detail, self._losses.of(losses.task(self._task_id), *rests_on))
 
     def take(self, seq: int, data: Any) -> None:
         """Take an event of a task."""
@@ -159,7 +158,9 @@ class Tasks:
                 f"attempt {data.attempt} of {data.task_id} starts from {base_name(data.base)},"
                 f" not from {base_name(wanted)}"
             )
-            self._add("base", seq, detail, losses.node(task.node_id))
+            own = self._losses.of(losses.task(data.task_id))
+            reign = self._losses.unaccepted_of(losses.node(task.node_id))
+            self._add_found("base", seq, detail, own or reign)
         task.status, task.claim_state = "running", "open"
         task.attempt, task.claim_id = data.attempt, data.claim_id
         task.worker_id, task.base = data.worker_id, data.base

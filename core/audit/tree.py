@@ -71,11 +71,14 @@ class Tree:
 
     def retired(self, seq: int, data: events.ChampionRetired) -> None:
         """End the reign of a champion."""
-        one = self._champions.pop(data.node_id, None)
+        one = self._champions.get(data.node_id)
         if one is None or one.candidate_id != data.candidate_id:
             reigning = one.candidate_id if one else "nobody"
             detail = f"{data.candidate_id} retires from {data.node_id}, where {reigning} reigns"
             self._add("base", seq, detail, data.node_id)
+            if self._losses.of(losses.node(data.node_id)):
+                return  # its promotion is lost: to whoever reads the log the one before reigns on
+        self._champions.pop(data.node_id, None)
 
     def reigns(self, seq: int, champion: Champion) -> None:
         """Take the new champion of a node."""
