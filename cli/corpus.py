@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import options
-from cli.client import Client, segment
+from cli.client import Answer, Client, segment
 from core import errors
 
 if TYPE_CHECKING:
@@ -69,9 +69,11 @@ def add(
     }
     answer = server.post(f"/nodes/{segment(node_id)}/corpus", body, advice=GOES_ON)
     measured = _measured(text)
+    _say_outdated(answer)
     if as_json:
         told = {
             **json.loads(answer.one("node")),
+            "outdated": answer.optional("outdated", list[dict[str, Any]]) or [],
             "files": found.files,
             "short": found.short,
             "duplicates": found.duplicates,
@@ -224,6 +226,7 @@ def remove(node_id: str, as_json: bool, api: str) -> None:
     advice = "look with `aghsan corpus ls`, then ask again"
     path = f"/nodes/{segment(node_id)}/corpus/remove"
     answer = Client(api).post(path, {}, advice=advice)
+    _say_outdated(answer)
     if as_json:
         click.echo(answer.one("node"))
         return
@@ -231,6 +234,23 @@ def remove(node_id: str, as_json: bool, api: str) -> None:
 
     one = answer.read("node", views.BoundCorpus)
     click.echo(f"{one.node_id} trains {tables.workload(one.workload)}")
+
+
+def _say_outdated(answer: Answer) -> None:
+    """Tell of tasks queued before that nothing can come of."""
+    from cli import views
+
+    found = answer.optional("outdated", list[views.OutdatedTasks]) or []
+    for one in found[:SHOWN_MAX]:
+        click.echo(
+            f"{one.queued} queued and {one.running} running tasks of {one.node_id} still ask for "
+            "the work it had, and nothing can come of them: `aghsan task ls --node "
+            f"{one.node_id} --status queued` (or running) lists its tasks, `aghsan task show ID` "
+            "says which ask for that, and `aghsan task cancel ID` ends one",
+            err=True,
+        )
+    if (more := len(found) - SHOWN_MAX) > 0:
+        click.echo(f"{more} more nodes that inherit the work have such tasks", err=True)
 
 
 def _facts(one: "views.BoundCorpus") -> list[tuple[str, object]]:

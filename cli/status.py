@@ -120,9 +120,8 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
         query: dict[str, str | int | None] = {"status": "queued", "node_id": node_id, "limit": 1}
         for queued in server.get("/tasks", query).read("tasks", list[views.Task]):
             one = server.get(f"/tasks/{segment(queued.task_id)}").read("task", views.Task)
-            why = "; ".join(one.waits)
-            if why:
-                found.append(f"{one.task_id} on {node_id} waits, no worker can train it: {why}")
+            if one.waits:
+                found.append(f"{one.task_id} on {node_id} waits: {'; '.join(one.waits)}")
     return found
 
 

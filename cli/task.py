@@ -243,7 +243,7 @@ def _show(server: Client, answer: Answer) -> None:
                 *tables.metrics(metrics),
                 *tables.telemetry(rivals),
                 *([] if is_drawn else tables.losses(one.losses)),
-                *(("waits", f"nobody online can be given it: {why}") for why in one.waits[:1]),
+                *(("waits", why) for why in one.waits[:1]),
                 *(("", why) for why in one.waits[1:]),
                 *(("why", reason) for reason in one.reasons),
                 ("topic", one.topic),

@@ -434,8 +434,10 @@ def _not_after(kind: str, after: str) -> str:
 
 
 def _waits(state: State, task: Task) -> list[str]:
-    is_waiting = task.status == "queued" or task.task_id in _closed(state)
-    return fitness.why_it_waits(state, task, runtime.now()) if is_waiting else []
+    if task.status == "queued" or task.task_id in _closed(state):
+        return fitness.why_it_waits(state, task, runtime.now())
+    is_in_vain = task.status == "running" and fitness.is_outdated(state, task)
+    return [fitness.OUTDATED] if is_in_vain else []
 
 
 def _closed(state: State) -> set[str]:

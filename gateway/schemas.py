@@ -583,7 +583,8 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     """A task with its history. The times are those of the last claim and the result; of the
     attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
-    train, by worker, or why one that lost a record waits for ever; else it is empty."""
+    train, by worker, why one that lost a record waits for ever, or why nothing can come of an open
+    one whose node trains something else now; else it is empty."""
 
     method: str
     seed: int
@@ -914,10 +915,20 @@ class BoundCorpus(Part, frozen=True, kw_only=True):
     workload: Workload
 
 
+class OutdatedTasks(Part, frozen=True, kw_only=True):
+    """How many tasks of a node are still to train what it trained before."""
+
+    node_id: str
+    queued: int
+    running: int
+
+
 class CorpusAnswer(Answer, frozen=True, kw_only=True):
-    """The node as it trains now."""
+    """The node as it trains now, and the tasks of it, and of those below that inherit its work, of
+    which nothing can come any more."""
 
     node: BoundCorpus
+    outdated: list[OutdatedTasks]
 
 
 class CorporaAnswer(Answer, frozen=True, kw_only=True):

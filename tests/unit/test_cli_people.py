@@ -455,14 +455,28 @@ def test_the_status_shows_figures_workers_and_what_runs(stub: Stub) -> None:
 def test_the_status_tells_of_a_task_that_no_worker_online_can_train(stub: Stub) -> None:
     mark = {"node_id": "stats-bayesian", "role": "dual", "method": "auto", "reason": "too small"}
     worker = {"worker_id": "a1", "status": "online", "unfit": [mark]}
-    waiting = TASK | {"waits": ["a1: too small"]}
+    waiting = TASK | {"waits": ["no worker online can be given it", "a1: too small"]}
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK]})
     stub.says("GET", "/tasks/task-0123456789ab", {"status": "ok", "task": waiting})
-    assert "no worker can train it: a1: too small" in " ".join(_run(stub, "status").stdout.split())
+    status = " ".join(_run(stub, "status").stdout.split())
+    assert "waits: no worker online can be given it; a1: too small" in status
     shown = _run(stub, "task", "show", "task-0123456789ab").stdout
+    assert "waits     no worker online can be given it\n" in shown
     assert "a1: too small" in shown
+
+
+def test_who_changes_the_work_of_a_node_is_told_which_tasks_are_in_vain(stub: Stub) -> None:
+    node = {"node_id": "n", "workload": {"specialist": "opt-convex", "parameters": {}}}
+    answer = {"status": "ok", "node": node, "outdated": []}
+    stub.says("POST", "/nodes/n/corpus/remove", answer)
+    assert _run(stub, "corpus", "remove", "n").stderr == ""
+    outdated = [{"node_id": "n", "queued": 2, "running": 1}]
+    stub.says("POST", "/nodes/n/corpus/remove", answer | {"outdated": outdated})
+    told = _run(stub, "corpus", "remove", "n").stderr
+    assert "2 queued and 1 running tasks of n still ask for the work it had" in told
+    assert "`aghsan task cancel ID`" in told
 
 
 def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -> None:
