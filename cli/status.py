@@ -126,8 +126,22 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
 
 
 def _words(server: Client) -> str:
-    more = (_backlog(server), *_closed(server)[:1])
-    return "; ".join([line(server.get("/status")), *filter(None, more)])
+    answer = server.get("/status")
+    more = (_backlog(server), *_unattended(answer)[:1], *_closed(server)[:1])
+    return "; ".join([line(answer), *filter(None, more)])
+
+
+def _unattended(answer: Answer) -> list[str]:
+    """That queued tasks have no worker, English and Arabic; empty where they have one."""
+    from cli import views
+
+    network = answer.read("network", views.Network)
+    if network.workers_online or not network.tasks.queued:
+        return []
+    return [
+        "no worker is online; start one with `aghsan agent`",
+        "لا عامل متصل؛ شغّل واحدًا بالأمر `aghsan agent`",
+    ]
 
 
 def _closed(server: Client) -> list[str]:
@@ -170,10 +184,11 @@ def _picture(server: Client) -> "RenderableType":
 
     from cli import tables, views
 
-    parts: list[RenderableType] = [Text(line(server.get("/status")))]
+    answer = server.get("/status")
+    parts: list[RenderableType] = [Text(line(answer))]
     if waits := _backlog(server):
         parts.append(Text(waits, "yellow"))
-    parts += [Text(words, "yellow") for words in _closed(server)]
+    parts += [Text(words, "yellow") for words in (*_unattended(answer), *_closed(server))]
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):
         workers = server.get("/workers").read("workers", list[views.Worker])

@@ -20,6 +20,7 @@ OUTDATED = (
     "nothing can come of it: its node trains something else now than this task was queued for; "
     "`aghsan task cancel` ends it"
 )
+NOBODY = "no worker is online; start one with `aghsan agent`"
 UNFIT = "no worker online can be given it"
 
 
@@ -63,8 +64,8 @@ def is_outdated(state: State, task: Task) -> bool:
 
 
 def why_it_waits(state: State, task: Task, now: int) -> list[str]:
-    """Why no worker online may be given a queued task, by worker; empty where one may be, or where
-    none is online. A closed task waits for nobody, and nothing can come of an outdated one."""
+    """Why no worker may be given a queued task, by worker online; empty where one may be. A closed
+    task waits for nobody, and nothing can come of an outdated one."""
     if task.task_id in state.tasks.closed:
         return [CLOSED]
     if is_outdated(state, task):
@@ -76,7 +77,7 @@ def why_it_waits(state: State, task: Task, now: int) -> list[str]:
             return []
         found.append(f"{worker_id}: {lacks}")
     if not found:
-        return []
+        return [NOBODY]
     more = len(found) - TOLD_MAX
     return [UNFIT, *found[:TOLD_MAX], *([f"and {more} more"] if more > 0 else [])]
 

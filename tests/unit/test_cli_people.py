@@ -479,6 +479,21 @@ def test_who_changes_the_work_of_a_node_is_told_which_tasks_are_in_vain(stub: St
     assert "`aghsan task cancel ID`" in told
 
 
+def test_the_status_says_in_both_languages_that_no_worker_is_online_for_what_is_queued(
+    stub: Stub,
+) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    assert "no worker is online" not in _run(stub, "status").stdout
+    idle = NETWORK | {"workers_online": 0}
+    stub.says("GET", "/status", {"status": "ok", "network": idle})
+    shown = _run(stub, "status").stdout.splitlines()
+    assert "no worker is online; start one with `aghsan agent`" in shown
+    assert "لا عامل متصل؛ شغّل واحدًا بالأمر `aghsan agent`" in shown
+    empty = idle | {"tasks": {"queued": 0, "running": 0, "completed": 3, "total": 3}}
+    stub.says("GET", "/status", {"status": "ok", "network": empty})
+    assert "no worker is online" not in _run(stub, "status").stdout
+
+
 def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -> None:
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     rounds: dict[str, Any] = {"status": "ok", "rounds": [ROUND], "next": None}

@@ -153,9 +153,11 @@ def test_a_task_for_which_every_worker_online_is_unfit_says_why_it_waits() -> No
     assert why(world) == []
 
 
-def test_a_task_that_nobody_can_take_since_nobody_is_there_waits_for_no_reason_of_its_own() -> None:
+def test_a_task_that_nobody_can_take_since_nobody_is_there_says_how_to_attach_a_worker() -> None:
     world = World().seeded()
     world.task()
+    assert why(world) == ["no worker is online; start one with `aghsan agent`"]
+    world.agent()
     assert why(world) == []
 
 
