@@ -127,8 +127,13 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
 
 def _words(server: Client) -> str:
     answer = server.get("/status")
-    more = (_backlog(server), *_unattended(answer)[:1], *_closed(server)[:1])
+    more = (_unready(server), _backlog(server), *_unattended(answer)[:1], *_closed(server)[:1])
     return "; ".join([line(answer), *filter(None, more)])
+
+
+def _unready(server: Client) -> str:
+    """Why the server cannot do all of its work, such as a full disk; "" where it can."""
+    return "; ".join(server.not_ready())
 
 
 def _unattended(answer: Answer) -> list[str]:
@@ -182,12 +187,12 @@ def _picture(server: Client) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from cli import tables, views
+    from cli import tables, terminal, views
 
     answer = server.get("/status")
     parts: list[RenderableType] = [Text(line(answer))]
-    if waits := _backlog(server):
-        parts.append(Text(waits, "yellow"))
+    for words in filter(None, (_unready(server), _backlog(server))):
+        parts.append(Text(terminal.clean(words), "yellow"))
     parts += [Text(words, "yellow") for words in (*_unattended(answer), *_closed(server))]
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):

@@ -583,8 +583,8 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     """A task with its history. The times are those of the last claim and the result; of the
     attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
-    train, by worker, or that none is online, why one that lost a record waits for ever, or why nothing can come of an open
-    one whose node trains something else now; else it is empty."""
+    train, by worker, or that none is online; why one that lost a record waits for ever; or why
+    nothing can come of an open one whose node trains something else now. Else it is empty."""
 
     method: str
     seed: int

@@ -494,6 +494,15 @@ def test_the_status_says_in_both_languages_that_no_worker_is_online_for_what_is_
     assert "no worker is online" not in _run(stub, "status").stdout
 
 
+def test_the_status_says_why_the_server_takes_no_new_work(stub: Stub) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/readyz", {"status": "ready"})
+    assert len(_run(stub, "status").stdout.splitlines()) == 1
+    reasons = ["no room for new work: 3 MiB are free"]
+    stub.says("GET", "/readyz", {"status": "not ready", "reasons": reasons}, 503)
+    assert _run(stub, "status").stdout.splitlines()[1:] == reasons
+
+
 def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -> None:
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     rounds: dict[str, Any] = {"status": "ok", "rounds": [ROUND], "next": None}
