@@ -787,6 +787,18 @@ def test_a_topic_cannot_command_the_terminal(stub: Stub) -> None:
     assert line.endswith("a [2Jb c d")
 
 
+@pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+def test_what_reorders_text_beyond_itself_does_not_reach_the_terminal(control: str) -> None:
+    assert terminal.clean(f"a{control}b") == "a b"
+
+
+def test_marks_of_direction_and_joiners_stay() -> None:
+    assert (
+        terminal.clean("a\u200e\u200fb\u061cc\u200cd\u200de")
+        == "a\u200e\u200fb\u061cc\u200cd\u200de"
+    )
+
+
 def test_text_is_cut_between_words_and_never_before_a_vowel_mark() -> None:
     assert terminal.short("كلمة " * 40, 12) == "كلمة كلمة…"
     marked = "ب\u064e" * 40
