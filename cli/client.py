@@ -1,11 +1,13 @@
 """Asks a server over HTTP, for the people's verbs; refusals become the errors they were."""
 
 import base64
+import contextlib
 import http.client
 import json
 import socket
 import ssl
 import urllib.parse
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -13,6 +15,8 @@ import msgspec
 from core import errors
 
 PREFIX = "/api/v1/network"
+NO_NODE = ("target node not found", "parent not found")
+"""As the nine routes say it."""
 CONNECT_SECONDS_MAX = 5.0
 ANSWER_SECONDS_MAX = 30.0
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -258,6 +262,19 @@ class Client:
                 return errors.Unavailable(f"{self.address} cannot answer now: {words}")
             case _:
                 return errors.Refused(words)
+
+
+@contextlib.contextmanager
+def naming(node_id: str) -> Iterator[None]:
+    """Have a refusal say which node is not there: the nine routes do not name it."""
+    try:
+        yield
+    except errors.NotFound as error:
+        if node_id and str(error) in NO_NODE:
+            raise errors.NotFound(
+                f"there is no node {node_id}; `aghsan node ls` lists them"
+            ) from error
+        raise
 
 
 def segment(identifier: str) -> str:

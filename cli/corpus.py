@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from core import corpora, texts
 
 SHOWN_MAX = 20
+NAMED_MAX = 3
 GOES_ON = "ask again, which goes on where it broke off"
 
 
@@ -111,14 +113,26 @@ def read(folder: Path, encoding: str) -> "tuple[texts.Found, corpora.Text]":
 
     _require_folder(folder)
     found = texts.read(folder, encoding)
-    for one in found.skipped[:SHOWN_MAX]:
-        click.echo(f"skipped {one.path}: {one.reason}", err=True)
-    if (more := len(found.skipped) - SHOWN_MAX) > 0:
-        click.echo(f"skipped {more} more files for such reasons", err=True)
+    for line in _skipped(found.skipped):
+        click.echo(line, err=True)
     try:
         return found, corpora.split(found.documents)
     except errors.Invalid as error:
         raise errors.Invalid(f"{folder}: {error}{_left_out(found)}. Nothing was changed") from error
+
+
+def _skipped(files: "Sequence[texts.Skipped]") -> Iterator[str]:
+    """Which files are no documents and why, those that one advice is for in one line."""
+    alike: dict[str, list[texts.Skipped]] = {}
+    for one in files:
+        alike.setdefault(one.kind, []).append(one)
+    for few in alike.values():
+        if len(few) == 1:
+            yield f"skipped {few[0].path}: {few[0].reason}"
+            continue
+        names = ", ".join(str(one.path) for one in few[:NAMED_MAX])
+        more = f" and {len(few) - NAMED_MAX} more" if len(few) > NAMED_MAX else ""
+        yield f"skipped {len(few)} files alike: {names}{more}. Of the first: {few[0].reason}"
 
 
 def _left_out(found: "texts.Found") -> str:

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from cli import options
-from cli.client import Answer, Client, segment
+from cli.client import Answer, Client, naming, segment
 from core.methods import METHODS
 
 KEY_CHARS_MAX = 256
@@ -89,7 +89,8 @@ def enqueue(
     key = key or uuid.uuid4().hex
     again = options.command_line(click.get_current_context(), key=key)
     advice = f"this asks for the same task, and queues no second one:\n  {again}"
-    answer = Client(api).post("/training/enqueue", body, advice=advice, idempotency_key=key)
+    with naming(node_id or ""):
+        answer = Client(api).post("/training/enqueue", body, advice=advice, idempotency_key=key)
     _say(answer, as_json, "{task_id} is {status} for {node_id}, priority {priority}")
 
 

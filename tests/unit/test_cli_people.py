@@ -442,6 +442,22 @@ def test_an_expand_names_the_new_node(stub: Stub) -> None:
     assert stub.asked[0][3] == {"parent_id": "root-math", "name": "هندسة", "description": "وصف"}
 
 
+@pytest.mark.parametrize(
+    ("command", "path", "words"),
+    [
+        (("enqueue", "topic", "--node", "nope"), "/training/enqueue", "target node not found"),
+        (("expand", "nope", "name"), "/graph/expand", "parent not found"),
+    ],
+)
+def test_a_node_that_is_not_there_is_named(
+    stub: Stub, command: tuple[str, ...], path: str, words: str
+) -> None:
+    stub.says("POST", path, {"detail": words}, 400)
+    result = _run(stub, *command)
+    assert result.exit_code == main.EXIT_NOT_FOUND
+    assert "there is no node nope" in result.stderr
+
+
 def test_the_status_shows_figures_workers_and_what_runs(stub: Stub) -> None:
     worker = {"worker_id": "a1", "status": "online", "task_id": "t9", "step": 3, "total_steps": 9}
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
