@@ -262,9 +262,11 @@ class RoundsQuery(Query, frozen=True, kw_only=True):
 
 
 class RivalsQuery(Query, frozen=True, kw_only=True):
-    """Of which specialization; without one, all."""
+    """Of which specialization; without one, all. `after` is the `next` of the page before."""
 
     node_id: str | None = None
+    after: str | None = None
+    limit: Page = 1000
 
 
 class RefusalsQuery(Query, frozen=True, kw_only=True):
@@ -789,8 +791,8 @@ class RivalAccount(Part, frozen=True, kw_only=True):
 
     Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
     `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
-    champions before, null where it replaced none; `device_seconds` is for how long devices held its
-    tasks.
+    champions before, null where it replaced none, and of sums; `device_seconds` is for how long
+    workers held its tasks.
     """
 
     node_id: str | None
@@ -804,10 +806,11 @@ class RivalAccount(Part, frozen=True, kw_only=True):
 
 
 class RivalsAnswer(Answer, frozen=True, kw_only=True):
-    """The rivals of each specialization, and the sums."""
+    """A page of the rivals of each specialization, and the sums of all; `next` ends as null."""
 
     rivals: list[RivalAccount]
     total: list[RivalAccount]
+    next: str | None
 
 
 class LogState(Part, frozen=True, kw_only=True):

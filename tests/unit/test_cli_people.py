@@ -657,6 +657,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         "status": "ok",
         "rivals": [{"node_id": "n1", **won}],
         "total": [{"node_id": None, **won}],
+        "next": None,
     }
     stub.says("GET", "/rivals", answer)
     shown = _run(stub, "rivals", "n1").stdout
@@ -664,7 +665,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"]}
     assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
-    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": []})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
 
 
