@@ -34,6 +34,9 @@ UNSURE_MAX = 1_024
 VERIFIED_BYTES_PER_SECOND = 50e6
 """What a desk that has other work too reads and hashes at least."""
 JOIN_SECONDS = 10.0
+NEVER_OURS = (501, 505)
+"""A method or a version that is not known. Another 5xx without a word of ours may be a proxy's,
+whose server comes back."""
 PATH_SECONDS = 1.0
 """How often the path to the server is looked at."""
 ANSWER_SECONDS_MAX = 2.0
@@ -470,10 +473,16 @@ async def _join(api: str, worker_id: str, public_key: str, machine: Machine) -> 
         raise errors.Unavailable(
             f"no server answers at {api} ({_why(error)}; is `aghsan up` running there?)"
         ) from error
-    if status >= 500:
+    words = _detail(raw)
+    if status >= 500 and (words or status not in NEVER_OURS):
         raise errors.Unavailable(f"the server at {api} is not ready (it answered {status})")
+    if status != 200 and words:
+        raise errors.Refused(f"the server at {api} refused to join: {words}")
     if status != 200:
-        raise errors.Refused(f"the server at {api} refused to join: {_detail(raw)}")
+        raise errors.Refused(
+            f"{api} answered {status} to an agent that would join, and nothing that Aghsan would "
+            "say; is this the address of an Aghsan server?"
+        )
     try:
         return msgspec.json.decode(raw, type=_Joined).agent
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -496,7 +505,8 @@ def _why(error: Exception) -> str:
 
 
 def _detail(raw: bytes) -> str:
+    """The server's own words, "" where it is none of ours."""
     try:
         return str(json.loads(raw)["detail"])
     except (ValueError, KeyError, TypeError):
-        return raw[:200].decode("utf-8", "replace")
+        return ""

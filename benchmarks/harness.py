@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import psutil
 
-from core import nats_server
+from core import nats_server, platforms
 
 REPETITIONS_MIN = 3
 SEEDS = 3
@@ -156,7 +156,7 @@ def hardware(folder: str) -> str:
     memory_gb = psutil.virtual_memory().total / 1e9
     return ", ".join(
         [
-            f"{_cpu_model()}, {os.cpu_count()} cores",
+            f"{platforms.cpu_model()}, {os.cpu_count()} cores",
             f"{memory_gb:.0f} GB of memory",
             f"{platform.system()} {platform.release()}",
             f"data on {_file_system(folder)}",
@@ -164,14 +164,6 @@ def hardware(folder: str) -> str:
             _server_version(),
         ]
     )
-
-
-def _cpu_model() -> str:
-    try:
-        told = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        told = None
-    return told[1] if told else platform.processor() or platform.machine()
 
 
 def _file_system(folder: str) -> str:

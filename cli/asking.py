@@ -32,12 +32,17 @@ def batches(stream: BufferedReader) -> Iterator[list[Line]]:
         *whole, rest = (rest + data).split(b"\n")
         if rest and (not data or len(rest) > LINE_BYTES_MAX):
             whole.append(rest)
-        lines = [Line(at, text) for at, text in enumerate(whole, number + 1) if text.strip()]
+        lines = [Line(at, text) for at, text in enumerate(whole, number + 1) if _asks(text)]
         number += len(whole)
         for first in range(0, len(lines), BATCH_LINES):
             yield lines[first : first + BATCH_LINES]
         if not data or len(rest) > LINE_BYTES_MAX:
             return
+
+
+def _asks(text: bytes) -> bool:
+    """A blank line asks nothing, and is nothing to complain of unless it is too long to be read."""
+    return bool(text.strip()) or len(text) > LINE_BYTES_MAX
 
 
 def answer(

@@ -117,10 +117,10 @@ def _about(served: Served, specialist: "Specialist") -> Section:
         Words("ما هذا النموذج", "What it is"),
         [
             Words(
-                f"نموذج {work.does.ar}. درّبه عامل، وقاسه قاضٍ لم يدرّبه، على حالات لم يرها أحد "
-                "قبل ذلك.",
+                f"نموذج {work.does.ar}. درّبه عامل، وقاسه حَكَم لم يدرّبه، على حالات لا يعرضها "
+                "التدريب.",
                 f"A model that {work.does.en}. A worker trained it, and a judge that did not train "
-                "it measured it on cases that nobody had seen before.",
+                "it measured it on cases that training never shows.",
             ),
             _facts(
                 [
@@ -194,7 +194,7 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
         (Words("مستوى الدلالة α", "significance α"), _number(decision.alpha)),
         (Words("الجولة", "round"), same(_code(one.round_id))),
         (Words("وقت الحكم", "decided"), same(events.isoformat(decision.decided_at))),
-        (Words("القاضي", "judge"), same(_code(one.judge))),
+        (Words("الحَكَم", "judge"), same(_code(one.judge))),
         *(
             (Words(f"بيئة الحكم: {_text(name)}", f"environment of the judgement: {_text(name)}"),
              same(_code(value)))

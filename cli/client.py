@@ -1,11 +1,13 @@
 """Asks a server over HTTP, for the people's verbs; refusals become the errors they were."""
 
 import base64
+import contextlib
 import http.client
 import json
 import socket
 import ssl
 import urllib.parse
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -13,6 +15,8 @@ import msgspec
 from core import errors
 
 PREFIX = "/api/v1/network"
+NO_NODE = ("target node not found", "parent not found")
+"""As the nine routes say it."""
 CONNECT_SECONDS_MAX = 5.0
 ANSWER_SECONDS_MAX = 30.0
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -82,6 +86,7 @@ class _Asked(NamedTuple):
     content: bytes | None
     headers: dict[str, str]
     advice: str
+    prefix: str = PREFIX
 
     @property
     def doubt(self) -> str:
@@ -119,7 +124,7 @@ class Client:
             raise _not_an_address(api)
         self._secure = url.scheme == "https"
         self._host, self._port = url.hostname, port
-        self._prefix = url.path.rstrip("/") + PREFIX
+        self._root = url.path.rstrip("/")
         self._headers = {"Accept": "application/json", "User-Agent": "aghsan"}
         if url.username is not None:
             pair = (
@@ -135,6 +140,14 @@ class Client:
         if asked:
             path += "?" + urllib.parse.urlencode(asked)
         return self._answer(_Asked("GET", path, None, {}, "ask again"), tries=2)
+
+    def not_ready(self) -> list[str]:
+        """Why the server cannot do its work; empty where it can, or does not say."""
+        asked = _Asked("GET", "/readyz", None, {}, "ask again", prefix="")
+        status, body = self._taken(asked, tries=2)
+        if status != http.client.SERVICE_UNAVAILABLE:
+            return []
+        return Answer(_values(body) or {}, self.address).optional("reasons", list[str]) or []
 
     def require_node(self, node_id: str) -> None:
         """Tell a node of which there is nothing from one that is not there. Raises NotFound."""
@@ -160,12 +173,19 @@ class Client:
         return self._answer(asked, tries=2 if idempotency_key else 1)
 
     def _answer(self, asked: _Asked, *, tries: int) -> Answer:
+        status, body = self._taken(asked, tries=tries)
+        values = _values(body)
+        if status == http.client.OK and values is not None:
+            return Answer(values, self.address)
+        raise self._refusal(status, values, asked)
+
+    def _taken(self, asked: _Asked, *, tries: int) -> tuple[int, bytes]:
+        """The status and the body of the answer. Raises Unavailable where none comes."""
         broken: Exception | None = None
         while True:
             tries -= 1
             try:
-                status, body = self._exchange(asked)
-                break
+                return self._exchange(asked)
             except _NotReached as error:
                 if broken is None or asked.method == "GET":
                     raise
@@ -183,10 +203,6 @@ class Client:
                 if not tries:
                     raise errors.Unavailable(self._broke_off(error) + asked.doubt) from error
                 broken = error
-        values = _values(body)
-        if status == http.client.OK and values is not None:
-            return Answer(values, self.address)
-        raise self._refusal(status, values, asked)
 
     def _broke_off(self, error: Exception) -> str:
         return f"{self.address} broke off before its answer ({_reason(error)})"
@@ -201,7 +217,8 @@ class Client:
                 raise _NotReached(self.address, _reason(error)) from error
             connection.sock.settimeout(self._answer_seconds_max)
             headers = self._headers | asked.headers
-            connection.request(asked.method, self._prefix + asked.path, asked.content, headers)
+            path = self._root + asked.prefix + asked.path
+            connection.request(asked.method, path, asked.content, headers)
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES_MAX + 1)
             if len(body) > ANSWER_BYTES_MAX:
@@ -245,6 +262,19 @@ class Client:
                 return errors.Unavailable(f"{self.address} cannot answer now: {words}")
             case _:
                 return errors.Refused(words)
+
+
+@contextlib.contextmanager
+def naming(node_id: str) -> Iterator[None]:
+    """Have a refusal say which node is not there: the nine routes do not name it."""
+    try:
+        yield
+    except errors.NotFound as error:
+        if node_id and str(error) in NO_NODE:
+            raise errors.NotFound(
+                f"there is no node {node_id}; `aghsan node ls` lists them"
+            ) from error
+        raise
 
 
 def segment(identifier: str) -> str:

@@ -2,13 +2,14 @@
 
 import base64
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli import options
-from cli.client import Client, segment
+from cli.client import Answer, Client, segment
 from core import errors
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from core import corpora, texts
 
 SHOWN_MAX = 20
+NAMED_MAX = 3
 GOES_ON = "ask again, which goes on where it broke off"
 
 
@@ -69,9 +71,11 @@ def add(
     }
     answer = server.post(f"/nodes/{segment(node_id)}/corpus", body, advice=GOES_ON)
     measured = _measured(text)
+    _say_outdated(answer)
     if as_json:
         told = {
             **json.loads(answer.one("node")),
+            "outdated": answer.optional("outdated", list[dict[str, Any]]) or [],
             "files": found.files,
             "short": found.short,
             "duplicates": found.duplicates,
@@ -109,14 +113,26 @@ def read(folder: Path, encoding: str) -> "tuple[texts.Found, corpora.Text]":
 
     _require_folder(folder)
     found = texts.read(folder, encoding)
-    for one in found.skipped[:SHOWN_MAX]:
-        click.echo(f"skipped {one.path}: {one.reason}", err=True)
-    if (more := len(found.skipped) - SHOWN_MAX) > 0:
-        click.echo(f"skipped {more} more files for such reasons", err=True)
+    for line in _skipped(found.skipped):
+        click.echo(line, err=True)
     try:
         return found, corpora.split(found.documents)
     except errors.Invalid as error:
         raise errors.Invalid(f"{folder}: {error}{_left_out(found)}. Nothing was changed") from error
+
+
+def _skipped(files: "Sequence[texts.Skipped]") -> Iterator[str]:
+    """Which files are no documents and why, those that one advice is for in one line."""
+    alike: dict[str, list[texts.Skipped]] = {}
+    for one in files:
+        alike.setdefault(one.kind, []).append(one)
+    for few in alike.values():
+        if len(few) == 1:
+            yield f"skipped {few[0].path}: {few[0].reason}"
+            continue
+        names = ", ".join(str(one.path) for one in few[:NAMED_MAX])
+        more = f" and {len(few) - NAMED_MAX} more" if len(few) > NAMED_MAX else ""
+        yield f"skipped {len(few)} files alike: {names}{more}. Of the first: {few[0].reason}"
 
 
 def _left_out(found: "texts.Found") -> str:
@@ -224,6 +240,7 @@ def remove(node_id: str, as_json: bool, api: str) -> None:
     advice = "look with `aghsan corpus ls`, then ask again"
     path = f"/nodes/{segment(node_id)}/corpus/remove"
     answer = Client(api).post(path, {}, advice=advice)
+    _say_outdated(answer)
     if as_json:
         click.echo(answer.one("node"))
         return
@@ -231,6 +248,23 @@ def remove(node_id: str, as_json: bool, api: str) -> None:
 
     one = answer.read("node", views.BoundCorpus)
     click.echo(f"{one.node_id} trains {tables.workload(one.workload)}")
+
+
+def _say_outdated(answer: Answer) -> None:
+    """Tell of tasks queued before that nothing can come of."""
+    from cli import views
+
+    found = answer.optional("outdated", list[views.OutdatedTasks]) or []
+    for one in found[:SHOWN_MAX]:
+        click.echo(
+            f"{one.queued} queued and {one.running} running tasks of {one.node_id} still ask for "
+            "the work it had, and nothing can come of them: `aghsan task ls --node "
+            f"{one.node_id} --status queued` (or running) lists its tasks, `aghsan task show ID` "
+            "says which ask for that, and `aghsan task cancel ID` ends one",
+            err=True,
+        )
+    if (more := len(found) - SHOWN_MAX) > 0:
+        click.echo(f"{more} more nodes that inherit the work have such tasks", err=True)
 
 
 def _facts(one: "views.BoundCorpus") -> list[tuple[str, object]]:

@@ -67,7 +67,7 @@ def replay(data: Path, at: int | None, as_json: bool) -> None:
     "round_ids",
     metavar="ROUND",
     multiple=True,
-    help="Instead of all that, judge a decided round again and compare; may be repeated.",
+    help="Judge a decided round again as well, and compare; may be repeated.",
 )
 @options.as_json
 def audit(data: Path, round_ids: tuple[str, ...], as_json: bool) -> None:
@@ -82,13 +82,11 @@ def audit(data: Path, round_ids: tuple[str, ...], as_json: bool) -> None:
     rounding. Exit code 1 where it differs, 4 where a model that decides it is not to be had any
     more, 5 where nobody can tell from here.
     """
-    if round_ids:
-        from cli.rejudge import rejudge
-
-        rejudge(data, round_ids, as_json)
-        return
+    from cli import rejudge
     from core.replay import ALL_AUDITED, serving
 
+    # First: a round that is not there is said before anybody waits for the rest.
+    outcomes = rejudge.judged(data, round_ids) if round_ids else []
     with ending_on_sigterm(), serving(data, ALL_AUDITED) as access:
         auditor, stored, refusals = asyncio.run(_audit(access, data))
         running = access.running
@@ -109,11 +107,13 @@ def audit(data: Path, round_ids: tuple[str, ...], as_json: bool) -> None:
             "accepted_total": findings.accepted_total,
             "accepted_by_rule": findings.accepted_counts,
         }
-        click.echo(json.dumps(report, ensure_ascii=False))
+        again = rejudge.told(outcomes) if round_ids else {}
+        click.echo(json.dumps({**report, **again}, ensure_ascii=False))
     else:
+        rejudge.show(outcomes)
         _show_audit(data, auditor, stored, refusals, running)
-    if findings.total:
-        raise click.exceptions.Exit(EXIT_VIOLATIONS)
+    if code := EXIT_VIOLATIONS if findings.total else rejudge.exit_code(outcomes):
+        raise click.exceptions.Exit(code)
 
 
 async def _with_log(access: "Access", ask: Callable[[Any], Coroutine[Any, Any, T]]) -> T:

@@ -3,7 +3,7 @@
 import click
 
 from cli import options
-from cli.client import Client, segment
+from cli.client import Client, naming, segment
 
 
 @click.command()
@@ -35,7 +35,8 @@ def expand(
     if specialist or parameters:
         body["workload"] = {"specialist": specialist, "parameters": dict(parameters)}
     advice = "look with `aghsan node ls`, then ask again"
-    answer = Client(api).post("/graph/expand", body, advice=advice)
+    with naming(parent_id):
+        answer = Client(api).post("/graph/expand", body, advice=advice)
     if as_json:
         click.echo(answer.one("node"))
         return

@@ -1,16 +1,13 @@
 """`aghsan audit --rejudge ROUND`: a decided round judged again."""
 
 import asyncio
-import json
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from cli.log import ending_on_sigterm, source
+from cli.log import ending_on_sigterm
 from core import errors
 
 if TYPE_CHECKING:
@@ -21,25 +18,28 @@ EXITS = {"agrees": 0, "differs": 1, "gone": 4, "unclear": 5}
 """By outcome; of several rounds the first that differs decides, then one that is not to be told."""
 
 
-def rejudge(data: Path, round_ids: Sequence[str], as_json: bool) -> None:
-    """Judge rounds again, show how their records compare, and end with what that means."""
+def judged(data: Path, round_ids: Sequence[str]) -> "list[Outcome]":
+    """Rounds judged again, and how their records compare."""
     from core.replay import ALL_AUDITED, serving
 
     with ending_on_sigterm(), serving(data, ALL_AUDITED._replace(blocks=False)) as access:
-        outcomes = asyncio.run(_judged(access, round_ids))
-        running = access.running
-    if as_json:
-        import msgspec
+        return asyncio.run(_judged(access, round_ids))
 
-        agree = all(one.outcome == "agrees" for one in outcomes)
-        told = {"ok": agree, "rounds": msgspec.to_builtins(outcomes), "running": running}
-        click.echo(json.dumps(told, ensure_ascii=False))
-    else:
-        _show(data, outcomes, running)
+
+def told(outcomes: "Sequence[Outcome]") -> dict[str, object]:
+    """What the audit's report says of them: whether all verdicts are the same, null where that
+    cannot be told, and each one."""
+    import msgspec
+
+    code = exit_code(outcomes)
+    same = None if code > EXITS["differs"] else not code
+    return {"same_verdict": same, "recomputed": msgspec.to_builtins(outcomes)}
+
+
+def exit_code(outcomes: "Sequence[Outcome]") -> int:
+    """Of the command: that one differs weighs more than that others cannot be told."""
     found = {EXITS[one.outcome] for one in outcomes}
-    code = 1 if 1 in found else max(found)
-    if code:
-        raise click.exceptions.Exit(code)
+    return EXITS["differs"] if EXITS["differs"] in found else max(found, default=0)
 
 
 async def _judged(access: "Access", round_ids: Sequence[str]) -> "list[Outcome]":
@@ -67,7 +67,8 @@ async def _judged(access: "Access", round_ids: Sequence[str]) -> "list[Outcome]"
                 ended.set()
 
 
-def _show(data: Path, outcomes: "list[Outcome]", running: bool) -> None:
+def show(outcomes: "Sequence[Outcome]") -> None:
+    """For people."""
     from cli import terminal
 
     differences = [(one.round_id, each) for one in outcomes for each in one.differences]
@@ -75,7 +76,6 @@ def _show(data: Path, outcomes: "list[Outcome]", running: bool) -> None:
         columns = ["round", "candidate", "differs", "recorded", "found"]
         rows = [_row(round_id, each) for round_id, each in differences]
         terminal.show(terminal.table(columns, rows), "")
-    terminal.show(terminal.facts([("log", source(data, running))]))
     for one in outcomes:
         terminal.show("", terminal.facts(_facts(one)), *_conclusion(one))
         for note in one.notes:

@@ -120,15 +120,33 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
         query: dict[str, str | int | None] = {"status": "queued", "node_id": node_id, "limit": 1}
         for queued in server.get("/tasks", query).read("tasks", list[views.Task]):
             one = server.get(f"/tasks/{segment(queued.task_id)}").read("task", views.Task)
-            why = "; ".join(one.waits)
-            if why:
-                found.append(f"{one.task_id} on {node_id} waits, no worker can train it: {why}")
+            if one.waits:
+                found.append(f"{one.task_id} on {node_id} waits: {'; '.join(one.waits)}")
     return found
 
 
 def _words(server: Client) -> str:
-    more = (_backlog(server), *_closed(server)[:1])
-    return "; ".join([line(server.get("/status")), *filter(None, more)])
+    answer = server.get("/status")
+    more = (_unready(server), _backlog(server), *_unattended(answer)[:1], *_closed(server)[:1])
+    return "; ".join([line(answer), *filter(None, more)])
+
+
+def _unready(server: Client) -> str:
+    """Why the server cannot do all of its work, such as a full disk; "" where it can."""
+    return "; ".join(server.not_ready())
+
+
+def _unattended(answer: Answer) -> list[str]:
+    """That queued tasks have no worker, English and Arabic; empty where they have one."""
+    from cli import views
+
+    network = answer.read("network", views.Network)
+    if network.workers_online or not network.tasks.queued:
+        return []
+    return [
+        "no worker is online; start one with `aghsan agent`",
+        "لا عامل متصل؛ شغّل واحدًا بالأمر `aghsan agent`",
+    ]
 
 
 def _closed(server: Client) -> list[str]:
@@ -169,12 +187,13 @@ def _picture(server: Client) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from cli import tables, views
+    from cli import tables, terminal, views
 
-    parts: list[RenderableType] = [Text(line(server.get("/status")))]
-    if waits := _backlog(server):
-        parts.append(Text(waits, "yellow"))
-    parts += [Text(words, "yellow") for words in _closed(server)]
+    answer = server.get("/status")
+    parts: list[RenderableType] = [Text(line(answer))]
+    for words in filter(None, (_unready(server), _backlog(server))):
+        parts.append(Text(terminal.clean(words), "yellow"))
+    parts += [Text(words, "yellow") for words in (*_unattended(answer), *_closed(server))]
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):
         workers = server.get("/workers").read("workers", list[views.Worker])

@@ -56,8 +56,16 @@ async def _history(log: "Log", kind: str, identity: str) -> "list[events.Event]"
     from core import events, subjects
 
     records = await log.of_subject(subjects.event(kind, identity), HISTORY_MAX)
-    decoded = (events.decode(*record) for record in records)
-    return [event for event in decoded if isinstance(event, events.Event)]
+    history = []
+    for record in records:
+        event = events.decode(*record)
+        if isinstance(event, events.Undecodable):
+            raise errors.LogDamaged(
+                f"record {event.seq}, of {kind} {identity}, cannot be read ({event.reason}), so it "
+                "is not known how that stands; `aghsan audit` tells all that is wrong"
+            )
+        history.append(event)
+    return history
 
 
 def no_champion(node_id: str) -> errors.NotFound:

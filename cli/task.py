@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from cli import options
-from cli.client import Answer, Client, segment
+from cli.client import Answer, Client, naming, segment
 from core.methods import METHODS
 
 KEY_CHARS_MAX = 256
@@ -89,7 +89,8 @@ def enqueue(
     key = key or uuid.uuid4().hex
     again = options.command_line(click.get_current_context(), key=key)
     advice = f"this asks for the same task, and queues no second one:\n  {again}"
-    answer = Client(api).post("/training/enqueue", body, advice=advice, idempotency_key=key)
+    with naming(node_id or ""):
+        answer = Client(api).post("/training/enqueue", body, advice=advice, idempotency_key=key)
     _say(answer, as_json, "{task_id} is {status} for {node_id}, priority {priority}")
 
 
@@ -243,7 +244,7 @@ def _show(server: Client, answer: Answer) -> None:
                 *tables.metrics(metrics),
                 *tables.telemetry(rivals),
                 *([] if is_drawn else tables.losses(one.losses)),
-                *(("waits", f"nobody online can be given it: {why}") for why in one.waits[:1]),
+                *(("waits", why) for why in one.waits[:1]),
                 *(("", why) for why in one.waits[1:]),
                 *(("why", reason) for reason in one.reasons),
                 ("topic", one.topic),

@@ -19,6 +19,9 @@ from rich.text import Text
 WIDTH_UNBOUNDED = 100_000
 TOPIC_LETTERS_MAX = 72
 LINE_SECONDS = 2.0
+BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Embeddings, overrides and isolates (UAX 9): one that is left open reorders what follows it. The
+marks LRM, RLM and ALM reach no further than their neighbours and stay."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 _STYLES = {
@@ -119,7 +122,7 @@ def _letters(text: str) -> Iterator[str]:
             case "Cs":
                 yield "\N{REPLACEMENT CHARACTER}"
             case _:
-                yield letter
+                yield " " if letter in BIDI_CONTROLS else letter
 
 
 def short(text: str | None, letters_max: int = TOPIC_LETTERS_MAX) -> str:

@@ -18,7 +18,7 @@ import click
 
 from cli import child, options, status
 from cli.client import Client
-from core import errors, platforms
+from core import errors, platforms, seals
 from core.accounts import Authority
 from core.nats_server import EmbeddedServer, require_room
 from core.replay import prepare_start, require_keys
@@ -232,6 +232,11 @@ class Supervisor:
         if self._was_cut:
             self._tell(
                 f"the last run was not stopped, it broke off; here again: {_figures(self.http)}"
+            )
+        if why := seals.why_no_second_anchor():
+            self.say(
+                f"the log's anchor is kept in the data directory alone, since {why}; a directory "
+                "that is put back to an older day will not be noticed"
             )
         self.say(f"ready {self.http}")
         inspector = self._data / "creds" / "inspect-control.creds"

@@ -212,6 +212,14 @@ class BoundCorpus(msgspec.Struct):
         return self.workload.corpus or Corpus()
 
 
+class OutdatedTasks(msgspec.Struct):
+    """How many tasks of a node are still to train what it trained before."""
+
+    node_id: str = ""
+    queued: int = 0
+    running: int = 0
+
+
 class Base(msgspec.Struct):
     """A model that something starts from, learns from or is made of."""
 

@@ -72,12 +72,18 @@ def has_room(folder: Path) -> bool:
 
 def require_room(folder: Path) -> None:
     """Raises DataDirectoryError where the disk has too little room to start; OSError."""
-    if not has_room(folder):
-        free = shutil.disk_usage(folder).free
+    if has_room(folder):
+        return
+    disk, least = shutil.disk_usage(folder), FREE_BYTES_MIN // MIB
+    if disk.total < FREE_BYTES_MIN:
         raise errors.DataDirectoryError(
-            f"The disk of {folder} is full: {free // MIB} MiB are free, at least"
-            f" {FREE_BYTES_MIN // MIB} MiB are needed. Make room, then start again."
+            f"The disk of {folder} is too small: it has {disk.total // MIB} MiB in all, at least"
+            f" {least} MiB are needed. Use a folder on a larger disk."
         )
+    raise errors.DataDirectoryError(
+        f"The disk of {folder} is full: {disk.free // MIB} MiB are free, at least"
+        f" {least} MiB are needed. Make room, then start again."
+    )
 
 
 class EmbeddedServer:

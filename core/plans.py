@@ -417,9 +417,9 @@ def _described(family: str, params: int, steps: int) -> Reasons:
     if _told(family):
         parts.append(Reasons(en=f"family {_told(family)}", ar=f"العائلة {_told(family)}"))
     if params:
-        parts.append(Reasons(en=_numbers(params), ar=f"عدد أوزانه {params:,}"))
+        parts.append(Reasons(en=_numbers(params), ar=f"عدد الأوزان {params:,}"))
     if steps:
-        parts.append(Reasons(en=_steps(steps), ar=f"عدد خطواته {steps:,}"))
+        parts.append(Reasons(en=_steps(steps), ar=f"عدد الخطوات {steps:,}"))
     if not parts:
         return Reasons(en="", ar="")
     return Reasons(
@@ -813,8 +813,10 @@ def _seconds(seconds: float) -> str:
 
 
 def _seconds_ar(seconds: float) -> str:
-    """With the plural that three to ten take."""
-    is_few = 3 <= seconds <= 10 and seconds == int(seconds)
+    """With the form that the number takes."""
+    if seconds in (1, 2):
+        return "ثانية واحدة" if seconds == 1 else "ثانيتان"
+    is_few = seconds == int(seconds) and 3 <= seconds % 100 <= 10
     return f"{_seconds(seconds)} {'ثوانٍ' if is_few else 'ثانية'}"
 
 

@@ -11,6 +11,8 @@ import errno
 import importlib
 import logging
 import os
+import platform
+import re
 import secrets
 import shlex
 import shutil
@@ -221,6 +223,20 @@ def config_dir() -> Path:
     else:
         base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "aghsan"
+
+
+def cpu_model() -> str:
+    """What this machine's processor is called."""
+    try:
+        told = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        told = None
+    return told[1] if told else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Operating system, architecture and processor: where these are others, last bits may be."""
+    return f"{platform.system()} {platform.machine()} {cpu_model()}"
 
 
 def allow_files(wanted: int) -> int:

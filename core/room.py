@@ -79,7 +79,14 @@ def shortage(disk: Disk, streams: Mapping[str, Filling], *, short: bool) -> str:
     missed must come back, so that it does not change to and fro."""
     reserve = reserve_bytes(disk)
     resume = int(reserve * RESUME_FACTOR)
-    if disk.free_bytes < (resume if short else reserve):
+    is_short = disk.free_bytes < (resume if short else reserve)
+    if is_short and disk.total_bytes < resume:
+        return (
+            "no room for new work: the disk of the data directory is too small, it has "
+            f"{disk.total_bytes // MIB} MiB in all, and {resume // MIB} MiB have to be free; move "
+            "the data directory to a larger one"
+        )
+    if is_short:
         return (
             f"no room for new work: {disk.free_bytes // MIB} MiB are free on the disk of the data "
             f"directory, and {reserve // MIB} MiB are kept so that what was begun can be saved; "

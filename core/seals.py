@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import struct
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -132,7 +133,22 @@ def anchor_paths(data: Path, identity: str) -> tuple[Path, Path]:
     There it goes by log and place: a copy that is tried out elsewhere speaks for itself alone.
     """
     name = fingerprint(identity, str(data.resolve()).encode())[:32]
-    return data / ANCHOR_FILE, platforms.config_dir() / "anchors" / f"{name}.json"
+    return data / ANCHOR_FILE, _anchors() / f"{name}.json"
+
+
+def _anchors() -> Path:
+    return platforms.config_dir() / "anchors"
+
+
+def why_no_second_anchor() -> str:
+    """Why the user's configuration can keep no anchor; "" where it can."""
+    folder = _anchors()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder} cannot be written: {error.strerror}"
 
 
 def write_anchor(data: Path, anchor: Anchor) -> None:

@@ -24,10 +24,12 @@ accented Latin."""
 
 
 class Skipped(NamedTuple):
-    """A file that is no document, and why."""
+    """A file that is no document, and why; of one `kind` are those of which the same is to be said,
+    but for the place in the file."""
 
     path: Path
     reason: str
+    kind: str
 
 
 class Found(NamedTuple):
@@ -107,7 +109,7 @@ def _text(path: Path, encoding: str) -> str | Skipped:
     try:
         size = path.stat().st_size
         if size > FILE_BYTES_MAX:
-            return Skipped(path, f"it has {size} bytes, more than a whole corpus may have")
+            return Skipped(path, f"it has {size} bytes, more than a whole corpus may have", "large")
         data = path.read_bytes()
     except OSError as error:
         raise errors.Invalid(
@@ -117,27 +119,29 @@ def _text(path: Path, encoding: str) -> str | Skipped:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        return Skipped(path, _words_of_undecodable(data, encoding, error))
+        return _undecodable(path, data, encoding, error)
     if "\0" in text:
-        return Skipped(path, f"character {text.index(chr(0))} is a zero, as in no text")
+        return Skipped(path, f"character {text.index(chr(0))} is a zero, as in no text", "zero")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return Skipped(path, f"character {error.start} is half of one")
+        return Skipped(path, f"character {error.start} is half of one", "half")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _words_of_undecodable(data: bytes, encoding: str, error: UnicodeDecodeError) -> str:
+def _undecodable(path: Path, data: bytes, encoding: str, error: UnicodeDecodeError) -> Skipped:
     """Why a file is no text in its encoding, and what to do about it."""
     where = f"byte {error.start}: {error.reason}"
     if codecs.lookup(encoding).name != "utf-8":
-        return f"it is no {encoding} text ({where})"
+        return Skipped(path, f"it is no {encoding} text ({where})", f"no {encoding}")
     if not _reads_as_arabic(data):
-        return f"it is not UTF-8 ({where}); if it is text, say in which encoding by `--encoding`"
-    return (
+        words = f"it is not UTF-8 ({where}); if it is text, say in which encoding by `--encoding`"
+        return Skipped(path, words, "no utf-8")
+    words = (
         f"it is not UTF-8 ({where}), but likely {ARABIC}: it reads as Arabic so. Say `--encoding "
         f"{ARABIC}` if all files are, else convert this one (iconv -f {ARABIC} -t utf-8)"
     )
+    return Skipped(path, words, ARABIC)
 
 
 def _reads_as_arabic(data: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 import asyncio
 import binascii
+import functools
+from collections import Counter
 from typing import TypeVar
 
 import msgspec
@@ -9,7 +11,9 @@ from aiohttp import web
 
 from core import chunks, commands, corpora, errors, events, runtime
 from core.chunks import DESK, ChunkStore, Manifest
+from core.decide import fitness
 from core.projections.state import State
+from core.projections.tasks import OPEN, Task
 from gateway import schemas
 from gateway.reads import workload_of
 from gateway.usage import Usage
@@ -17,6 +21,8 @@ from gateway.usage import Usage
 T = TypeVar("T")
 
 BY = "http"
+TASKS_AT_ONCE = 10_000
+"""Looked at in one turn of the loop."""
 BASE64_CHARS_MAX = -(-corpora.PIECE_BYTES // 3) * 4
 
 
@@ -95,7 +101,23 @@ class CorpusRoutes:
         node = await self._door.execute(
             command, runtime.new_meta(BY), lambda state: _node(state, command.node_id)
         )
-        return schemas.CorpusAnswer(node=node)
+        return schemas.CorpusAnswer(node=node, outdated=await self._outdated(command.node_id))
+
+    async def _outdated(self, node_id: str) -> list[schemas.OutdatedTasks]:
+        """The tasks that a node, and those that inherit from it, still have of other work."""
+        found: dict[str, Counter[str]] = {}
+        end = await self._door.read(lambda state: len(state.tasks.ids))
+        while end > 0:
+            start = max(0, end - TASKS_AT_ONCE)
+            part = functools.partial(_outdated, node_id=node_id, start=start, end=end)
+            for task in await self._door.read(part):
+                found.setdefault(task.node_id, Counter())[task.status] += 1
+            end = start
+            await asyncio.sleep(0)  # the loop's turn, however many tasks there were ever
+        return [
+            schemas.OutdatedTasks(node_id=one, queued=of["queued"], running=of["running"])
+            for one, of in sorted(found.items())
+        ]
 
     async def _checked(self, asked: schemas.CorpusRequest) -> events.Corpus:
         """A corpus whose chunks are all there and hold what its parts should; its manifests are
@@ -121,6 +143,34 @@ class CorpusRoutes:
         for manifest in (public, hidden):
             await self._store.put(DESK, manifest.encode())
         return corpus
+
+
+def _outdated(state: State, *, node_id: str, start: int, end: int) -> list[Task]:
+    """Of some tasks the open ones of a node and its heirs that are to train other work."""
+    heirs = _with_heirs(state, node_id)
+    if not any(state.tasks.open_of_node.get(one, 0) for one in heirs):
+        return []
+    rows = map(state.tasks.table.rows.__getitem__, state.tasks.ids[start:end])
+    return [
+        row
+        for row in rows
+        if isinstance(row, Task)
+        and row.status in OPEN
+        and row.node_id in heirs
+        and row.task_id not in state.tasks.closed
+        and fitness.is_outdated(state, row)
+    ]
+
+
+def _with_heirs(state: State, node_id: str) -> set[str]:
+    """A node and those below that train what it does."""
+    nodes, found, look_at = state.graph.nodes.rows, {node_id}, [node_id]
+    while look_at:
+        for child in nodes[look_at.pop()].children:
+            if nodes[child].workload is None:
+                found.add(child)
+                look_at.append(child)
+    return found
 
 
 def _described(name: str, parts: list[bytes], public: Manifest, hidden: Manifest) -> events.Corpus:

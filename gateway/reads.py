@@ -4,9 +4,8 @@ import asyncio
 import functools
 import itertools
 import logging
-import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -363,18 +362,24 @@ class ReadRoutes:
         """What evolvers, reinventors and merges have won and cost."""
 
         def view(state: State) -> list[rivalry.Account]:
-            if asked.node_id is not None and asked.node_id not in state.graph.nodes:
+            if asked.node_id is None:
+                return list(state.rivalry.table)
+            if asked.node_id not in state.graph.nodes:
                 raise errors.NotFound(f"there is no node {asked.node_id}")
-            rows = state.rivalry.table
-            return [one for one in rows if asked.node_id in (None, one.node_id)]
+            return state.rivalry.at(asked.node_id)
 
         accounts = await self._door.read(view)
-        by_rival: dict[str, list[rivalry.Account]] = {}
-        for one in accounts:
-            by_rival.setdefault(one.rival, []).append(one)
+        first = 0
+        if asked.after is not None:
+            names = [_account_name(one) for one in accounts]
+            if asked.after not in names:
+                raise errors.Invalid(_not_after("account", asked.after))
+            first = names.index(asked.after) + 1
+        shown = accounts[first : first + asked.limit]
         return schemas.RivalsAnswer(
-            rivals=[_account(one, one.node_id) for one in accounts],
-            total=[_account(rivalry.total(some), None) for some in by_rival.values()],
+            rivals=[_account(one, one.node_id) for one in shown],
+            total=await _totals(accounts),
+            next=_account_name(shown[-1]) if first + len(shown) < len(accounts) else None,
         )
 
     # ── the log ──
@@ -434,8 +439,10 @@ def _not_after(kind: str, after: str) -> str:
 
 
 def _waits(state: State, task: Task) -> list[str]:
-    is_waiting = task.status == "queued" or task.task_id in _closed(state)
-    return fitness.why_it_waits(state, task, runtime.now()) if is_waiting else []
+    if task.status == "queued" or task.task_id in _closed(state):
+        return fitness.why_it_waits(state, task, runtime.now())
+    is_in_vain = task.status == "running" and fitness.is_outdated(state, task)
+    return [fitness.OUTDATED] if is_in_vain else []
 
 
 def _closed(state: State) -> set[str]:
@@ -582,6 +589,24 @@ def _champion(champion: Champion, reigns: Iterable[Reign]) -> schemas.Champion:
     )
 
 
+def _account_name(one: rivalry.Account) -> str:
+    return f"{one.node_id}/{one.rival}"
+
+
+async def _totals(accounts: Sequence[rivalry.Account]) -> list[schemas.RivalAccount]:
+    """The sums by rival; the loop gets its turn, however large the tree."""
+    sums: dict[str, rivalry.Account] = {}
+    for start in range(0, len(accounts), SCANNED_AT_ONCE):
+        by_rival: dict[str, list[rivalry.Account]] = {}
+        for one in accounts[start : start + SCANNED_AT_ONCE]:
+            by_rival.setdefault(one.rival, []).append(one)
+        for rival, some in by_rival.items():
+            known = [sums[rival]] if rival in sums else []
+            sums[rival] = rivalry.total([*known, *some])
+        await asyncio.sleep(0)
+    return [_account(one, None) for one in sums.values()]
+
+
 def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
     return schemas.RivalAccount(
         node_id=node_id,
@@ -590,7 +615,7 @@ def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
         won=one.won,
         lost=one.lost,
         absent=one.absent,
-        error_factor=math.exp(-one.log_gain) if one.log_gain else None,
+        error_factor=one.error_factor if node_id is not None and one.replaced else None,
         device_seconds=one.held_us / 1e6,
     )
 

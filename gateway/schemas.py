@@ -262,9 +262,11 @@ class RoundsQuery(Query, frozen=True, kw_only=True):
 
 
 class RivalsQuery(Query, frozen=True, kw_only=True):
-    """Of which specialization; without one, all."""
+    """Of which specialization; without one, all. `after` is the `next` of the page before."""
 
     node_id: str | None = None
+    after: str | None = None
+    limit: Page = 1000
 
 
 class RefusalsQuery(Query, frozen=True, kw_only=True):
@@ -583,7 +585,8 @@ class TaskSummary(Task, frozen=True, kw_only=True):
 class TaskDetail(TaskSummary, frozen=True, kw_only=True):
     """A task with its history. The times are those of the last claim and the result; of the
     attempts the newest 32 are kept. `waits` is why a queued one waits that no worker online can
-    train, by worker, or why one that lost a record waits for ever; else it is empty."""
+    train, by worker, or that none is online; why one that lost a record waits for ever; or why
+    nothing can come of an open one whose node trains something else now. Else it is empty."""
 
     method: str
     seed: int
@@ -788,8 +791,8 @@ class RivalAccount(Part, frozen=True, kw_only=True):
 
     Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
     `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
-    champions before, null where it replaced none; `device_seconds` is for how long devices held its
-    tasks.
+    champions before, null where it replaced none, and of sums; `device_seconds` is for how long
+    workers held its tasks.
     """
 
     node_id: str | None
@@ -803,10 +806,11 @@ class RivalAccount(Part, frozen=True, kw_only=True):
 
 
 class RivalsAnswer(Answer, frozen=True, kw_only=True):
-    """The rivals of each specialization, and the sums."""
+    """A page of the rivals of each specialization, and the sums of all; `next` ends as null."""
 
     rivals: list[RivalAccount]
     total: list[RivalAccount]
+    next: str | None
 
 
 class LogState(Part, frozen=True, kw_only=True):
@@ -914,10 +918,20 @@ class BoundCorpus(Part, frozen=True, kw_only=True):
     workload: Workload
 
 
+class OutdatedTasks(Part, frozen=True, kw_only=True):
+    """How many tasks of a node are still to train what it trained before."""
+
+    node_id: str
+    queued: int
+    running: int
+
+
 class CorpusAnswer(Answer, frozen=True, kw_only=True):
-    """The node as it trains now."""
+    """The node as it trains now, and the tasks of it, and of those below that inherit its work, of
+    which nothing can come any more."""
 
     node: BoundCorpus
+    outdated: list[OutdatedTasks]
 
 
 class CorporaAnswer(Answer, frozen=True, kw_only=True):

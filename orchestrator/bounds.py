@@ -65,8 +65,11 @@ def upper(values: Floats, alpha: float) -> float:
     """The upper end of the two-sided interval of a mean, from cases [n].
 
     Student's, and beyond it where a long tail to the right makes that too small: by the skewness
-    term of Johnson (1978), g (2 z^2 + 1) / 6 sqrt(n). A tail to the left brings it no nearer.
+    term of Johnson (1978), g (2 z^2 + 1) / 6 sqrt(n). A tail to the left brings it no nearer. One
+    case bounds nothing.
     """
+    if len(values) < 2:
+        return math.inf
     mean, error, skewness = _moments(values)
     if not error:
         return mean

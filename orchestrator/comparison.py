@@ -19,9 +19,11 @@ from orchestrator import gate, judge
 
 ROUNDING = 1e-4
 """By so much of themselves figures of another environment may differ."""
+NUMBER_CHARS_MAX = 40
+"""Of a number in words: beyond that it is none of ours."""
 CASES_TURNED = 2
 """So many cases may count as evidence in one environment and not in the other."""
-ENVIRONMENT = ("torch", "numpy", "threads", "cpu_capability")
+ENVIRONMENT = ("torch", "numpy", "threads", "cpu_capability", "machine")
 """What the bits of a figure depend on, of what a verdict records."""
 
 Kind: TypeAlias = Literal["agrees", "differs", "gone", "unclear"]
@@ -101,8 +103,11 @@ def _numbers_agree(one: str, other: str, scale: float) -> bool:
         return True
     if "." not in one + other and "e" not in one + other:
         return False  # counts and looks are not rounded
-    values = [Decimal(text.replace(",", "")) for text in (one, other)]
-    finest = min(10.0 ** int(value.as_tuple().exponent) for value in values)
+    try:
+        values = [Decimal(text.replace(",", "")[:NUMBER_CHARS_MAX]) for text in (one, other)]
+        finest = min(10.0 ** int(value.as_tuple().exponent) for value in values)
+    except ArithmeticError:
+        return False  # no figure of ours is as large as that
     first, second = map(float, values)
     return abs(first - second) <= 1.001 * finest + ROUNDING * (scale + max(first, second))
 
@@ -205,7 +210,7 @@ def _of_judgement(
     picked = _picked(decided)
     for before, after in _pairs(decided, found):
         if after.candidate_id not in away:
-            cases = decided.cases if after.candidate_id == picked else judge.HIDDEN_CASES
+            cases = decided.cases if after.candidate_id == picked else trace.ranked_on
             yield from _of_candidate(before, after, scale, cases)
     yield from _of_champion(recorded, found)
 
@@ -222,7 +227,7 @@ def _of_ranking(
         yield _Figure(Difference(what="alpha", recorded=decided.alpha, found=alpha))
     for before, after in _pairs(decided, trace.verdict):
         if before.verdict == "refused" and before.candidate_id not in away:
-            yield from _of_candidate(before, after, _scale(decided), judge.HIDDEN_CASES)
+            yield from _of_candidate(before, after, _scale(decided), trace.ranked_on)
         elif before.verdict in ("outranked", "unjudged") and before.candidate_id in trace.ranked:
             error, rate = trace.ranked[before.candidate_id]
             figures = {"error": error, "evidence rate": rate}
@@ -231,7 +236,7 @@ def _of_ranking(
                 one = Difference(
                     candidate_id=before.candidate_id, what=what, recorded=asked[what], found=value
                 )
-                yield _Figure(one, cases=judge.HIDDEN_CASES if what == "evidence rate" else 0)
+                yield _Figure(one, cases=trace.ranked_on if what == "evidence rate" else 0)
 
 
 def _pairs(

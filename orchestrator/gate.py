@@ -89,7 +89,10 @@ def tail_of_signs(new: Floats, opponent: Floats) -> float:
     better, differing = int(np.sum(new < opponent)), int(np.sum(new != opponent))
     if not _is_binary(new, opponent):
         better = differing
-    at_least = sum(math.comb(differing, wins) for wins in range(better, differing + 1))
+    term = at_least = math.comb(differing, better)
+    for wins in range(better, differing):
+        term = term * (differing - wins) // (wins + 1)
+        at_least += term
     tail: float = at_least / 2**differing
     return tail
 
@@ -153,7 +156,7 @@ def _measured(
     is_lower = compared_upper < limits[0][1]
     failed = _Failed(
         ratio=not is_lower,
-        few=is_lower and not by_ratios and tail_of_signs(new, opponent) > spent / 2,
+        few=is_lower and tail_of_signs(new, opponent) > spent / 2,
         difference=difference_upper > 0,
         evidence=fall_upper > EVIDENCE_DROP_MAX,
     )

@@ -43,6 +43,7 @@ RULES = "2"
 """By which rules is judged: raised with each change that gives other figures for the same cases, so
 that nobody takes those of other rules for wrong ones."""
 HIDDEN_CASES = 2_048
+POOL_LEAST = 8
 CASES_AT_ONCE = 256
 """Cases evaluated together: bounds memory, and how long a stop waits."""
 WEIGHTS_FILE = "model.safetensors"
@@ -240,6 +241,8 @@ class Trace(NamedTuple):
     verdict: wire.Verdict
     ranked: Mapping[str, tuple[float, float]]
     """Mean error and evidence rate on the ranking cases, by candidate id."""
+    ranked_on: int
+    """How many cases those were."""
     meetings: list[Meeting]
     tolerance: float
     """Up to which an error is evidence."""
@@ -315,6 +318,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platforms.machine(),
         "python": platform.python_version(),
         "cuda": "yes" if torch.cuda.is_available() else "no",
         "rules": RULES,
@@ -378,27 +382,48 @@ def trace(
     return trial.trace(judge)
 
 
+def rank_cases(
+    specialist: base.Specialist, secret: bytes, node_id: str, round_id: str
+) -> base.Cases:
+    """The hidden cases that a round's candidates are ranked on."""
+    if specialist.hidden_max is None:
+        seed = seed_of(secret, "rank", node_id, round_id)
+        return specialist.cases(seed, HIDDEN_CASES, "hidden")
+    cases, ranked = _shared(specialist, secret, node_id, round_id)
+    return {name: each[:ranked] for name, each in cases.items()}
+
+
 def gate_cases(
     specialist: base.Specialist, secret: bytes, node_id: str, round_id: str
 ) -> Iterator[tuple[bounds.Stage, base.Cases]]:
-    """The hidden cases of a round's gate: each stage of the judgement, and the cases it adds.
-
-    Those of a corpus end with the first stage: a large model takes long over each.
-    """
-    there = specialist.hidden_max
-    if there is None:
+    """The hidden cases of a round's gate: each stage of the judgement, and the cases it adds. None
+    of them was ranked on: who was picked for being lucky there must not be lucky here."""
+    if specialist.hidden_max is None:
         for stage in bounds.stages(bounds.CASES_MAX):
             label = f"gate {stage.before}" if stage.before else "gate"
             added = stage.cases - stage.before
             seed = seed_of(secret, label, node_id, round_id)
             yield stage, specialist.cases(seed, added, "hidden")
         return
-    is_text = workloads.kind(specialist.name).takes_corpus
-    count = min(HIDDEN_CASES if is_text else bounds.CASES_MAX, there)
-    cases = specialist.cases(seed_of(secret, "gate", node_id, round_id), count, "hidden")
-    for stage in bounds.stages(count):
-        some = slice(stage.before, stage.cases)
+    cases, ranked = _shared(specialist, secret, node_id, round_id)
+    for stage in bounds.stages(len(next(iter(cases.values()))) - ranked):
+        some = slice(ranked + stage.before, ranked + stage.cases)
         yield stage, {name: each[some] for name, each in cases.items()}
+
+
+def _shared(
+    specialist: base.Specialist, secret: bytes, node_id: str, round_id: str
+) -> tuple[base.Cases, int]:
+    """Hidden cases of which there are only so many, in the round's own order, and how many of them
+    are for ranking: the first quarter. Of a corpus there are few: a large model takes long over
+    each.
+    """
+    is_text = workloads.kind(specialist.name).takes_corpus
+    gated = HIDDEN_CASES if is_text else bounds.CASES_MAX
+    count = min(gated * 4 // 3, specialist.hidden_max or 0)
+    assert count >= POOL_LEAST, "a corpus with less is refused as it is added"
+    seed = seed_of(secret, "gate", node_id, round_id)
+    return specialist.cases(seed, count, "hidden"), count // 4
 
 
 class _Trial:
@@ -431,9 +456,6 @@ class _Trial:
         self._reasons = Reasons(
             en="No candidate stood in this round.", ar="لم يتقدم أي مرشح في هذه الجولة."
         )
-
-    def _seed(self, label: str) -> int:
-        return seed_of(self._secret, label, self._brief.node_id, self._brief.round_id)
 
     def admit(self) -> None:
         """Load the candidates; refuse those that are not sound."""
@@ -486,7 +508,9 @@ class _Trial:
         """Measure the sound candidates on the first hidden cases and pick the lowest mean error."""
         if self._specialist is None or not self._models:
             return
-        cases = self._specialist.cases(self._seed("rank"), HIDDEN_CASES, "hidden")
+        cases = rank_cases(
+            self._specialist, self._secret, self._brief.node_id, self._brief.round_id
+        )
         self._ranked_on = len(next(iter(cases.values())))
         for brought in self._brief.candidates:
             model = self._models.get(brought.candidate.candidate_id)
@@ -633,7 +657,9 @@ class _Trial:
         """The verdict, and what it was drawn from."""
         tolerance = self._specialist.tolerance if self._specialist else 0.0
         verdict = self.verdict(judge)
-        return Trace(verdict, self._ranked, self._meetings, tolerance, self._lacking)
+        return Trace(
+            verdict, self._ranked, self._ranked_on, self._meetings, tolerance, self._lacking
+        )
 
     def verdict(self, judge: str) -> wire.Verdict:
         """The verdict as it is sent."""

@@ -16,6 +16,12 @@ from core.projections.workers import Worker
 
 TOLD_MAX = 8
 CLOSED = "a record of it was lost, or cannot be read; if it is still wanted, enqueue it anew"
+OUTDATED = (
+    "nothing can come of it: its node trains something else now than this task was queued for; "
+    "`aghsan task cancel` ends it"
+)
+NOBODY = "no worker is online; start one with `aghsan agent`"
+UNFIT = "no worker online can be given it"
 
 
 def _memory_gb(lane: str) -> float:
@@ -52,19 +58,28 @@ def unfit(state: State, worker: Worker, now: int) -> Callable[[str], bool] | Non
     return is_unfit
 
 
+def is_outdated(state: State, task: Task) -> bool:
+    """Whether an open task is to train what its node does not train any more."""
+    return state.graph.workload(task.node_id)[0] != task.workload
+
+
 def why_it_waits(state: State, task: Task, now: int) -> list[str]:
-    """Why no worker online may be given a queued task, by worker; empty where one may be, or where
-    none is online. A closed task waits for nobody."""
+    """Why no worker may be given a queued task, by worker online; empty where one may be. A closed
+    task waits for nobody, and nothing can come of an outdated one."""
     if task.task_id in state.tasks.closed:
         return [CLOSED]
+    if is_outdated(state, task):
+        return [OUTDATED]
     kind, found = kind_of(task, base_of(state, task)), []
     for worker_id in (*state.workers.online_by["nats"], *state.workers.online_by["http"]):
         lacks = _lacks(state.workers.table.rows[worker_id], task, kind, now)
         if not lacks:
             return []
         found.append(f"{worker_id}: {lacks}")
+    if not found:
+        return [NOBODY]
     more = len(found) - TOLD_MAX
-    return [*found[:TOLD_MAX], f"and {more} more"] if more > 0 else found
+    return [UNFIT, *found[:TOLD_MAX], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _lacks(worker: Worker, task: Task, kind: Kind, now: int) -> str:

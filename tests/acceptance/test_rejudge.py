@@ -53,9 +53,11 @@ def test_a_round_is_as_recorded_bit_for_bit_beside_its_server_and_without(lived:
     for done, running in ((lived.beside, True), (alone, False)):
         assert done.returncode == 0, done.stdout + done.stderr
         facts = told(done)
-        (one,) = facts["rounds"]
+        (one,) = facts["recomputed"]
         assert (facts["ok"], facts["running"], one["outcome"]) == (True, running, "agrees")
         assert (one["environment"], one["differences"]) == ({}, [])
+        assert facts["same_verdict"] is True
+        assert facts["violations"] == []
         assert one["verdict"] == lived.round["verdict"] == "promote"
     words = rejudge(lived.data, lived.round["round_id"], as_json=False)
     assert "bit for bit" in words.stdout
@@ -92,9 +94,10 @@ def test_a_verdict_that_was_tampered_with_is_found(lived: Lived, tmp_path: Path)
     data = forged(lived.data, tmp_path, error, error[:-1] + last)
     done = rejudge(data, round_id)
     assert done.returncode == 1, done.stderr
-    (one,) = told(done)["rounds"]
+    (one,) = told(done)["recomputed"]
     (wrong,) = one["differences"]
     assert (one["outcome"], wrong["what"]) == ("differs", "error")
+    assert told(done)["same_verdict"] is False
     assert wrong["candidate_id"] == better["candidate_id"]
     assert wrong["found"] == better["error"] != wrong["recorded"]
     words = rejudge(data, round_id, as_json=False)
@@ -109,7 +112,7 @@ def test_a_secret_that_was_tampered_with_is_found(lived: Lived, tmp_path: Path) 
     data = forged(lived.data, tmp_path, secret.encode(), other.encode())
     done = rejudge(data, lived.round["round_id"])
     assert done.returncode == 1, done.stderr
-    (one,) = told(done)["rounds"]
+    (one,) = told(done)["recomputed"]
     assert one["differences"][0]["what"] == "sha256 of the secret"
 
 

@@ -81,6 +81,27 @@ async def test_an_agent_reads_the_public_texts_of_its_task_and_never_the_hidden_
             await link.read(DESK, digest)
 
 
+async def test_tasks_that_were_queued_for_the_work_before_are_told_of_with_the_new_work(
+    agents: Agents,
+) -> None:
+    packed, stack = texts.packed(), agents.stack
+    await sent(stack, packed)
+    parent, child = "physics-fluid", "below-fluid"
+    grown = await stack.post("/graph/expand", {"parent_id": parent, "name": child})
+    heir = grown.json["node"]["node_id"]
+    ids = [await stack.enqueue(node_id=one) for one in (parent, parent, heir, BELOW)]
+    bound = await stack.post(f"/nodes/{parent}/corpus", body(packed))
+    told = {one.pop("node_id"): one for one in bound.json["outdated"]}
+    assert told == {parent: {"queued": 2, "running": 0}, heir: {"queued": 1, "running": 0}}
+    for task_id in ids[:3]:
+        ((why),) = (await stack.task(task_id))["waits"]
+        assert "its node trains something else now" in why
+    for task_id in ids:
+        await stack.post(f"/tasks/{task_id}/cancel", {})
+    again = await stack.post(f"/nodes/{parent}/corpus", body(packed))
+    assert again.json["outdated"] == []
+
+
 async def test_what_is_no_corpus_is_refused_and_changes_nothing(agents: Agents) -> None:
     packed, stack = texts.packed(), agents.stack
     await sent(stack, packed)

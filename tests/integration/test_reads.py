@@ -484,7 +484,12 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
 
 
 async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> None:
-    assert (await stack.get("/rivals")).json == {"status": "ok", "rivals": [], "total": []}
+    assert (await stack.get("/rivals")).json == {
+        "status": "ok",
+        "rivals": [],
+        "total": [],
+        "next": None,
+    }
     _, round_id = await judged(stack)
     await decide(stack, round_id)
     told = (await stack.get("/rivals?node_id=opt-convex")).json
@@ -503,6 +508,11 @@ async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> Non
     assert (both["evolver"]["absent"], both["evolver"]["device_seconds"]) == (1, seconds)
     assert told["total"] == [{**one, "node_id": None} for one in told["rivals"]]
     assert (await stack.get("/rivals?node_id=root-math")).json["rivals"] == []
+    page = (await stack.get("/rivals?limit=1")).json
+    following = (await stack.get(f"/rivals?limit=1&after={page['next']}")).json
+    assert page["rivals"] + following["rivals"] == told["rivals"]
+    assert (page["total"], following["next"]) == (told["total"], None)
+    assert (await stack.get("/rivals?after=x")).status == 422
     reply = await stack.get("/rivals?node_id=nowhere")
     assert (reply.status, "there is no node nowhere" in words(reply)) == (404, True)
 

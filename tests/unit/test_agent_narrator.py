@@ -1,6 +1,10 @@
 """What an agent says at its terminal: each turn once, in words of its own."""
 
 import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -192,3 +196,46 @@ def test_a_server_that_is_not_there_is_told_in_our_own_words() -> None:
     assert str(raised.value).startswith(f"no server answers at {API} ")
     assert "nothing listens there" in str(raised.value)
     assert "`aghsan up`" in str(raised.value)
+
+
+@contextlib.contextmanager
+def _answering(status: int, content: bytes) -> Iterator[str]:
+    """Something that takes requests to join and answers all alike; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [501, 404, 405])
+def test_what_is_no_server_of_ours_is_refused_and_not_waited_for(status: int) -> None:
+    page = b"<!DOCTYPE html><p>Unsupported method"
+    with _answering(status, page) as api, pytest.raises(errors.Refused) as raised:
+        asyncio.run(_join(api))
+    assert str(raised.value).startswith(f"{api} answered {status} ")
+    assert "is this the address of an Aghsan server?" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (503, b'{"detail":"the log does not answer"}'),
+        (500, b"Internal Server Error"),
+        (502, b"<html>a proxy whose server is being restarted</html>"),
+    ],
+)
+def test_a_server_that_is_not_ready_is_waited_for(status: int, content: bytes) -> None:
+    with _answering(status, content) as api, pytest.raises(errors.Unavailable, match="not ready"):
+        asyncio.run(_join(api))

@@ -48,9 +48,9 @@ def test_a_tail_to_the_right_asks_for_more_and_one_to_the_left_for_no_less() -> 
     assert bounds.upper(-values, 0.05) == pytest.approx(-values.mean() + plain)
 
 
-def test_what_does_not_vary_is_its_own_bound() -> None:
+def test_what_does_not_vary_is_its_own_bound_and_one_case_has_none() -> None:
     assert bounds.upper(np.full(50, 0.25), 0.05) == 0.25
-    assert bounds.upper(np.array([0.25]), 0.05) == 0.25
+    assert bounds.upper(np.array([0.25]), 0.05) == math.inf
 
 
 def test_many_looks_at_a_growing_sum_cross_no_oftener_than_one_may() -> None:

@@ -15,6 +15,11 @@ from cli import main
 from core import errors
 
 
+def test_the_help_says_of_worker_that_it_pauses_and_resumes_too() -> None:
+    shown = CliRunner().invoke(main.aghsan, ["--help"]).stdout
+    assert "List, pause and resume workers." in shown
+
+
 @pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_command_of_the_table_exists_and_has_help(name: str) -> None:
     result = CliRunner().invoke(main.aghsan, [name, "--help"])

@@ -442,6 +442,22 @@ def test_an_expand_names_the_new_node(stub: Stub) -> None:
     assert stub.asked[0][3] == {"parent_id": "root-math", "name": "هندسة", "description": "وصف"}
 
 
+@pytest.mark.parametrize(
+    ("command", "path", "words"),
+    [
+        (("enqueue", "topic", "--node", "nope"), "/training/enqueue", "target node not found"),
+        (("expand", "nope", "name"), "/graph/expand", "parent not found"),
+    ],
+)
+def test_a_node_that_is_not_there_is_named(
+    stub: Stub, command: tuple[str, ...], path: str, words: str
+) -> None:
+    stub.says("POST", path, {"detail": words}, 400)
+    result = _run(stub, *command)
+    assert result.exit_code == main.EXIT_NOT_FOUND
+    assert "there is no node nope" in result.stderr
+
+
 def test_the_status_shows_figures_workers_and_what_runs(stub: Stub) -> None:
     worker = {"worker_id": "a1", "status": "online", "task_id": "t9", "step": 3, "total_steps": 9}
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
@@ -455,14 +471,52 @@ def test_the_status_shows_figures_workers_and_what_runs(stub: Stub) -> None:
 def test_the_status_tells_of_a_task_that_no_worker_online_can_train(stub: Stub) -> None:
     mark = {"node_id": "stats-bayesian", "role": "dual", "method": "auto", "reason": "too small"}
     worker = {"worker_id": "a1", "status": "online", "unfit": [mark]}
-    waiting = TASK | {"waits": ["a1: too small"]}
+    waiting = TASK | {"waits": ["no worker online can be given it", "a1: too small"]}
     stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
     stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK]})
     stub.says("GET", "/tasks/task-0123456789ab", {"status": "ok", "task": waiting})
-    assert "no worker can train it: a1: too small" in " ".join(_run(stub, "status").stdout.split())
+    status = " ".join(_run(stub, "status").stdout.split())
+    assert "waits: no worker online can be given it; a1: too small" in status
     shown = _run(stub, "task", "show", "task-0123456789ab").stdout
+    assert "waits     no worker online can be given it\n" in shown
     assert "a1: too small" in shown
+
+
+def test_who_changes_the_work_of_a_node_is_told_which_tasks_are_in_vain(stub: Stub) -> None:
+    node = {"node_id": "n", "workload": {"specialist": "opt-convex", "parameters": {}}}
+    answer = {"status": "ok", "node": node, "outdated": []}
+    stub.says("POST", "/nodes/n/corpus/remove", answer)
+    assert _run(stub, "corpus", "remove", "n").stderr == ""
+    outdated = [{"node_id": "n", "queued": 2, "running": 1}]
+    stub.says("POST", "/nodes/n/corpus/remove", answer | {"outdated": outdated})
+    told = _run(stub, "corpus", "remove", "n").stderr
+    assert "2 queued and 1 running tasks of n still ask for the work it had" in told
+    assert "`aghsan task cancel ID`" in told
+
+
+def test_the_status_says_in_both_languages_that_no_worker_is_online_for_what_is_queued(
+    stub: Stub,
+) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    assert "no worker is online" not in _run(stub, "status").stdout
+    idle = NETWORK | {"workers_online": 0}
+    stub.says("GET", "/status", {"status": "ok", "network": idle})
+    shown = _run(stub, "status").stdout.splitlines()
+    assert "no worker is online; start one with `aghsan agent`" in shown
+    assert "لا عامل متصل؛ شغّل واحدًا بالأمر `aghsan agent`" in shown
+    empty = idle | {"tasks": {"queued": 0, "running": 0, "completed": 3, "total": 3}}
+    stub.says("GET", "/status", {"status": "ok", "network": empty})
+    assert "no worker is online" not in _run(stub, "status").stdout
+
+
+def test_the_status_says_why_the_server_takes_no_new_work(stub: Stub) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/readyz", {"status": "ready"})
+    assert len(_run(stub, "status").stdout.splitlines()) == 1
+    reasons = ["no room for new work: 3 MiB are free"]
+    stub.says("GET", "/readyz", {"status": "not ready", "reasons": reasons}, 503)
+    assert _run(stub, "status").stdout.splitlines()[1:] == reasons
 
 
 def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -> None:
@@ -603,6 +657,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         "status": "ok",
         "rivals": [{"node_id": "n1", **won}],
         "total": [{"node_id": None, **won}],
+        "next": None,
     }
     stub.says("GET", "/rivals", answer)
     shown = _run(stub, "rivals", "n1").stdout
@@ -610,7 +665,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"]}
     assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
-    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": []})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
 
 
@@ -747,6 +802,18 @@ def test_a_topic_cannot_command_the_terminal(stub: Stub) -> None:
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK | {"topic": "a\x1b[2Jb\nc\u2028d"}]})
     line = _run(stub, "task", "ls").stdout.splitlines()[1]
     assert line.endswith("a [2Jb c d")
+
+
+@pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+def test_what_reorders_text_beyond_itself_does_not_reach_the_terminal(control: str) -> None:
+    assert terminal.clean(f"a{control}b") == "a b"
+
+
+def test_marks_of_direction_and_joiners_stay() -> None:
+    assert (
+        terminal.clean("a\u200e\u200fb\u061cc\u200cd\u200de")
+        == "a\u200e\u200fb\u061cc\u200cd\u200de"
+    )
 
 
 def test_text_is_cut_between_words_and_never_before_a_vowel_mark() -> None:

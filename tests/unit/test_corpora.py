@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import corpus
 from core import chunks, corpora, errors
 from core import texts as folders
 from tests import texts
@@ -115,13 +116,30 @@ def test_a_file_that_is_not_utf_8_says_by_which_option_it_may_be_read(
     tmp_path: Path, content: bytes, is_arabic: bool
 ) -> None:
     (tmp_path / "old.txt").write_bytes(content)
-    ((_, reason),) = folders.read(tmp_path).skipped
+    ((_, reason, _),) = folders.read(tmp_path).skipped
     assert "it is not UTF-8 (byte" in reason
     assert "`--encoding" in reason
     assert ("likely windows-1256" in reason) == is_arabic
     assert ("`--encoding windows-1256`" in reason) == is_arabic
-    ((_, reason),) = folders.read(tmp_path, "ascii").skipped
+    ((_, reason, _),) = folders.read(tmp_path, "ascii").skipped
     assert reason.startswith("it is no ascii text (byte")
+
+
+def test_files_of_which_the_same_is_to_be_said_are_told_of_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts.write(tmp_path, 60)
+    for number in range(5):
+        old = texts.document(1).encode("windows-1256")
+        (tmp_path / f"old{number}.txt").write_bytes(old)
+    (tmp_path / "zeros.bin").write_bytes(b"abc\0" * 100)
+    corpus.read(tmp_path, "utf-8")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    names = ", ".join(str(tmp_path / f"old{number}.txt") for number in range(3))
+    assert told[0].startswith(f"skipped 5 files alike: {names} and 2 more. Of the first: ")
+    assert told[0].count("--encoding windows-1256") == 1
+    assert told[1].startswith(f"skipped {tmp_path / 'zeros.bin'}: character 3 is a zero")
 
 
 def test_more_text_than_a_corpus_has_is_refused_while_it_is_read(

@@ -206,13 +206,19 @@ def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
     assert f"on {verdict.cases:,} hidden cases" in verdict.reasons.en
 
 
-def test_stages_add_cases_that_are_new() -> None:
-    for name in ("stats-bayesian", "root-math"):
+def test_stages_add_cases_that_are_new_and_that_nobody_was_ranked_on() -> None:
+    for name, ranked, gated in (
+        ("stats-bayesian", judge.HIDDEN_CASES, bounds.CASES_MAX),
+        ("root-math", 697, 2_094),
+    ):
         specialist = registry.get(name)
+        first = judge.rank_cases(specialist, SECRET, name, "round")
         parts = list(judge.gate_cases(specialist, SECRET, name, "round"))
-        rows = torch.cat([cases[next(iter(cases))].flatten(1) for _, cases in parts])
-        assert len(rows) == parts[-1][0].cases == (specialist.hidden_max or bounds.CASES_MAX)
-        assert len(torch.unique(rows, dim=0)) == len(rows)
+        (field, *_) = first
+        rows = [cases[field].flatten(1) for cases in (first, *(cases for _, cases in parts))]
+        assert (len(rows[0]), parts[-1][0].cases) == (ranked, gated)
+        whole = torch.cat(rows)
+        assert len(torch.unique(whole, dim=0)) == len(whole) == ranked + gated
 
 
 def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_any(

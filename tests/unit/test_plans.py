@@ -79,7 +79,7 @@ def test_a_new_champion_changes_the_figures_and_the_old_ones_are_gone() -> None:
 
 def test_the_same_figures_are_told_in_arabic() -> None:
     evolver, reinventor = told(situation(), ARABIC)
-    assert "الإكمال من البطل cand-c (العائلة residual-mlp، عدد أوزانه 170,832" in evolver
+    assert "الإكمال من البطل cand-c (العائلة residual-mlp، عدد الأوزان 170,832" in evolver
     assert "خطؤه 0.1591، ونسبته إلى خطأ خط الأساس 0.28 هي 0.568" in reinventor
 
 

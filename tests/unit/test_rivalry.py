@@ -1,7 +1,6 @@
 """What each rival has won and cost, as the fold counts it."""
 
 import hashlib
-import math
 
 import pytest
 
@@ -93,13 +92,16 @@ def test_who_wins_is_counted_and_the_gain_over_a_champion_but_not_over_none() ->
     first = train(made, "t1", candidate("e1", "evolver"), candidate("r1", "reinventor"))
     decide(made, first, "r1", ratio=0.01)
     assert account(made, "reinventor").won == 1
-    assert account(made, "reinventor").log_gain == 0.0
+    assert account(made, "reinventor").replaced == 0
     assert (account(made, "evolver").won, account(made, "evolver").lost) == (0, 1)
     second = train(made, "t2", candidate("e2", "evolver"), candidate("r2", "reinventor"))
     decide(made, second, "e2", ratio=0.5)
-    assert account(made, "evolver").log_gain == pytest.approx(math.log(2))
-    assert (account(made, "evolver").rounds, account(made, "evolver").won) == (2, 1)
-    assert (account(made, "reinventor").rounds, account(made, "reinventor").lost) == (2, 1)
+    assert (account(made, "evolver").replaced, account(made, "evolver").error_factor) == (1, 0.5)
+    third = train(made, "t3", candidate("e3", "evolver"), candidate("r3", "reinventor"))
+    decide(made, third, "e3", ratio=0.0)
+    assert account(made, "evolver").error_factor == 0.5 * rivalry.FACTOR_LEAST
+    assert (account(made, "evolver").rounds, account(made, "evolver").won) == (3, 2)
+    assert (account(made, "reinventor").rounds, account(made, "reinventor").lost) == (3, 2)
 
 
 def test_a_rival_that_brings_nothing_is_absent_and_a_void_round_counts_for_nobody() -> None:
@@ -131,7 +133,7 @@ def test_a_revived_claim_is_counted_once_and_whole() -> None:
     token = made.claim("a1", "c1")
     assert token is not None
     session = made.state.workers.table.rows["a1"].session
-    made.later(10)
+    made.now += 10 * SECOND + 1
     made.do(commands.ExpireClaim(token=token, reason="silence"))
     made.later(5)
     made.do(commands.ReattachClaim(token=token, worker_id="a1", session=session))

@@ -29,6 +29,13 @@ def test_below_the_reserve_there_is_no_room_and_the_words_say_what_to_do() -> No
     assert room.shortage(Disk(1_000 * MIB, 5_000 * MIB), {}, short=False) == ""
 
 
+def test_a_disk_that_can_never_have_the_reserve_free_is_too_small_and_not_full() -> None:
+    told = room.shortage(Disk(500 * MIB, 639 * MIB), {}, short=False)
+    assert "too small, it has 639 MiB in all, and 640 MiB have to be free" in told
+    assert "make room there" in room.shortage(Disk(500 * MIB, 640 * MIB), {}, short=False)
+    assert room.shortage(Disk(600 * MIB, 639 * MIB), {}, short=False) == ""
+
+
 def test_once_short_more_must_come_back_than_was_missed() -> None:
     waiting = room.shortage(Disk(1_100 * MIB, 5_000 * MIB), {}, short=True)
     assert "1000 MiB are kept" in waiting

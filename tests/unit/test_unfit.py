@@ -12,8 +12,10 @@ from core.projections import queue
 from core.projections.tasks import ATTEMPTS_MAX, Task
 from core.projections.workers import UNFIT_MAX, UNFIT_SECONDS
 from orchestrator import feeder
+from tests import texts
 from tests.build import SECOND, World
 
+CORPUS = texts.packed().corpus
 WHY = "this device has no base model tiny"
 
 
@@ -143,6 +145,7 @@ def test_a_task_for_which_every_worker_online_is_unfit_says_why_it_waits() -> No
     assert why(world) == []
     give_back(world, "a1")
     assert why(world) == [
+        "no worker online can be given it",
         f"a1: {WHY}",
         "a2: its lane cuda-80 is not what the task requires",
     ]
@@ -150,9 +153,22 @@ def test_a_task_for_which_every_worker_online_is_unfit_says_why_it_waits() -> No
     assert why(world) == []
 
 
-def test_a_task_that_nobody_can_take_since_nobody_is_there_waits_for_no_reason_of_its_own() -> None:
+def test_a_task_that_nobody_can_take_since_nobody_is_there_says_how_to_attach_a_worker() -> None:
     world = World().seeded()
     world.task()
+    assert why(world) == ["no worker is online; start one with `aghsan agent`"]
+    world.agent()
+    assert why(world) == []
+
+
+def test_of_a_task_whose_node_trains_something_else_now_it_is_said_that_it_is_in_vain() -> None:
+    world = World().seeded()
+    world.agent()
+    world.task(node_id="opt-convex")
+    assert why(world) == []
+    world.do(commands.BindCorpus(node_id="opt-convex", corpus=CORPUS))
+    assert why(world) == [fitness.OUTDATED]
+    world.do(commands.BindCorpus(node_id="opt-convex", corpus=None))
     assert why(world) == []
 
 
@@ -162,7 +178,7 @@ def test_among_many_workers_only_a_few_are_told_of() -> None:
     for number in range(fitness.TOLD_MAX + 5):
         world.agent(f"a{number}")
         give_back(world, f"a{number}")
-    assert len(why(world)) == fitness.TOLD_MAX + 1
+    assert len(why(world)) == fitness.TOLD_MAX + 2
     assert why(world)[-1] == "and 5 more"
 
 

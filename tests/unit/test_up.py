@@ -165,6 +165,31 @@ def test_a_disk_without_room_is_told_how_much_is_needed(
         nats_server.require_room(tmp_path)
 
 
+def test_a_disk_that_is_too_small_is_not_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = shutil.disk_usage("/")._replace(total=255 * 1024 * 1024, free=200 * 1024 * 1024)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
+    with pytest.raises(errors.DataDirectoryError, match="too small: it has 255 MiB in all"):
+        nats_server.require_room(tmp_path)
+
+
+def test_where_no_anchor_can_be_kept_beside_the_data_the_start_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    supervisor = supervised(tmp_path / "data", Server())
+    monkeypatch.setattr(supervisor, "say", said.append)
+    supervisor.announce()
+    assert not [line for line in said if "the log's anchor" in line]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(platforms, "config_dir", lambda: tmp_path / "file")
+    supervisor.announce()
+    (told,) = [line for line in said if "the log's anchor" in line]
+    assert str(tmp_path / "file" / "anchors") in told
+    assert "put back to an older day will not be noticed" in told
+
+
 @pytest.mark.parametrize(
     "line",
     [
