@@ -152,7 +152,7 @@ async def accepted(history: History, lost: int) -> AsyncIterator[tuple[GoingOn, 
         await asyncio.gather(writing, return_exceptions=True)
 
 
-@pytest.mark.parametrize("lost", range(1, 49))
+@pytest.mark.parametrize("lost", range(1, len(WHOLE) + 1))
 async def test_what_goes_on_after_an_accepted_loss_breaks_no_rule(lost: int) -> None:
     async with accepted(WHOLE, lost) as (going, log):
         await going.go_on()
