@@ -105,6 +105,8 @@ class Rounds:
                     self._add_of_task(seq, data, fault)
                 row.entered.add(data.rival)
                 row.awaited[data.rival] = data.task_id
+                # A task that nobody knows does not fit for whoever goes on, and its round stays.
+                row.cause = row.cause or self._losses.of(losses.task(data.task_id))
             case events.CandidateAdmitted():
                 if fault := self._fault_of_admission(data, row):
                     self._add_of_task(seq, data, f"{data.candidate.candidate_id} {fault}")

@@ -124,14 +124,12 @@ def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
     Called after each fold until nothing follows: a full round closes, once what else entered it is
     in, and so does one that only a merge has entered, since no rival is on its way to it; a round
     opens when tasks wait and a commitment is free; waiting tasks enter an open round whose roles
-    are free.
+    are free. One that lost a record holds up no other.
     """
     node = state.rounds.node(node_id)
-    if node.open_round:
+    if node.open_round and not state.is_read_only("round", node.open_round):
         row = state.rounds.table.rows[node.open_round]
         assert isinstance(row, Round), "an open round is whole"
-        if state.is_read_only("round", row.round_id):
-            return []
         entered = {entry.rival: entry for entry in row.entries}
         awaited = any(entry.state == "awaited" for entry in row.entries)
         if all(rival in entered for rival in RIVALS) and not awaited:

@@ -293,9 +293,12 @@ class Rounds:
                     self.nodes.put(after.node_id, events.replace(node, waiting=waiting))
             case events.RoundDecided():
                 self.undecided.pop(after.round_id)
-                judged = _judged(after, data)
-                if judged is not None:
-                    self.nodes.put(after.node_id, events.replace(node, judged=judged))
+                judged = _judged(after, data) or node.judged
+                # Where its closing was lost, nothing else ended it.
+                still = "" if node.open_round == after.round_id else node.open_round
+                ended = events.replace(node, judged=judged, open_round=still)
+                if ended != node:
+                    self.nodes.put(after.node_id, ended)
             case events.CandidateAdmitted() | events.RoleClosed():
                 pass
             case _:

@@ -152,6 +152,17 @@ async def accepted(history: History, lost: int) -> AsyncIterator[tuple[GoingOn, 
         await asyncio.gather(writing, return_exceptions=True)
 
 
+@pytest.mark.parametrize("end", range(17, len(WHOLE), 4))
+async def test_a_log_that_ends_soon_after_what_it_lost_is_gone_on_with(end: int) -> None:
+    """Whatever had begun by then: nobody has to know how it would have ended."""
+    for lost in range(end - 7, end + 1):
+        async with accepted(WHOLE[:end], lost) as (going, log):
+            async with asyncio.timeout(10):
+                await going.go_on()
+            found = (await audit.read_log(log)).findings
+        assert (lost, found.shown) == (lost, [])
+
+
 @pytest.mark.parametrize("lost", range(1, len(WHOLE) + 1))
 async def test_what_goes_on_after_an_accepted_loss_breaks_no_rule(lost: int) -> None:
     async with accepted(WHOLE, lost) as (going, log):
