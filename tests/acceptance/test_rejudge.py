@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from core import blocks
@@ -89,9 +91,9 @@ def forged(data: Path, folder: Path, before: bytes, after: bytes) -> Path:
 def test_a_verdict_that_was_tampered_with_is_found(lived: Lived, tmp_path: Path) -> None:
     round_id = lived.round["round_id"]
     (better,) = (one for one in lived.round["candidates"] if one["verdict"] == "better")
-    error = json.dumps(better["error"]).encode()
-    last = b"1" if error.endswith(b"2") else b"2"
-    data = forged(lived.data, tmp_path, error, error[:-1] + last)
+    other = math.nextafter(better["error"], 1.0)
+    written = (msgspec.json.encode(one) for one in (better["error"], other))
+    data = forged(lived.data, tmp_path, *written)
     done = rejudge(data, round_id)
     assert done.returncode == 1, done.stderr
     (one,) = told(done)["recomputed"]
@@ -102,7 +104,7 @@ def test_a_verdict_that_was_tampered_with_is_found(lived: Lived, tmp_path: Path)
     assert wrong["found"] == better["error"] != wrong["recorded"]
     words = rejudge(data, round_id, as_json=False)
     assert words.stdout.splitlines()[0].startswith("round")
-    assert error.decode() in words.stdout.splitlines()[1]
+    assert repr(better["error"]) in words.stdout.splitlines()[1]
     assert "وليس كما سُجّل" in words.stdout
 
 
