@@ -116,7 +116,9 @@ def application(
             app.router.add_route("GET", one.path, one.handler)
         else:
             bodies.prepare(one.request)
-            app.router.add_route(one.method, one.path, _endpoint(one, body_bytes_max, arriving))
+            app.router.add_route(
+                one.method, one.path, _endpoint(one, body_bytes_max, arriving, pieces)
+            )
     return app
 
 
@@ -136,7 +138,9 @@ def _json(body: bytes, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _endpoint(one: Route, body_bytes_max: int, arriving: ledger.Ledger) -> Handler:
+def _endpoint(
+    one: Route, body_bytes_max: int, arriving: ledger.Ledger, pieces: turns.Turnstile
+) -> Handler:
     handler, kind, contract = one.handler, one.request, one.contract
     where = "query" if one.method == "GET" else "body"
 
@@ -145,6 +149,8 @@ def _endpoint(one: Route, body_bytes_max: int, arriving: ledger.Ledger) -> Handl
             return await handler(request, bodies.parse_query(request.query, kind))
         raw = await _read(request, body_bytes_max, arriving)
         with arriving.kept(len(raw)):
+            if len(raw) > PIECE_BYTES:
+                await pieces.passed()  # reading one takes some milliseconds
             named = request.headers.get("Content-Type")
             asked = bodies.parse(raw, named, kind, as_recorded=contract)
             return await handler(request, asked)
