@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HISTORY_MAX = 100_000
-
 
 def reading(data: Path, ask: "Callable[[Connected], Coroutine[Any, Any, T]]") -> T:
     """The answer of log and store of a data directory; nothing in it changes."""
@@ -54,6 +52,7 @@ async def node(connected: "Connected", node_id: str) -> Node:
 
 async def _history(log: "Log", kind: str, identity: str) -> "list[events.Event]":
     from core import events, subjects
+    from core.log import HISTORY_MAX
 
     records = await log.of_subject(subjects.event(kind, identity), HISTORY_MAX)
     history = []

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
+HISTORY_MAX = 100_000
+"""Records of one aggregate that are read to fold it again."""
 BATCH_MESSAGES_MAX = 1_000
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 

@@ -24,6 +24,7 @@ from core.events import (
     Via,
     Workload,
 )
+from core.projections.rounds import Round
 from core.telemetry import Curves
 
 PROTOCOL = 1
@@ -438,3 +439,20 @@ def chunk_of(raw: bytes) -> bytes:
         return raw[1:]
     decode(raw[1:], events.Value)
     raise errors.Unavailable("a chunk was asked for, and something else came")
+
+
+def brief_of(row: Round) -> RoundBrief:
+    """A round as its judge was given it."""
+    return RoundBrief(
+        round_id=row.round_id,
+        node_id=row.node_id,
+        index=row.index,
+        commitment=row.commitment,
+        workload=row.workload,
+        look=row.look,
+        champion=row.champion,
+        candidates=[
+            Brought(candidate=one.candidate, task_id=one.task_id, worker_id=one.worker_id)
+            for one in row.standings
+        ],
+    )

@@ -512,20 +512,8 @@ def _commitments(state: State) -> wire.CommitmentsAnswer:
 def _brief(state: State, round_id: str) -> wire.RoundBrief:
     row = state.rounds.table.rows[round_id]
     assert isinstance(row, Round), "a round being judged is whole"
-    return wire.RoundBrief(
-        round_id=row.round_id,
-        node_id=row.node_id,
-        index=row.index,
-        commitment=row.commitment,
-        workload=row.workload,
-        look=row.look,
-        champion=row.champion,
-        candidates=[
-            wire.Brought(
-                candidate=standing.candidate, task_id=standing.task_id, worker_id=standing.worker_id
-            )
-            for standing in row.standings
-        ],
+    return msgspec.structs.replace(
+        wire.brief_of(row),
         withdrawn=row.index < state.rounds.withdrawn_before,
         outdated=state.graph.workload(row.node_id)[0] != row.workload,
     )

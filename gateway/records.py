@@ -6,7 +6,7 @@ import msgspec
 
 from core import chunks, errors, events, lineage, subjects
 from core.chunks import ChunkStore
-from core.log import Log
+from core.log import HISTORY_MAX, Log
 from core.projections import rounds, tasks
 from core.projections.rounds import Round
 from core.projections.state import State
@@ -14,8 +14,6 @@ from core.projections.tasks import Done, Task
 from core.runtime import Runtime
 
 log = logging.getLogger(__name__)
-
-HISTORY_MAX = 100_000
 
 
 class Records:

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core import chunks, errors, events, subjects, wire
-from core.log import Log
+from core.log import HISTORY_MAX, Log
 from core.projections import rounds
 from orchestrator import comparison, judge
 from orchestrator.comparison import Outcome, Recorded
-
-HISTORY_MAX = 100_000
 
 
 async def read_round(log: Log, round_id: str) -> Recorded:
@@ -86,23 +84,6 @@ def _require_measured(recorded: Recorded) -> None:
         )
 
 
-def brief_of(row: rounds.Round) -> wire.RoundBrief:
-    """A round as its judge was given it."""
-    return wire.RoundBrief(
-        round_id=row.round_id,
-        node_id=row.node_id,
-        index=row.index,
-        commitment=row.commitment,
-        workload=row.workload,
-        look=row.look,
-        champion=row.champion,
-        candidates=[
-            wire.Brought(candidate=one.candidate, task_id=one.task_id, worker_id=one.worker_id)
-            for one in row.standings
-        ],
-    )
-
-
 async def again(
     store: chunks.ChunkStore, recorded: Recorded, folder: Path, go_on: Callable[[], None]
 ) -> Outcome:
@@ -115,7 +96,7 @@ async def again(
     secret, found = _opened(decided.secret)
     if found != row.commitment:
         return comparison.of_wrong_secret(recorded, found)
-    brief = brief_of(row)
+    brief = wire.brief_of(row)
     stored = await judge.gather(brief, store)
     texts = await judge.gather_texts(brief, store, folder)
     trace = await asyncio.to_thread(judge.trace, brief, stored, secret, row.judge, go_on, texts)

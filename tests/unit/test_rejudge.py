@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import chunks, commands, errors, events
+from core import chunks, commands, errors, events, wire
 from core.log import Message
 from core.log_memory import MemoryLog
 from core.projections.rounds import Round
@@ -58,7 +58,7 @@ class Court:
         self.world.do(commands.StartJudging(round_id=round_id, judge="j"))
         row = self.world.state.rounds.table.rows[round_id]
         assert isinstance(row, Round)
-        brief, secret = rejudge.brief_of(row), SECRETS[row.index]
+        brief, secret = wire.brief_of(row), SECRETS[row.index]
         verdict = asyncio.run(judge.judge_round(brief, self.store, secret, "j", Path()))
         fields = {one: getattr(verdict, one) for one in verdict.__struct_fields__}
         self.world.do(commands.DecideRound(**fields))
@@ -88,7 +88,7 @@ class Court:
     def trace(self, round_id: str) -> judge.Trace:
         """What judging it again finds."""
         recorded = self.recorded(round_id)
-        brief, secret = rejudge.brief_of(recorded.row), bytes.fromhex(recorded.decided.secret)
+        brief, secret = wire.brief_of(recorded.row), bytes.fromhex(recorded.decided.secret)
         return judge.trace(brief, asyncio.run(judge.gather(brief, self.store)), secret, "j")
 
 
