@@ -18,6 +18,7 @@ from core.events import (
     Via,
     Workload,
 )
+from core.values import BudgetVerdict, Recommendation, Weighed
 
 
 class Meta(NamedTuple):
@@ -267,6 +268,10 @@ class DecideRound(Command, frozen=True, kw_only=True):
     baseline_error: float | None = None
     below_baseline: bool = True
     environment: dict[str, str] = {}
+    weighed: tuple[Weighed, ...] = ()
+    recommendation: Recommendation | None = None
+    budgets: tuple[BudgetVerdict, ...] = ()
+    best_upper: float | None = None
 
 
 class StartWriter(Command, frozen=True, kw_only=True):

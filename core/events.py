@@ -17,6 +17,9 @@ import msgspec
 
 from core import errors, subjects
 from core.log import Record
+from core.values import BudgetVerdict, Check, Gates, Recommendation, RoundVerdict, Weighed
+from core.values import Reasons as Reasons
+from core.values import Value as Value
 
 Role: TypeAlias = Literal["dual", "evolver", "reinventor", "merge"]
 Rival: TypeAlias = Literal["evolver", "reinventor", "merge"]
@@ -30,10 +33,6 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _AT_MIN, _AT_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999
 """The years 1 to 9999 in UTC. An offset can name a time beyond, which could not be written down."""
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """A value inside events and rows."""
 
 
 class Part(Value, frozen=True, kw_only=True):
@@ -66,7 +65,7 @@ class Workload(Value, frozen=True, kw_only=True):
     """What a node trains: a specialist and its parameters, on a corpus where it takes one."""
 
     specialist: str
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float] = msgspec.field(default_factory=dict)
     corpus: Corpus | None = None
     base_model: BaseModel | None = None
 
@@ -110,20 +109,14 @@ class Candidate(Value, frozen=True, kw_only=True):
     writer: str
     weights_sha256: str
     bytes: int
-    claims: dict[str, float] = {}
+    claims: dict[str, float] = msgspec.field(default_factory=dict)
     method: str = ""
     method_reason: str = ""
 
 
-class Reasons(Value, frozen=True, kw_only=True):
-    """Why, in words, in both languages."""
-
-    ar: str
-    en: str
-
-
 class CandidateVerdict(Value, frozen=True, kw_only=True):
-    """What the judge measured of one candidate and what follows from it."""
+    """What the judge measured of one candidate and what follows from it; `gates` are those that it
+    came to."""
 
     candidate_id: str
     verdict: str
@@ -134,6 +127,7 @@ class CandidateVerdict(Value, frozen=True, kw_only=True):
     ratio_upper: float | None = None
     params: int = 0
     bytes: int = 0
+    gates: tuple[Check, ...] = ()
 
 
 class Champion(Value, frozen=True, kw_only=True):
@@ -166,6 +160,14 @@ class Base(Value, frozen=True, kw_only=True):
     weights_sha256: str
 
 
+class BudgetLook(Value, frozen=True, kw_only=True):
+    """Against whom the champion of a budget is looked for, and for the how manieth time."""
+
+    budget: str
+    look: int
+    champion: Base | None = None
+
+
 class Data(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Base of every event's data."""
 
@@ -186,11 +188,26 @@ class NodeAdded(Data, frozen=True, kw_only=True):
 
 
 class ChampionPromoted(Data, frozen=True, kw_only=True):
-    """A candidate became the node's champion; `instead_of` is the candidate it replaced."""
+    """A candidate became the node's champion, or that of a budget; `instead_of` is the candidate it
+    replaced. `is_best` says that it is surely no worse than the best that the node ever had."""
 
     node_id: str
     champion: Champion
     instead_of: str = ""
+    budget: str = ""
+    is_best: bool = True
+
+
+class ChampionChosen(Data, frozen=True, kw_only=True):
+    """A person made a judged candidate the node's champion, or that of a budget, or gave its throne
+    back to one that reigned before."""
+
+    node_id: str
+    kind: Literal["promote", "rollback"]
+    champion: Champion
+    instead_of: str = ""
+    budget: str = ""
+    reason: str = ""
 
 
 class WorkloadChanged(Data, frozen=True, kw_only=True):
@@ -201,11 +218,21 @@ class WorkloadChanged(Data, frozen=True, kw_only=True):
 
 
 class ChampionRetired(Data, frozen=True, kw_only=True):
-    """A champion's reign ended without a successor: its node trains something else now."""
+    """A champion's reign ended without a successor: its node trains something else now, or has its
+    budget no longer."""
 
     node_id: str
     candidate_id: str
     reason: str = ""
+    budget: str = ""
+
+
+class GatesChanged(Data, frozen=True, kw_only=True):
+    """The node's candidates are judged by other gates from now on, and so are those of whoever
+    inherits them; None gives them up for those of its nearest ancestor."""
+
+    node_id: str
+    gates: Gates | None = None
 
 
 # ── tasks ── ev.task.<task_id>
@@ -457,19 +484,24 @@ class RoundClosed(Data, frozen=True, kw_only=True):
 
 class JudgingStarted(Data, frozen=True, kw_only=True):
     """A judge took the round, against the champion reigning now. `look` counts the judgements
-    made against that champion, from 1."""
+    made against that champion, from 1. `best` is the best that the node ever had, where that is
+    another; without `gates` the defaults hold."""
 
     round_id: str
     judge: str
     look: int
     champion: Base | None = None
+    best: Base | None = None
+    gates: Gates | None = None
+    budgets: tuple[BudgetLook, ...] = ()
 
 
 class RoundDecided(Data, frozen=True, kw_only=True):
-    """The verdict, with the revealed secret and all that the judge measured."""
+    """The verdict, with the revealed secret and all that the judge measured. `best_upper` is what
+    the ratio to the errors of the best ever surely does not exceed."""
 
     round_id: str
-    verdict: Literal["promote", "keep", "void"]
+    verdict: RoundVerdict
     secret: str
     reasons: Reasons
     candidates: list[CandidateVerdict]
@@ -480,6 +512,10 @@ class RoundDecided(Data, frozen=True, kw_only=True):
     champion_error: float | None = None
     baseline_error: float | None = None
     environment: dict[str, str] = {}
+    weighed: tuple[Weighed, ...] = ()
+    recommendation: Recommendation | None = None
+    budgets: tuple[BudgetVerdict, ...] = ()
+    best_upper: float | None = None
 
 
 # ── the log itself ── ev.log.*
@@ -550,7 +586,9 @@ class ArtifactsSwept(Data, frozen=True, kw_only=True):
     manifests: list[str] = []
 
 
-OfTree: TypeAlias = NodeAdded | ChampionPromoted | WorkloadChanged | ChampionRetired
+OfTree: TypeAlias = (
+    NodeAdded | ChampionPromoted | ChampionChosen | WorkloadChanged | ChampionRetired | GatesChanged
+)
 OfTasks: TypeAlias = (
     TaskQueued
     | TaskClaimed

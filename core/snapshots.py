@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from core import errors, events, seals, subjects
+from core import errors, events, seals, subjects, values
 from core.events import Champion, Via
 from core.log import Record
 from core.projections import graph, queue, rivalry, rounds, state, tables, tasks, workers
@@ -32,6 +32,7 @@ SLICE_ROWS = 256
 AHEAD_ROWS = 20_000
 """Rows copied without a turn for others on the loop: some milliseconds."""
 _FOLDING: tuple[ModuleType, ...] = (
+    values,
     events,
     subjects,
     graph,
@@ -457,6 +458,8 @@ _SECTIONS: dict[str, Section] = {
         lambda into, rows: into.graph.restore(rows),
     ),
     "champions": _table(Champion, lambda of: of.graph.champions),
+    "best": _table(Champion, lambda of: of.graph.best),
+    "of_budgets": _table(Champion, lambda of: of.graph.of_budgets),
     "promotions": _mapping(int, lambda of: of.graph.promotions),
     "tasks": _large("tasks", tasks.Task | tasks.Done, lambda into, rows: into.tasks.restore(rows)),
     "idempotency_keys": _table(tasks.IdempotencyKey, lambda of: of.tasks.keys),

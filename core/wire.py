@@ -13,6 +13,7 @@ from core import chunks, errors, events
 from core.chunks import Manifest
 from core.events import (
     Base,
+    BudgetLook,
     Candidate,
     CandidateVerdict,
     Checkpoint,
@@ -26,6 +27,7 @@ from core.events import (
 )
 from core.projections.rounds import Round
 from core.telemetry import Curves
+from core.values import BudgetVerdict, Gates, Recommendation, Weighed
 
 PROTOCOL = 1
 BEAT_TASKS_MAX = 128
@@ -326,6 +328,10 @@ class Verdict(Wire, frozen=True, kw_only=True, tag="verdict"):
     baseline_error: float | None = None
     below_baseline: bool = True
     environment: dict[str, str] = {}
+    weighed: tuple[Weighed, ...] = ()
+    recommendation: Recommendation | None = None
+    budgets: tuple[BudgetVerdict, ...] = ()
+    best_upper: float | None = None
 
 
 JudgeRequest: TypeAlias = Standing | Deposit | Withdraw | TakeRound | Verdict
@@ -356,7 +362,8 @@ class Brought(Wire, frozen=True, kw_only=True):
 
 class RoundBrief(Wire, frozen=True, kw_only=True):
     """A round as its judge needs it; `withdrawn` when the key behind its commitment is lost,
-    `outdated` when its node trains something else now."""
+    `outdated` when its node trains something else now. `best` is the best the node ever had, where
+    that is not the champion."""
 
     round_id: str
     node_id: str
@@ -368,6 +375,9 @@ class RoundBrief(Wire, frozen=True, kw_only=True):
     candidates: list[Brought]
     withdrawn: bool = False
     outdated: bool = False
+    best: Base | None = None
+    gates: Gates = Gates()
+    budgets: tuple[BudgetLook, ...] = ()
 
 
 # ── frames ──
@@ -451,6 +461,9 @@ def brief_of(row: Round) -> RoundBrief:
         workload=row.workload,
         look=row.look,
         champion=row.champion,
+        best=row.best,
+        gates=row.gates,
+        budgets=row.budgets,
         candidates=[
             Brought(candidate=one.candidate, task_id=one.task_id, worker_id=one.worker_id)
             for one in row.standings

@@ -35,6 +35,13 @@ def _text(data: events.EventData, state: State) -> str:
             return _decided(data, state)
         case events.ChampionPromoted():
             return _promoted(data)
+        case events.ChampionChosen():
+            whom = f"{data.champion.candidate_id} ({data.kind})"
+            return f"{data.node_id}: a person chose {whom}" + (
+                f": {data.reason}" if data.reason else ""
+            )
+        case events.GatesChanged():
+            return f"{data.node_id} is judged by other gates from now on"
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
         case events.WorkloadChanged():

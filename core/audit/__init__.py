@@ -155,6 +155,7 @@ class Auditor:
             events.NodeAdded: self._tree.added,
             events.ChampionPromoted: self._rounds.promoted,
             events.WorkloadChanged: self._tree.changed,
+            events.ChampionChosen: self._rounds.chosen,
             events.ChampionRetired: self._tree.retired,
             events.CommitmentsDeposited: self._rounds.commitments.deposited,
             events.CommitmentsWithdrawn: self._rounds.commitments.withdrawn,

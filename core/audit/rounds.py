@@ -256,6 +256,10 @@ class Rounds:
             self._add("base", seq, detail, losses.node(data.node_id))
         self._tree.reigns(seq, data.champion)
 
+    def chosen(self, seq: int, data: events.ChampionChosen) -> None:
+        """Take a champion that a person chose."""
+        self._tree.reigns(seq, data.champion)
+
 
 def _differences(data: events.ChampionPromoted, due: _Due) -> str:
     """In which fields a champion is not the candidate that was promoted."""

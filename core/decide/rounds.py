@@ -2,14 +2,16 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from core import commands, errors, events
 from core.commands import Meta
 from core.events import Champion
+from core.projections import graph
 from core.projections.rounds import RIVALS, Commitment, Decided, Round, Waiting, rivals_of
 from core.projections.state import State
 from core.projections.tasks import Done, Task
+from core.values import Gates
 
 ROUND_SECONDS_MIN = 120.0
 ROUND_BUDGETS = 4.0
@@ -219,11 +221,33 @@ def start_judging(state: State, command: commands.StartJudging) -> list[events.E
     look = node.looks + 1 if node.looked_at == against else 1
     if row.status == "judging" and row.look and row.champion == champion:
         look = row.look
+    best = graph.as_base(state.graph.best.get(row.node_id), row.workload)
+    gates = state.graph.gates(row.node_id)
     return [
         events.JudgingStarted(
-            round_id=row.round_id, judge=command.judge, look=look, champion=champion
+            round_id=row.round_id,
+            judge=command.judge,
+            look=look,
+            champion=champion,
+            best=best if best != champion else None,
+            gates=gates if gates != Gates() else None,
+            budgets=tuple(_looks(state, row, gates)),
         )
     ]
+
+
+def _looks(state: State, row: Round, gates: Gates) -> Iterator[events.BudgetLook]:
+    """Against whom the champion of each budget is looked for; again for the same time where its
+    judge was lost."""
+    before = {one.budget: one for one in state.rounds.node(row.node_id).budgets}
+    again = {one.budget: one for one in row.budgets}
+    for budget in gates.budgets:
+        reigning = state.graph.of_budgets.get(graph.of_budget(row.node_id, budget.name))
+        champion = graph.as_base(reigning, row.workload)
+        look, last = 1, before.get(budget.name)
+        if last is not None and last.champion == champion:
+            look = last.look if again.get(budget.name) == last else last.look + 1
+        yield events.BudgetLook(budget=budget.name, look=look, champion=champion)
 
 
 def decide_round(state: State, command: commands.DecideRound) -> list[events.EventData]:
@@ -292,6 +316,10 @@ def _decided(row: Round, command: commands.DecideRound) -> events.RoundDecided:
         champion_error=command.champion_error,
         baseline_error=command.baseline_error,
         environment=command.environment,
+        weighed=command.weighed,
+        recommendation=command.recommendation,
+        budgets=command.budgets,
+        best_upper=command.best_upper,
     )
 
 

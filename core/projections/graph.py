@@ -3,10 +3,11 @@
 from core import errors, events, specializations
 from core.events import Base, Champion, Workload
 from core.projections.tables import Table
+from core.values import Gates
 
 
 class Node(events.Value, frozen=True, kw_only=True):
-    """One specialization. `workload` is set where the node has one of its own."""
+    """One specialization. `workload` and `gates` are set where the node has its own."""
 
     node_id: str
     name: str
@@ -17,6 +18,7 @@ class Node(events.Value, frozen=True, kw_only=True):
     path: str
     children: tuple[str, ...] = ()
     workload: Workload | None = None
+    gates: Gates | None = None
 
     @property
     def chars(self) -> int:
@@ -45,6 +47,10 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: Table[Node] = Table("nodes")
         self.champions: Table[Champion] = Table("champions")
+        self.best: Table[Champion] = Table("best")
+        """The model of each node that none before or after was surely better than."""
+        self.of_budgets: Table[Champion] = Table("of_budgets")
+        """The champion of each budget of a node, by `of_budget`."""
         self.promotions: dict[str, int] = {}
         self.chars = 0
         """Of what all nodes say of themselves."""
@@ -68,8 +74,29 @@ class Graph:
 
     def promoted(self, seq: int, at: int, data: events.ChampionPromoted) -> None:
         """Fold ChampionPromoted."""
+        if data.budget:
+            self.of_budgets.put(of_budget(data.node_id, data.budget), data.champion)
+            return
         self.champions.put(data.node_id, data.champion)
         self.promotions[data.node_id] = self.promotions.get(data.node_id, 0) + 1
+        if data.is_best or data.node_id not in self.best:
+            self.best.put(data.node_id, data.champion)
+
+    def chosen(self, seq: int, at: int, data: events.ChampionChosen) -> None:
+        """Fold ChampionChosen. Whom a person puts in the place of the best ever is that from now
+        on: they know of the old one what no gate does."""
+        if data.budget:
+            self.of_budgets.put(of_budget(data.node_id, data.budget), data.champion)
+            return
+        self.champions.put(data.node_id, data.champion)
+        best = self.best.get(data.node_id)
+        if best is None or best.candidate_id == data.instead_of:
+            self.best.put(data.node_id, data.champion)
+
+    def gates_changed(self, seq: int, at: int, data: events.GatesChanged) -> None:
+        """Fold GatesChanged."""
+        node = self.nodes.rows[data.node_id]
+        self.nodes.put(data.node_id, events.replace(node, gates=data.gates))
 
     def workload_changed(self, seq: int, at: int, data: events.WorkloadChanged) -> None:
         """Fold WorkloadChanged."""
@@ -78,9 +105,14 @@ class Graph:
 
     def retired(self, seq: int, at: int, data: events.ChampionRetired) -> None:
         """Fold ChampionRetired."""
+        if data.budget:
+            self.of_budgets.drop(of_budget(data.node_id, data.budget))
+            return
         if self.champions.rows[data.node_id].candidate_id != data.candidate_id:
             raise errors.UnfitEvent(f"{data.candidate_id} does not reign over {data.node_id}")
         self.champions.drop(data.node_id)
+        if data.node_id in self.best:
+            self.best.drop(data.node_id)
 
     def workload(self, node_id: str) -> tuple[Workload, bool]:
         """What a node trains, and whether that is inherited from its nearest ancestor."""
@@ -92,14 +124,33 @@ class Graph:
             node, inherited = self.nodes.rows[node.parent_id], True
         return node.workload, inherited
 
+    def gates(self, node_id: str) -> Gates:
+        """By what a node's candidates are judged: its own gates, its nearest ancestor's that has
+        some, or the defaults."""
+        node = self.nodes.rows[node_id]
+        while node.gates is None:
+            if node.parent_id is None:
+                return Gates()
+            node = self.nodes.rows[node.parent_id]
+        return node.gates
+
     def base(self, node_id: str, workload: Workload) -> Base | None:
         """The champion an evolver of this workload starts from, if one reigns."""
-        champion = self.champions.get(node_id)
-        if champion is None or champion.workload != workload:
-            return None
-        return Base(
-            candidate_id=champion.candidate_id,
-            manifest=champion.manifest,
-            writer=champion.writer,
-            weights_sha256=champion.weights_sha256,
-        )
+        return as_base(self.champions.get(node_id), workload)
+
+
+def as_base(champion: Champion | None, workload: Workload) -> Base | None:
+    """A champion of this workload as something to start from or to be measured against."""
+    if champion is None or champion.workload != workload:
+        return None
+    return Base(
+        candidate_id=champion.candidate_id,
+        manifest=champion.manifest,
+        writer=champion.writer,
+        weights_sha256=champion.weights_sha256,
+    )
+
+
+def of_budget(node_id: str, budget: str) -> str:
+    """The key of a budget's champion."""
+    return f"{node_id}/{budget}"

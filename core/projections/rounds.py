@@ -3,8 +3,18 @@
 from typing import Literal, assert_never
 
 from core import errors, events
-from core.events import Base, Candidate, CandidateVerdict, Reasons, Rival, Role, Workload
+from core.events import (
+    Base,
+    BudgetLook,
+    Candidate,
+    CandidateVerdict,
+    Reasons,
+    Rival,
+    Role,
+    Workload,
+)
 from core.projections.tables import Table
+from core.values import BudgetVerdict, Gates, Recommendation, Weighed
 
 RIVALS: tuple[Rival, ...] = ("evolver", "reinventor")
 Status = Literal["open", "closed", "judging", "decided"]
@@ -56,6 +66,10 @@ class Decision(events.Value, frozen=True, kw_only=True):
     baseline_error: float | None
     environment: dict[str, str]
     decided_at: int
+    weighed: tuple[Weighed, ...] = ()
+    recommendation: Recommendation | None = None
+    budgets: tuple[BudgetVerdict, ...] = ()
+    best_upper: float | None = None
 
 
 class Round(events.Value, frozen=True, kw_only=True, tag=True):
@@ -76,6 +90,9 @@ class Round(events.Value, frozen=True, kw_only=True, tag=True):
     judge: str = ""
     look: int = 0
     champion: Base | None = None
+    best: Base | None = None
+    gates: Gates = Gates()
+    budgets: tuple[BudgetLook, ...] = ()
     decision: Decision | None = None
 
 
@@ -112,14 +129,15 @@ class Judged(events.Value, frozen=True, kw_only=True):
 
 
 class NodeRounds(events.Value, frozen=True, kw_only=True):
-    """A node's open round, the tasks waiting for the next, the looks at its champion, and what was
-    judged last."""
+    """A node's open round, the tasks waiting for the next, the looks at its champion and at its
+    budgets' ones, and what was judged last."""
 
     node_id: str
     open_round: str = ""
     waiting: tuple[Waiting, ...] = ()
     looks: int = 0
     looked_at: str = ""
+    budgets: tuple[BudgetLook, ...] = ()
     judged: Judged | None = None
 
 
@@ -153,7 +171,14 @@ def evolve(row: Round | None, at: int, data: events.OfRounds) -> Round:
             return events.replace(row, status="closed", close_reason=data.reason)
         case events.JudgingStarted():
             return events.replace(
-                row, status="judging", judge=data.judge, look=data.look, champion=data.champion
+                row,
+                status="judging",
+                judge=data.judge,
+                look=data.look,
+                champion=data.champion,
+                best=data.best,
+                gates=data.gates or Gates(),
+                budgets=data.budgets,
             )
         case events.RoundDecided():
             return events.replace(row, status="decided", decision=_decision(at, data))
@@ -187,6 +212,10 @@ def _decision(at: int, data: events.RoundDecided) -> Decision:
         baseline_error=data.baseline_error,
         environment=data.environment,
         decided_at=at,
+        weighed=data.weighed,
+        recommendation=data.recommendation,
+        budgets=data.budgets,
+        best_upper=data.best_upper,
     )
 
 
@@ -284,9 +313,10 @@ class Rounds:
                 self.nodes.put(after.node_id, events.replace(node, open_round=""))
             case events.JudgingStarted():
                 looked_at = after.champion.candidate_id if after.champion else ""
-                self.nodes.put(
-                    after.node_id, events.replace(node, looks=after.look, looked_at=looked_at)
+                looks = events.replace(
+                    node, looks=after.look, looked_at=looked_at, budgets=after.budgets
                 )
+                self.nodes.put(after.node_id, looks)
             case events.RoleEntered():
                 waiting = tuple(w for w in node.waiting if w.task_id != data.task_id)
                 if waiting != node.waiting:

@@ -112,8 +112,10 @@ class State:
         folds: dict[type, Fold] = {
             events.NodeAdded: self.graph.added,
             events.ChampionPromoted: self.graph.promoted,
+            events.ChampionChosen: self.graph.chosen,
             events.WorkloadChanged: self.graph.workload_changed,
             events.ChampionRetired: self.graph.retired,
+            events.GatesChanged: self.graph.gates_changed,
             events.TaskQueued: tasks,
             events.TaskClaimed: self._task_claimed,
             events.ClaimAdopted: tasks,
@@ -221,6 +223,8 @@ class State:
         return (  # type: ignore[return-value]
             self.graph.nodes,
             self.graph.champions,
+            self.graph.best,
+            self.graph.of_budgets,
             self.tasks.table,
             self.tasks.keys,
             self.workers.table,
