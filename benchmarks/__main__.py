@@ -23,6 +23,7 @@ NAMES = (
     "artifacts",
     "specialists",
     "judgement",
+    "improvement",
     "telemetry",
 )
 
@@ -66,7 +67,7 @@ def main(
     quick: bool,
 ) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy, death, artifacts, specialists, judgement, telemetry.
+    busy, death, artifacts, specialists, judgement, improvement, telemetry.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.
