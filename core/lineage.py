@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from core import events
+from core import errors, events
 from core.events import Champion, ChampionChosen, ChampionPromoted, ChampionRetired
+from core.projections.rounds import Round
 
 
 class Reign(NamedTuple):
@@ -70,3 +71,38 @@ def former(found: Sequence[Reign], candidate_id: str) -> Champion | None:
     """A champion that reigned, as it did last."""
     champions = [one.champion for one in found if one.champion.candidate_id == candidate_id]
     return champions[-1] if champions else None
+
+
+def measured(row: Round, candidate_id: str) -> Champion:
+    """A candidate of a decided round as the champion it would be, by the figures that the judge
+    told. Raises NotFound, Conflict for one that was refused or not measured."""
+    standing = next((s for s in row.standings if s.candidate.candidate_id == candidate_id), None)
+    if standing is None:
+        raise errors.NotFound(f"{candidate_id} did not stand in {row.round_id}")
+    if row.decision is None:
+        raise errors.Conflict(f"{row.round_id} is not decided yet; wait for its verdict")
+    said = next(one for one in row.decision.candidates if one.candidate_id == candidate_id)
+    baseline = row.decision.baseline_error
+    if said.verdict in ("refused", "unjudged") or said.error is None or baseline is None:
+        raise errors.Conflict(
+            f"{candidate_id} was not measured in {row.round_id} ({said.verdict}): "
+            f"{said.reasons.en} Only what a judge measured may reign"
+        )
+    return Champion(
+        node_id=row.node_id,
+        candidate_id=candidate_id,
+        round_id=row.round_id,
+        task_id=standing.task_id,
+        worker_id=standing.worker_id,
+        rival=standing.candidate.rival,
+        manifest=standing.candidate.manifest,
+        writer=standing.candidate.writer,
+        weights_sha256=standing.candidate.weights_sha256,
+        workload=row.workload,
+        error=said.error,
+        baseline_error=baseline,
+        evidence_rate=said.evidence_rate or 0.0,
+        below_baseline=said.error >= baseline,
+        params=said.params,
+        bytes=said.bytes,
+    )
