@@ -13,7 +13,7 @@ from core.audit.tasks import Tasks, rivals_of
 from core.audit.tree import Tree, base_name
 from core.events import Base, Candidate, Rival, Workload
 
-MERGES_MAX = 2
+MERGES_MAX = 4
 """A task brings one candidate for a role, but so many merges."""
 
 
