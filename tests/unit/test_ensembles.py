@@ -65,7 +65,7 @@ def test_an_ensemble_is_measured_trained_asked_and_timed_like_any_model(
     batch = specialist.train_batch(1, 0)
     assert errors_of(specialist, module).isfinite().all()
     loss = specialist.loss(module, batch)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     for member in (first, second):
         assert any(weight.grad is not None for weight in member.parameters())
     assert specialist.outputs(module, batch).isfinite().all()
