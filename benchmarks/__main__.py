@@ -24,6 +24,7 @@ NAMES = (
     "specialists",
     "judgement",
     "merging",
+    "improvement",
     "telemetry",
 )
 
@@ -68,7 +69,7 @@ def main(
     quick: bool,
 ) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy, death, artifacts, specialists, judgement, merging, telemetry.
+    busy, death, artifacts, specialists, judgement, merging, improvement, telemetry.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from core import commands, errors, events
 from core.commands import AnyCommand, Meta
-from core.decide import graph, rounds, tasks, workers
+from core.decide import champions, graph, rounds, tasks, workers
 from core.projections.state import State
 
 LOST_CHUNKS_OF_EVENT = 400
@@ -58,6 +58,10 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return graph.expand(state, command)
         case commands.BindCorpus():
             return graph.bind_corpus(state, command)
+        case commands.SetGates():
+            return champions.set_gates(state, command)
+        case commands.ChooseChampion():
+            return champions.choose(state, command)
         case commands.DepositCommitments():
             return rounds.deposit(state, command)
         case commands.WithdrawCommitments():
