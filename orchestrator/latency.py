@@ -179,8 +179,7 @@ class Interval(NamedTuple):
 
 def interval(ratios: list[float]) -> Interval:
     """The median of the blocks' ratios, between the k-th of them from either end and SLACK, where
-    a median lies below k of n independent ones with a chance of P(Binomial(n, 1/2) < k) <= ALPHA / 2.
-    """
+    fewer than k of n independent ones lie below their median with a chance of ALPHA / 2 at most."""
     ordered = sorted(ratios)
     count = len(ordered)
     beyond, below = 0, 0.5**count
