@@ -60,7 +60,7 @@ class Judged(NamedTuple):
 
     pair: str
     way: str
-    verdicts: list[str]
+    verdicts: list[values.CheckVerdict]
     ratios: list[float]
     readings: int
 
@@ -114,7 +114,8 @@ def _table(found: list[Judged]) -> str:
 
 def _judged(pair: str, way: str, hush: Hush, tries: int) -> Judged:
     models = {"champion": _model(CHAMPION_LAYERS), "candidate": _model(PAIRS[pair])}
-    verdicts, ratios, readings = [], [], 0
+    verdicts: list[values.CheckVerdict] = []
+    ratios, readings = [], 0
     for _ in range(tries):
         seen = latency.measure(models, "champion", _is_clear, hush)
         verdicts.append(_verdict(seen["candidate"]))
