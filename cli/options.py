@@ -243,6 +243,16 @@ def artifacts(command: F) -> F:
     )(command)
 
 
+def quiet_folder(command: F) -> F:
+    """`--quiet-folder`: where a judge asks the agents beside it for quiet."""
+    return click.option(
+        "--quiet-folder",
+        type=Folder(),
+        help="A folder that judge and agents of one machine share: while the judge measures "
+        "latency, for at most 3 s, the agents' trainings stand still. Default: they go on.",
+    )(command)
+
+
 def http_lease(command: F) -> F:
     """`--http-lease-sec`: when the task of a silent HTTP worker is claimable again."""
     return click.option(

@@ -289,6 +289,7 @@ class ReadRoutes:
             samples_per_second=beat.samples_per_second if beat else None,
             utilisation=beat.utilisation if beat else None,
             memory_bytes=beat.memory_bytes if beat else None,
+            paused_seconds=self._presence.paused_seconds_of(worker.worker_id),
             unfit=[
                 schemas.Unfit(
                     node_id=mark.kind.node_id,

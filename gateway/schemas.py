@@ -621,7 +621,9 @@ class Unfit(Part, frozen=True, kw_only=True):
 
 
 class WorkerSummary(Worker, frozen=True, kw_only=True):
-    """A worker in the list of all, with the tasks it holds and where the last of them stands."""
+    """A worker in the list of all, with the tasks it holds and where the last of them stands.
+    `paused_seconds`: how long its trainings stood still since it began, while latency was measured
+    on its machine."""
 
     via: str
     lane: str
@@ -634,6 +636,7 @@ class WorkerSummary(Worker, frozen=True, kw_only=True):
     samples_per_second: float | None
     utilisation: float | None
     memory_bytes: int | None
+    paused_seconds: float
     unfit: list[Unfit]
     pause: Pause
 
