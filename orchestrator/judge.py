@@ -33,7 +33,7 @@ from agent import artifacts, checkpoints, tensors
 from agent.specialists import base, forms, registry
 from core import bus, chunks, corpora, errors, events, platforms, wire, workloads
 from core.events import CandidateVerdict, Reasons
-from orchestrator import bounds, gate
+from orchestrator import bounds, gate, rulings
 
 log = logging.getLogger(__name__)
 
@@ -450,7 +450,7 @@ class _Trial:
         self._meetings: list[Meeting] = []
         self._lacking: dict[str, str] = {}
         self._picked = ""
-        self._ruling: gate.Ruling | None = None
+        self._ruling: rulings.Ruling | None = None
         self._baseline_error: float | None = None
         self._beats_baseline = False
         self._reasons = Reasons(
@@ -624,7 +624,7 @@ class _Trial:
                 bytes=model.bytes,
             )
 
-    def _record(self, ruling: gate.Ruling) -> None:
+    def _record(self, ruling: rulings.Ruling) -> None:
         for candidate_id, (error, evidence_rate) in self._ranked.items():
             model = self._models[candidate_id]
             if candidate_id == self._picked:
@@ -699,7 +699,7 @@ class _Opponent:
         """On all cases so far, part by part."""
 
     @property
-    def against(self) -> gate.Against:
+    def against(self) -> rulings.Against:
         """Who it is."""
         return "trivial" if self._champion is None else "champion"
 
@@ -726,7 +726,7 @@ def _in_arabic(error: Exception) -> str:
     return "ملفاته أو أوزانه ليست كما يجب"
 
 
-def _picked_reasons(ruling: gate.Ruling, rank_error: float) -> Reasons:
+def _picked_reasons(ruling: rulings.Ruling, rank_error: float) -> Reasons:
     return Reasons(
         en=f"Picked by the lowest mean error, {rank_error:.4g}, on the ranking cases; the figures "
         f"here are of the gate's cases. {ruling.reasons.en}",
