@@ -100,6 +100,27 @@ class Addition:
             )
         return self._as_cases(pairs[torch.randperm(len(pairs), generator=draw)[:count]])
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Hidden pairs every digit of which carries, which of numbers drawn evenly few do; fewer
+        than asked for where there are no more."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        if self._digits > LISTED_DIGITS_MAX:
+            return self._as_cases(self._carrying(draw, count))
+        pairs = _pairs(self._digits)["hidden"]
+        carrying = pairs[carries(pairs, self._digits)]
+        return self._as_cases(carrying[torch.randperm(len(carrying), generator=draw)[:count]])
+
+    def _carrying(self, draw: torch.Generator, count: int) -> torch.Tensor:
+        """Distinct hidden pairs every digit of which carries, drawn digit by digit: [count, 2]."""
+        found: dict[tuple[int, int], None] = {}
+        places = 10 ** torch.arange(self._digits)
+        while len(found) < count:
+            digits = torch.randint(10, (2, DRAWN_AT_ONCE, self._digits), generator=draw)
+            pairs = (digits @ places).T
+            kept = pairs[carries(pairs, self._digits)].tolist()
+            found.update(((a, b), None) for a, b in kept if side_of(a, b) == "hidden")
+        return torch.tensor(list(found)[:count])
+
     def _as_cases(self, pairs: torch.Tensor) -> Cases:
         tokens = _tokens(pairs, self._digits)
         return {
@@ -205,6 +226,12 @@ class Addition:
 
 def _gpt(**asked: int) -> Config:
     return Config(family="gpt", sizes=asked)
+
+
+def carries(pairs: torch.Tensor, digits: int) -> torch.Tensor:
+    """Whether every digit of a + b carries, of pairs [n, 2]: the last k digits reach 10^k."""
+    each = [(pairs % 10**k).sum(1) >= 10**k for k in range(1, digits + 1)]
+    return torch.stack(each).all(0)
 
 
 @functools.cache

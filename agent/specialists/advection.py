@@ -15,6 +15,8 @@ from agent.specialists.base import (
 )
 from agent.specialists.operators import POINTS
 
+SHIFT, MORE_WAVES = 1.25, 2
+"""How far beyond the training ranges shifted inputs go."""
 ORDINARY_WAVE = 1.5
 """The logarithm of a middling wave: logarithms are taken from here, so that inputs are near 0."""
 
@@ -93,6 +95,18 @@ class Advection:
             "inputs": operators.inputs_of(fields, viscosity, speed),
             "truth": carry(operators.diffuse(fields, viscosity), speed),
         }
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Fields of two more waves, of viscosities from the greatest trained to 1.25 times that,
+        carried at up to 1.25 times the greatest speed."""
+        least, ratio = self._viscosity
+        beyond = Advection(
+            viscosity_least=least * ratio,
+            viscosity_ratio=SHIFT,
+            speed_max=SHIFT * self._speed_max,
+            waves=self._waves + MORE_WAVES,
+        )
+        return beyond._draw(seeds.generator(self.name, "shifted", seed), count)
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh map of fields, "fno" or "learned-multiplier"."""

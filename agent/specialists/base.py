@@ -99,6 +99,12 @@ class Specialist(Protocol):
         cases share nothing with the others."""
         ...
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Inputs a fixed part beyond those that models are trained on, with truth as exact as that
+        of `cases`, in the shapes that `errors` takes; fewer than asked for where there are no more.
+        None where there is no sense in it."""
+        ...
+
     def build(self, config: Config) -> torch.nn.Module:
         """A module of a registered family with fresh weights from torch's global generator.
 

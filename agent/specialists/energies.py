@@ -24,6 +24,9 @@ SPACING = 2 * EDGE / (POINTS - 1)
 LEVELS = 3
 STIFFNESS_RANGE = (0.5, 1.5)
 WIDTH_RANGE = (0.4, 1.0)
+SHIFTED_STIFFNESS_RANGE = (1.5, 1.875)
+SHIFTED_WIDTH_RANGE = (1.0, 1.25)
+"""Of shifted inputs, up to 1.25 times the greatest trained: there the truth is no less exact."""
 LIBRARY = 24
 FIXED_FUNCTIONS = 8
 PUBLIC_CASES = 4_096
@@ -105,7 +108,13 @@ class Energies:
     def _potentials(self, draw: torch.Generator, count: int) -> torch.Tensor:
         return self.draw_wells(draw, count).at(points())
 
-    def draw_wells(self, draw: torch.Generator, count: int) -> "Wells":
+    def draw_wells(
+        self,
+        draw: torch.Generator,
+        count: int,
+        stiffness: tuple[float, float] = STIFFNESS_RANGE,
+        widths: tuple[float, float] = WIDTH_RANGE,
+    ) -> "Wells":
         """Potentials as formulas, which may be asked for anywhere."""
 
         def uniform(low: float, high: float, wells: int) -> torch.Tensor:
@@ -113,11 +122,19 @@ class Energies:
             return low + (high - low) * share
 
         return Wells(
-            stiffness=uniform(*STIFFNESS_RANGE, 1)[:, 0],
+            stiffness=uniform(*stiffness, 1)[:, 0],
             heights=uniform(-self._height, self._height, self._wells),
             centres=uniform(-self._reach, self._reach, self._wells),
-            widths=uniform(*WIDTH_RANGE, self._wells),
+            widths=uniform(*widths, self._wells),
         )
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Stiffer potentials with wider wells than any of training: w in 1.5..1.875, s in
+        1..1.25."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        wells = self.draw_wells(draw, count, SHIFTED_STIFFNESS_RANGE, SHIFTED_WIDTH_RANGE)
+        potential = wells.at(points())
+        return {"potential": potential, "energies": energies(potential, kinetic())}
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh model, "proposed-functions" or "shared-functions"."""

@@ -25,6 +25,8 @@ FIXED_GAIN = 0.74
 FIXED_GAIN_EXACT_SPREAD = 0.33
 GAINS = 100
 """A hundredth to ninety-nine of them are tried where a relative's best is looked for."""
+SHIFT = 1.5
+"""Shifted walks drift up to so many times as fast as the fastest of training."""
 POINTS = 24
 """Of each scale, where a mean over scales is a sum over a grid of midpoints."""
 
@@ -141,9 +143,13 @@ class Filtering:
 
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
         """Fresh walks with the exact posterior after the last reading, float64."""
-        readings, scales = _walks(seeds.generator(self.name, split, seed), count, self._ranges)
-        mean, sd = kalman(readings, scales)
-        return {"readings": readings, "scales": scales, "mean": mean[:, -1], "sd": sd[:, -1]}
+        return _posteriors(seeds.generator(self.name, split, seed), count, self._ranges)
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Walks that drift faster than any of training, up to 1.5 times, under noise as there."""
+        most = self._ranges.drift_most
+        beyond = self._ranges._replace(drift_least=most, drift_most=SHIFT * most)
+        return _posteriors(seeds.generator(self.name, "shifted", seed), count, beyond)
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh filter: "gain-gru", "gru" or "learned-gain"."""
@@ -245,6 +251,13 @@ def _walks(draw: torch.Generator, count: int, ranges: Ranges) -> tuple[torch.Ten
     drift, noise = scales[:, :1].exp(), scales[:, 1:].exp()
     states = normal(1) + drift * normal(READINGS).cumsum(1)
     return states + noise * normal(READINGS), scales
+
+
+def _posteriors(draw: torch.Generator, count: int, ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Cases of such scales, float64."""
+    readings, scales = _walks(draw, count, ranges)
+    mean, sd = kalman(readings, scales)
+    return {"readings": readings, "scales": scales, "mean": mean[:, -1], "sd": sd[:, -1]}
 
 
 def kalman(readings: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,6 +19,8 @@ from agent.specialists.base import (
 
 ROWS, COLUMNS = 64, 128
 PENALTY_SHARE = 0.1
+SHIFTED_PENALTY_SHARE, SHIFT = 0.08, 1.25
+"""Shifted problems have a smaller penalty, so many times as many unknowns and as much noise."""
 CORRECTION_SCALE = 0.02
 
 
@@ -111,6 +113,18 @@ class Lasso:
         noise = torch.randn(count, self._rows, generator=draw, dtype=torch.float64)
         b = (values * (shares < self._density)) @ a.T + self._noise * noise
         return b, PENALTY_SHARE * (b @ a).abs().amax(1)
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Problems with 1.25 times the share of unknowns that are not 0 and 1.25 times the noise,
+        under a penalty of 0.08 max|A' b|, where training knows 0.1 alone."""
+        beyond = Lasso(
+            rows=self._rows,
+            columns=self._columns,
+            density=SHIFT * self._density,
+            noise=SHIFT * self._noise,
+        )
+        b, penalty = beyond._problems(seeds.generator(self.name, "shifted", seed), count)
+        return {"b": b, "penalty": penalty * (SHIFTED_PENALTY_SHARE / PENALTY_SHARE)}
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh unrolled solver, "lista" or "learned-steps"; it starts out as FISTA."""

@@ -128,6 +128,10 @@ class Text:
         chosen = torch.randperm(len(pieces), generator=draw)[:count].tolist()
         return self._cases(documents, [pieces[one] for one in chosen])
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """None: what lies beyond a corpus is another corpus."""
+        return None
+
     def _cases(self, documents: list[bytes], pieces: "list[_Piece]") -> Cases:
         text = np.zeros((len(pieces), WINDOW_BYTES), np.uint8)
         contexts = np.zeros(text.shape, np.uint64)

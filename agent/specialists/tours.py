@@ -28,6 +28,8 @@ ANSWERED_AT_ONCE = 64
 TRIVIAL_CASES = 4_096
 STARTS = 6
 """From how many cities a training case is walked."""
+CLUSTERS, CLUSTER_SPREAD = 3, 0.07
+"""Of shifted cases: how many, and the standard deviation of their cities from the middle."""
 HEADS = 4
 GREED = 3.0
 """An untrained policy scores a leg by minus this many times its length in mean distances."""
@@ -125,6 +127,16 @@ class Tours:
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
         """Fresh cases and the length of their shortest tours, float64."""
         cities = self._draw(seeds.generator(self.name, split, seed), count)
+        return {"cities": cities, "optimum": length(cities, shortest(cities))}
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Cities in three clusters, not spread evenly: normal around a place in the rectangle, with
+        a standard deviation of 0.07 across it and 0.07 `height` along, and no bounds."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        middles = _cities(draw, count, CLUSTERS, self.height)
+        away = torch.randn(count, self.count, 2, generator=draw, dtype=torch.float64)
+        away = CLUSTER_SPREAD * away * torch.tensor([1.0, self.height], dtype=torch.float64)
+        cities = middles[:, torch.arange(self.count) % CLUSTERS] + away
         return {"cities": cities, "optimum": length(cities, shortest(cities))}
 
     def _draw(self, draw: torch.Generator, count: int) -> torch.Tensor:
