@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from core.events import replace
-from core.values import Budget, Gates, Recommendation, RoundVerdict, Weighed
+from core.values import Budget, Gates, Latency, Recommendation, RoundVerdict, Weighed
 from orchestrator import advice, vetoes
 from orchestrator.rulings import Costs, Ruling
 
@@ -99,6 +99,17 @@ def _ratio(one: int, other: int) -> float | None:
 def likely_growth(one: Weighed, champion: Weighed, gates: Gates) -> float:
     """By how much the bounds of costs may grow for a candidate, as the ranking cases have it."""
     return vetoes.growth(gates, one.error / champion.error if champion.error else None)
+
+
+def is_clear(timed: Latency, one: Weighed, champion: Weighed, gates: Gates) -> bool:
+    """Whether a latency is clear of the bounds that decide for a candidate, or decides nothing."""
+    lower, upper = timed.against_lower, timed.against_upper
+    if lower is None or upper is None or not is_about_as_good(one, champion, gates):
+        return True
+    decisive = [gates.latency_ratio * likely_growth(one, champion, gates)]
+    if vetoes.is_cheap(costs_of(one, champion), gates) != "pass":
+        decisive.append(gates.cheaper_latency)
+    return not any(lower <= bound <= upper for bound in decisive)
 
 
 def _is_affordable(one: Weighed, champion: Weighed, gates: Gates) -> bool:
