@@ -201,7 +201,7 @@ async def _rows(connected: "Connected") -> list[Row]:
         some = digests[first : first + READ_AT_ONCE]
         found = await asyncio.gather(*(store.has(DESK, digest) for digest in some))
         stored.update(itertools.compress(some, found))
-    champions = set(marks.champions.values())
+    champions = {*marks.champions.values(), *marks.of_budgets.values()}
     return [Row(mark, mark.identity in champions, mark.digest in stored) for mark in _each(marks)]
 
 

@@ -92,10 +92,10 @@ def history(node_id: str, data: Path | None, as_json: bool, api: str) -> None:
 
 def _lineage(data: Path, node_id: str) -> str:
     """As a server would tell it."""
-    from gateway import reads
+    from gateway import verdicts
 
     node = stored.reading(data, lambda connected: stored.node(connected, node_id))
-    told = [reads.lineage_of(reign) for reign in node.reigns]
+    told = [verdicts.lineage_of(reign) for reign in node.reigns]
     return msgspec.json.encode(told).decode()
 
 

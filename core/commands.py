@@ -1,6 +1,6 @@
 """Commands: what somebody wants. Time, ids and seeds arrive inside; deciding draws none."""
 
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -8,6 +8,7 @@ from core.events import (
     BaseModel,
     Candidate,
     CandidateVerdict,
+    Champion,
     Checkpoint,
     Corpus,
     Pause,
@@ -18,7 +19,7 @@ from core.events import (
     Via,
     Workload,
 )
-from core.values import BudgetVerdict, Recommendation, Weighed
+from core.values import Budget, BudgetVerdict, Recommendation, Weighed
 
 
 class Meta(NamedTuple):
@@ -54,6 +55,32 @@ class BindCorpus(Command, frozen=True, kw_only=True):
     node_id: str
     corpus: Corpus | None
     base_model: BaseModel | None = None
+
+
+class SetGates(Command, frozen=True, kw_only=True):
+    """Judge a node's candidates by other numbers, state budgets and drop some; with `reset` the
+    node first gives up its own gates for its ancestor's."""
+
+    node_id: str
+    settings: dict[str, float] = {}
+    budgets: tuple[Budget, ...] = ()
+    dropped: tuple[str, ...] = ()
+    reset: bool = False
+
+
+class ChooseChampion(Command, frozen=True, kw_only=True):
+    """A person puts a judged model on a node's throne, or on that of a budget, as the log has it:
+    a candidate that a round measured, or, in a rollback, one that reigned before. `instead_of` is
+    who reigned when they chose. `request` digests what was asked for under the key."""
+
+    node_id: str
+    kind: Literal["promote", "rollback"]
+    champion: Champion
+    instead_of: str = ""
+    budget: str = ""
+    reason: str = ""
+    idempotency_key: str = ""
+    request: str = ""
 
 
 class EnqueueTask(Command, frozen=True, kw_only=True):
@@ -313,6 +340,8 @@ AnyCommand: TypeAlias = (
     SeedTree
     | ExpandNode
     | BindCorpus
+    | SetGates
+    | ChooseChampion
     | EnqueueTask
     | ClaimTask
     | StoreCheckpoint

@@ -200,7 +200,7 @@ class ChampionPromoted(Data, frozen=True, kw_only=True):
 
 class ChampionChosen(Data, frozen=True, kw_only=True):
     """A person made a judged candidate the node's champion, or that of a budget, or gave its throne
-    back to one that reigned before."""
+    back to one that reigned before. `request` digests what was asked for under the key."""
 
     node_id: str
     kind: Literal["promote", "rollback"]
@@ -208,6 +208,8 @@ class ChampionChosen(Data, frozen=True, kw_only=True):
     instead_of: str = ""
     budget: str = ""
     reason: str = ""
+    idempotency_key: str = ""
+    request: str = ""
 
 
 class WorkloadChanged(Data, frozen=True, kw_only=True):

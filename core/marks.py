@@ -61,6 +61,8 @@ class Marks:
         self.all: list[Mark] = []
         self.champions: dict[str, str] = {}
         """The candidate that reigns, by node."""
+        self.of_budgets: dict[tuple[str, str], str] = {}
+        """The candidate that reigns for a budget, by node and budget."""
         self._open: dict[str, _Open] = {}
 
     def take(self, record: Record) -> None:
@@ -90,18 +92,27 @@ class Marks:
                 self._failed(at, data)
             case events.TaskCompleted():
                 self._completed(at, data)
-            case events.ChampionPromoted():
-                one = data.champion
-                self.champions[data.node_id] = one.candidate_id
-                mark = Mark("candidate", one.manifest, one.writer, one.candidate_id, at)
-                mark.task_id, mark.node_id = one.task_id, data.node_id
-                self.all.append(mark)
+            case events.ChampionPromoted() | events.ChampionChosen():
+                self._reigns(at, data)
             case events.ChampionRetired():
-                self.champions.pop(data.node_id, None)
+                if data.budget:
+                    self.of_budgets.pop((data.node_id, data.budget), None)
+                else:
+                    self.champions.pop(data.node_id, None)
             case events.NodeAdded() | events.WorkloadChanged():
                 self._trains(at, data.node_id, data.workload)
             case _:
                 pass
+
+    def _reigns(self, at: int, data: events.ChampionPromoted | events.ChampionChosen) -> None:
+        one = data.champion
+        if data.budget:
+            self.of_budgets[data.node_id, data.budget] = one.candidate_id
+        else:
+            self.champions[data.node_id] = one.candidate_id
+        mark = Mark("candidate", one.manifest, one.writer, one.candidate_id, at)
+        mark.task_id, mark.node_id = one.task_id, data.node_id
+        self.all.append(mark)
 
     def _trains(self, at: int, node_id: str, workload: Workload | None) -> None:
         """A corpus stays when its node trains something else: what was measured on it may be

@@ -1,8 +1,10 @@
 """math-physics: what advection and diffusion make of a field on a circle."""
 
+from collections.abc import Sequence
+
 import torch
 
-from agent.specialists import operators, seeds, sizes
+from agent.specialists import ensembles, operators, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -116,6 +118,10 @@ class Advection:
             case "learned-multiplier":
                 return LearnedMultiplier(**sizes.read(config, {"width": (4, 64)}))
         raise sizes.unknown_family(config, self.name, ("fno", "learned-multiplier"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""

@@ -1,11 +1,12 @@
 """physics-fluid: what the viscous Burgers equation makes of a field on a circle."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import operators, seeds, sizes
+from agent.specialists import ensembles, operators, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -126,6 +127,10 @@ class Burgers:
                 return WeightedOrigins(**sizes.read(config, {"width": (4, 64)}))
         known = ("fno", "circular-cnn", "weighted-origins")
         raise sizes.unknown_family(config, self.name, known)
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""

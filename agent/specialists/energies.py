@@ -3,11 +3,12 @@
 import abc
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -145,6 +146,10 @@ class Energies:
             case "shared-functions":
                 return SharedFunctions(**sizes.read(config, {"functions": (LEVELS, 16)}))
         raise sizes.unknown_family(config, self.name, ("proposed-functions", "shared-functions"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Sum of the three levels less that of the whole library, hartree.

@@ -3,12 +3,13 @@
 import abc
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -161,6 +162,10 @@ class Filtering:
             case "learned-gain":
                 return LearnedGain(**sizes.read(config, {"width": (4, 64)}))
         raise sizes.unknown_family(config, self.name, ("gain-gru", "gru", "learned-gain"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say, of the moments that all of them speak of."""
+        return Filters(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean KL over the cases and over every moment the module speaks of."""
@@ -350,6 +355,16 @@ class Filter(torch.nn.Module, abc.ABC):
 
     def forward(self, readings: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         return self.posteriors(readings, scales)[:, -1]
+
+
+class Filters(ensembles.Ensemble, Filter):
+    """Several filters as one."""
+
+    def posteriors(self, readings: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        members = (cast(Filter, member) for member in self.members)
+        said = [member.posteriors(readings, scales) for member in members]
+        moments = min(one.shape[1] for one in said)
+        return self.mean([one[:, -moments:] for one in said])
 
 
 class Gru(Filter):

@@ -2,11 +2,12 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -221,6 +222,10 @@ class Forecasting:
                 known = sizes.read(config, {"kernels": (1, 64)})
                 return KernelMixture(season=season, horizon=horizon, **known)
         raise sizes.unknown_family(config, self.name, ("residual-mlp", "kernel-mixture"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean quantile loss in the scale of MASE, in expectation over the future, beyond the best.

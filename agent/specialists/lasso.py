@@ -2,10 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -135,6 +136,10 @@ class Lasso:
             case "learned-steps":
                 return LearnedSteps(**sizes.read(config, {"layers": (1, 48)}), **shape)
         raise sizes.unknown_family(config, self.name, ("lista", "learned-steps"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself, in float32: it can be differentiated almost everywhere."""

@@ -2,10 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -125,6 +126,10 @@ class Posterior:
             case "sufficient-statistics":
                 return SufficientStatistics(**sizes.read(config, {"width": (4, 128)}))
         raise sizes.unknown_family(config, self.name, ("deep-sets", "sufficient-statistics"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean KL over the cases, with fewer points of quadrature than the error."""

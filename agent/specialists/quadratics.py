@@ -3,11 +3,12 @@
 import abc
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -18,6 +19,7 @@ from agent.specialists.base import (
     Role,
     Split,
 )
+from core import errors
 
 ROTATIONS = 512
 SHIFT = 1.5
@@ -150,6 +152,14 @@ class Quadratics:
                 return LearnedSteps(**known, condition=self.condition)
         families = ("completed-cg", "stretched-cg", "learned-steps")
         raise sizes.unknown_family(config, self.name, families)
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """Raises errors.ArtifactError: by the rule of the node each member would need products of
+        its own."""
+        raise errors.ArtifactError(
+            f"{self.name} allows {self.products} products with the matrix, and each of "
+            f"{len(members)} members takes its own: an ensemble of them would break that rule"
+        )
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""

@@ -5,12 +5,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -153,6 +153,10 @@ class Tours:
             case "edges":
                 return Edges(**sizes.read(config, {"width": (1, 128), "layers": (1, 4)}))
         raise sizes.unknown_family(config, self.name, ("pointer", "features", "edges"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """One walk, by the mean of their scores."""
+        return Policies(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """-log of the likelihood of the shortest tour, averaged over six starts, per decision.
@@ -445,11 +449,13 @@ def two_opt(cities: torch.Tensor, tours: torch.Tensor) -> torch.Tensor:
 class Survey(NamedTuple):
     """What a policy knows of a case before its first step.
 
-    Distances [n, c, c] in units of their mean, and what the family adds to them.
+    Distances [n, c, c] in units of their mean, and what the family adds to them; of an ensemble
+    what each member knows.
     """
 
     distances: torch.Tensor
     more: torch.Tensor
+    members: "tuple[Survey, ...]" = ()
 
 
 class Policy(torch.nn.Module, abc.ABC):
@@ -530,6 +536,27 @@ def _perceptron(inputs: int, width: int, layers: int) -> torch.nn.Sequential:
     last = torch.nn.Linear(width, 1, bias=False)
     torch.nn.init.zeros_(last.weight)
     return torch.nn.Sequential(*parts, last)
+
+
+class Policies(ensembles.Ensemble, Policy):
+    """Several policies as one."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return Policy.forward(self, *inputs)  # tours have no mean
+
+    def survey(self, cities: torch.Tensor) -> Survey:
+        known = tuple(cast(Policy, member).survey(cities) for member in self.members)
+        return Survey(known[0].distances, known[0].more, known)
+
+    def scores(
+        self, known: Survey, start: torch.Tensor, current: torch.Tensor, visited: torch.Tensor
+    ) -> torch.Tensor:
+        return self.mean(
+            [
+                cast(Policy, member).scores(each, start, current, visited)
+                for member, each in zip(self.members, known.members, strict=True)
+            ]
+        )
 
 
 class Nearest(Policy):

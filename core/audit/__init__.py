@@ -63,6 +63,7 @@ class Auditor:
         self._tree = Tree(self._add, self._losses)
         self._tasks = Tasks(self._add, self._tree, self._losses)
         self._rounds = Rounds(self._add, self._tree, self._tasks, self._losses)
+        self._champions = self._rounds.champions
         self._takers = self._table_of_takers()
 
     def take(self, record: Record, leaf: bytes = b"") -> None:
@@ -72,7 +73,7 @@ class Auditor:
         event = events.decode(*record)
         if isinstance(event, events.Undecodable):
             self._unreadable(record, event)
-            self._rounds.due = None  # it might be what is due
+            self._champions.unreadable()
         else:
             self._take_event(record.subject, event)
         self._leaves.append(leaf)
@@ -83,7 +84,7 @@ class Auditor:
         if self._losses.is_closed(subject):
             detail = f"{type(event.data).__name__} on {subject}, of which a record is lost"
             self._add("closed", event.seq, detail)
-        self._rounds.expect_promotion(event.seq, event.data)
+        self._champions.expect(event.seq, event.data)
         taker = self._takers.get(type(event.data))
         if taker is not None:
             taker(event.seq, event.data)
@@ -93,7 +94,7 @@ class Auditor:
         if last > self.last_seq:
             detail = f"{last - self.last_seq} missing: the log ends at {last}, and cannot be read"
             self._add("order", self.last_seq + 1, f"{detail} after {self.last_seq}")
-        self._rounds.miss_promotion(self.last_seq, "the end of the log")
+        self._champions.miss(self.last_seq, "the end of the log")
         self._rounds.commitments.finish()
 
     def named(self) -> Iterator[Named]:
@@ -153,10 +154,11 @@ class Auditor:
             events.LossAccepted: self._loss_accepted,
             events.ArtifactsSwept: self._artifacts_swept,
             events.NodeAdded: self._tree.added,
-            events.ChampionPromoted: self._rounds.promoted,
+            events.ChampionPromoted: self._champions.promoted,
             events.WorkloadChanged: self._tree.changed,
-            events.ChampionChosen: self._rounds.chosen,
+            events.ChampionChosen: self._champions.chosen,
             events.ChampionRetired: self._tree.retired,
+            events.GatesChanged: self._tree.gates_changed,
             events.CommitmentsDeposited: self._rounds.commitments.deposited,
             events.CommitmentsWithdrawn: self._rounds.commitments.withdrawn,
         }

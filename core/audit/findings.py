@@ -26,13 +26,17 @@ RULES: dict[str, str] = {
     "fencing": "one open claim a task, and only its holder speaks for it",
     "completion": "a task is completed once",
     "terminal": "nothing follows the end of a task but a retry of a failed or cancelled one",
-    "base": "what is started from, or measured against, is the champion of that moment",
+    "base": "what is started from, or measured against, is the champion of that moment, and gates"
+    " are those of that moment",
     "graph": "the tree has one root, no cycles, and keeps its bounds",
     "rounds": "candidates come from completed tasks that entered an open round, one a node",
     "commitment": "each round takes a deposited commitment, and its secret opens it; a round whose"
     " commitment was withdrawn may end void without",
-    "promotion": "a champion stood in the round whose verdict, right before, promotes it; it may be"
+    "promotion": "a champion stood in the round whose verdict, right before, promotes it, with its"
+    " figures; one of a budget did so too, or reigned over its node, once a verdict; it may be"
     " missing only where the end of the log was lost, and that accepted",
+    "choice": "whom a person chose was measured by a decided round of the node, or reigned there,"
+    " just as the log tells it, for what the node trains and within the budget",
     "closed": "nothing is written on a task, round, node or worker that lost a record, once that"
     " was accepted",
     "losses": "the log is what it was when a person accepted that records of it were lost",

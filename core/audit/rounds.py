@@ -1,26 +1,22 @@
-"""Rounds, told again: who stood in which, what was decided, and who was promoted by that."""
+"""Rounds, told again: who stood in which, and what was decided."""
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from core import events, subjects
 from core.audit import losses
+from core.audit.champions import Arena, Champions, Standing
 from core.audit.commitments import Commitments
 from core.audit.findings import Add
 from core.audit.losses import Losses
 from core.audit.tasks import Tasks, rivals_of
 from core.audit.tree import Tree, base_name
-from core.events import Base, Candidate, Rival, Workload
+from core.events import Base, Rival, Workload
+from core.values import Gates
 
-MERGES_MAX = 2
+MERGES_MAX = 4
 """A task brings one candidate for a role, but so many merges."""
-
-
-class _Standing(NamedTuple):
-    candidate: Candidate
-    task_id: str
-    worker_id: str
 
 
 @dataclass(slots=True)
@@ -36,16 +32,8 @@ class _Round:
     merged: tuple[str, int] = ("", 0)
     """The task whose merges were admitted, and how many."""
     entered: set[Rival] = field(default_factory=set)
-    standings: dict[str, _Standing] = field(default_factory=dict)
-
-
-class _Due(NamedTuple):
-    """A promotion that a verdict has announced, and that has to come next."""
-
-    seq: int
-    round_id: str
-    row: _Round
-    standing: _Standing
+    standings: dict[str, Standing] = field(default_factory=dict)
+    budgets: frozenset[str] = frozenset()
 
 
 class Rounds:
@@ -60,8 +48,7 @@ class Rounds:
         self._rows: dict[str, _Round] = {}
         self._open: dict[str, str] = {}
         self._strangers: set[str] = set()
-        self.due: _Due | None = None
-        self._torn: _Due | None = None  # what was due when another writer came
+        self.champions = Champions(add, tree, lost)
 
     def _add(self, rule: str, seq: int, detail: str, *rests_on: str) -> None:
         """Add a violation that rests on these aggregates."""
@@ -87,6 +74,7 @@ class Rounds:
                 self._require_status(seq, data, row, "closed", "judging")
                 row.status = "judging"
                 self._require_base(seq, data, row, data.champion)
+                self._require_gates(seq, data, row)
             case events.RoundDecided():
                 self._require_status(seq, data, row, "judging")
                 self._decided(seq, data, row)
@@ -115,7 +103,7 @@ class Rounds:
                 row.awaited.pop(data.candidate.rival, None)
                 if data.candidate.rival == "merge":
                     row.merged = (data.task_id, row.merged[1] + 1)
-                standing = _Standing(data.candidate, data.task_id, data.worker_id)
+                standing = Standing(data.candidate, data.task_id, data.worker_id)
                 row.standings[data.candidate.candidate_id] = standing
             case events.RoleClosed():
                 if row.awaited.pop(data.rival, None) != data.task_id:
@@ -160,6 +148,31 @@ class Rounds:
             reign = self._losses.unaccepted_of(losses.node(row.node_id))
             self._add_found("base", seq, detail, reign)
 
+    def _require_gates(self, seq: int, data: events.JudgingStarted, row: _Round) -> None:
+        """A round is judged by the gates of that moment, also against the best and by budget."""
+        tree, gates = self._tree, self._tree.gates(row.node_id)
+        row.budgets = frozenset(one.budget for one in data.budgets)
+        faults = []
+        if (data.gates or Gates()) != gates:
+            faults.append(f"{data.round_id} is judged by other gates than {row.node_id} has")
+        if [one.budget for one in data.budgets] != [one.name for one in gates.budgets]:
+            faults.append(f"{data.round_id} looks for other budgets than {row.node_id} has")
+        if data.best != (wanted := tree.best(row.node_id, row.workload)):
+            faults.append(
+                f"{data.round_id} takes {base_name(data.best)} for the best, not"
+                f" {base_name(wanted)}"
+            )
+        for one in data.budgets:
+            wanted = tree.base(row.node_id, row.workload, one.budget)
+            if one.champion != wanted:
+                faults.append(
+                    f"{data.round_id} looks for the budget {one.budget!r} against"
+                    f" {base_name(one.champion)}, while {base_name(wanted)} reigns"
+                )
+        cause = self._losses.unaccepted_of(*tree.rests_on(row.node_id))
+        for detail in faults:
+            self._add_found("base", seq, detail, cause)
+
     def _fault_of_entry(self, data: events.RoleEntered, row: _Round) -> str:
         if data.rival in row.entered:
             return f"{data.task_id} enters as {data.rival}, a role that is taken"
@@ -196,14 +209,8 @@ class Rounds:
             words = ", ".join(sorted(judged ^ row.standings.keys()))
             detail = f"{data.round_id}: judged, or standing, but not both: {words}"
             self._add("rounds", seq, detail, own)
-        if (data.verdict == "promote") != bool(data.promoted):
-            detail = f"{data.round_id} is decided {data.verdict}, promoted: {data.promoted!r}"
-            self._add("promotion", seq, detail)
-        if data.promoted and data.promoted not in row.standings:
-            detail = f"{data.round_id} promotes {data.promoted}, which did not stand in it"
-            self._add("promotion", seq, detail, own)
-        elif data.promoted:
-            self.due = _Due(seq, data.round_id, row, row.standings[data.promoted])
+        arena = Arena(data.round_id, row.node_id, row.workload, row.standings, row.budgets)
+        self.champions.decided(seq, data, arena)
         row.status, row.standings, row.awaited, row.entered = "decided", {}, {}, set()
 
     def _require_opened(self, seq: int, data: events.RoundDecided, row: _Round) -> None:
@@ -218,64 +225,6 @@ class Rounds:
             cause = self._losses.unaccepted_of(subjects.LOG_COMMITMENTS)
             detail = f"{data.round_id} is void without its secret, and was not withdrawn"
             self._add_found("commitment", seq, detail, cause)
-
-    def expect_promotion(self, seq: int, data: events.EventData) -> None:
-        """Look whether what comes next is the promotion that is due."""
-        if isinstance(data, events.ChampionPromoted):
-            return
-        if isinstance(data, events.WriterStarted):
-            # The end may have been cut off in the middle of an append; if so, that was accepted.
-            self._torn, self.due = self.due or self._torn, None
-        elif isinstance(data, events.LossAccepted):
-            self._torn = None
-        else:
-            self.miss_promotion(seq, type(data).__name__)
-
-    def miss_promotion(self, seq: int, found: str) -> None:
-        """Something else came: no promotion may be due."""
-        if due := self.due or self._torn:
-            promoted = due.standing.candidate.candidate_id
-            detail = f"{due.round_id} promoted {promoted} at {due.seq}; {found} follows"
-            self._add("promotion", seq, detail)
-        self.due = self._torn = None
-
-    def promoted(self, seq: int, data: events.ChampionPromoted) -> None:
-        """Take a new champion."""
-        due, self.due = self.due, None
-        name = data.champion.candidate_id
-        if due is None or due.round_id != data.champion.round_id:
-            detail = f"{name} becomes champion without a verdict right before that says so"
-            cause = self._losses.unaccepted_of(losses.round_(data.champion.round_id))
-            self._add_found("promotion", seq, detail, cause)
-        elif wrong := _differences(data, due):
-            detail = f"{name} becomes champion, unlike the candidate promoted at {due.seq}: {wrong}"
-            self._add("promotion", seq, detail)
-        before = self._tree.base(data.node_id, data.champion.workload)
-        if data.instead_of != (before.candidate_id if before else ""):
-            detail = f"{name} replaces {data.instead_of!r}, while {base_name(before)} reigns"
-            self._add("base", seq, detail, losses.node(data.node_id))
-        self._tree.reigns(seq, data.champion)
-
-    def chosen(self, seq: int, data: events.ChampionChosen) -> None:
-        """Take a champion that a person chose."""
-        self._tree.reigns(seq, data.champion)
-
-
-def _differences(data: events.ChampionPromoted, due: _Due) -> str:
-    """In which fields a champion is not the candidate that was promoted."""
-    one, stood = data.champion, due.standing
-    pairs = {
-        "node": ((data.node_id, one.node_id), (due.row.node_id, due.row.node_id)),
-        "workload": (one.workload, due.row.workload),
-        "candidate": (one.candidate_id, stood.candidate.candidate_id),
-        "task": (one.task_id, stood.task_id),
-        "worker": (one.worker_id, stood.worker_id),
-        "role": (one.rival, stood.candidate.rival),
-        "manifest": (one.manifest, stood.candidate.manifest),
-        "writer": (one.writer, stood.candidate.writer),
-        "weights": (one.weights_sha256, stood.candidate.weights_sha256),
-    }
-    return ", ".join(name for name, (found, wanted) in pairs.items() if found != wanted)
 
 
 def _opens(secret: str, commitment: str) -> bool:

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from core import commands, errors, events
 from core.commands import AnyCommand, Meta
-from core.decide import graph, rounds, tasks, workers
+from core.decide import champions, graph, rounds, tasks, workers
 from core.projections.state import State
 
 LOST_CHUNKS_OF_EVENT = 400
@@ -58,6 +58,10 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
             return graph.expand(state, command)
         case commands.BindCorpus():
             return graph.bind_corpus(state, command)
+        case commands.SetGates():
+            return champions.set_gates(state, command)
+        case commands.ChooseChampion():
+            return champions.choose(state, command)
         case commands.DepositCommitments():
             return rounds.deposit(state, command)
         case commands.WithdrawCommitments():
@@ -157,7 +161,8 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 for node in state.rounds.nodes:
                     if node.waiting:
                         touched[node.node_id] = None
-            case events.TaskClaimed() | events.TaskCompleted():
+            # Also of a queued task that ended: a round may have waited for what it would bring.
+            case events.TaskClaimed() | events.TaskCompleted() | events.TaskCancelled():
                 touched[state.tasks.table.rows[data.task_id].node_id] = None
             case (
                 events.RoundOpened()
@@ -186,7 +191,6 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 | events.CheckpointStored()
                 | events.AttemptFailed()
                 | events.TaskFailed()
-                | events.TaskCancelled()
                 | events.TaskRetried()
             ):
                 pass  # a round that loses a task to its end hears of it as RoleClosed

@@ -34,6 +34,8 @@ def begins_work(state: State, command: AnyCommand) -> bool:
             | commands.OpenSession()
             | commands.MarkOffline()
             | commands.MarkOnline()
+            | commands.SetGates()
+            | commands.ChooseChampion()
             | commands.PauseWorker()
             | commands.ResumeWorker()
             | commands.DepositCommitments()

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from core import commands, errors, events, specializations, workloads
-from core.projections.graph import Node, grown
+from core.events import Champion
+from core.projections.graph import Node, grown, node_and_budget
 from core.projections.state import State
 
 
@@ -46,8 +47,9 @@ def seed_tree(state: State) -> list[events.EventData]:
 def _retired(
     state: State, changed: Mapping[str, events.Workload]
 ) -> Iterator[events.ChampionRetired]:
-    """The ends of reigns over nodes that train something else now, or since a log lost its end."""
-    for node_id, champion in state.graph.champions.rows.items():
+    """The ends of reigns over nodes that train something else now, or since a log lost its end,
+    and of those over their budgets."""
+    for node_id, budget, champion in thrones(state):
         if node_id not in state.graph.nodes or state.is_read_only("node", node_id):
             continue
         trains = _trains(state, node_id, changed)
@@ -57,7 +59,16 @@ def _retired(
                 candidate_id=champion.candidate_id,
                 reason=f"it was trained for {workloads.words(champion.workload)}, its node trains "
                 f"{workloads.words(trains)} now",
+                budget=budget,
             )
+
+
+def thrones(state: State) -> Iterator[tuple[str, str, Champion]]:
+    """Every champion with its node and its budget, "" for the node's own."""
+    for node_id, champion in state.graph.champions.rows.items():
+        yield node_id, "", champion
+    for key, champion in state.graph.of_budgets.rows.items():
+        yield *node_and_budget(key), champion
 
 
 def _trains(state: State, node_id: str, changed: Mapping[str, events.Workload]) -> events.Workload:

@@ -105,11 +105,13 @@ class Graph:
 
     def retired(self, seq: int, at: int, data: events.ChampionRetired) -> None:
         """Fold ChampionRetired."""
+        key = of_budget(data.node_id, data.budget) if data.budget else data.node_id
+        thrones = self.of_budgets if data.budget else self.champions
+        if thrones.rows[key].candidate_id != data.candidate_id:
+            raise errors.UnfitEvent(f"{data.candidate_id} does not reign over {key}")
         if data.budget:
-            self.of_budgets.drop(of_budget(data.node_id, data.budget))
+            self.of_budgets.drop(key)
             return
-        if self.champions.rows[data.node_id].candidate_id != data.candidate_id:
-            raise errors.UnfitEvent(f"{data.candidate_id} does not reign over {data.node_id}")
         self.champions.drop(data.node_id)
         if data.node_id in self.best:
             self.best.drop(data.node_id)
@@ -127,12 +129,23 @@ class Graph:
     def gates(self, node_id: str) -> Gates:
         """By what a node's candidates are judged: its own gates, its nearest ancestor's that has
         some, or the defaults."""
+        return self.gates_of(node_id)[0]
+
+    def gates_of(self, node_id: str) -> tuple[Gates, bool]:
+        """As `gates`, and whether they are not the node's own."""
         node = self.nodes.rows[node_id]
+        inherited = node.gates is None
         while node.gates is None:
             if node.parent_id is None:
-                return Gates()
+                return Gates(), True
             node = self.nodes.rows[node.parent_id]
-        return node.gates
+        return node.gates, inherited
+
+    def reigning(self, node_id: str, budget: str = "") -> Champion | None:
+        """The champion of a node, or of one of its budgets."""
+        if budget:
+            return self.of_budgets.get(of_budget(node_id, budget))
+        return self.champions.get(node_id)
 
     def base(self, node_id: str, workload: Workload) -> Base | None:
         """The champion an evolver of this workload starts from, if one reigns."""
@@ -154,3 +167,9 @@ def as_base(champion: Champion | None, workload: Workload) -> Base | None:
 def of_budget(node_id: str, budget: str) -> str:
     """The key of a budget's champion."""
     return f"{node_id}/{budget}"
+
+
+def node_and_budget(key: str) -> tuple[str, str]:
+    """What `of_budget` made a key of. Ids of nodes hold no slash."""
+    node_id, _, budget = key.partition("/")
+    return node_id, budget

@@ -1,5 +1,6 @@
 """Whatever anybody does in whatever order, the rules hold and a replay gives the same state."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from typing import Any
@@ -8,12 +9,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from core import commands, errors, events, specializations
+from core import audit, commands, errors, events, lineage, specializations
 from core.decide import tasks as rules
 from core.events import Token
-from core.projections.rounds import Round
+from core.log import Record
+from core.projections.rounds import Round, evolve
 from core.projections.state import State
 from core.projections.tasks import CLAIMS_KEPT, OPEN, Done, Task
+from core.values import Budget
 from tests.build import World
 
 AGENTS = ("a1", "a2", "عامل ٣")
@@ -28,6 +31,9 @@ CLAIM_EVENTS = (
     events.ClaimReleased,
     events.AttemptFailed,
 )
+BUDGETS = (Budget(name="صغير", bytes_max=100), Budget(name="fast", latency_max=2.0))
+OF_CHAMPIONS = ("base", "promotion", "choice")
+"""What an audit asks of champions; candidates here are not all of whoever brings them."""
 RECENT = 5
 """What rules speak of is drawn from so many of the newest tasks and tokens, old ones among them."""
 CONFIGURED = settings(
@@ -43,6 +49,10 @@ agents, http_workers, nodes = map(st.sampled_from, (AGENTS, HTTP, NODES))
 
 def secret(index: int) -> bytes:
     return hashlib.sha256(str(index).encode()).digest()
+
+
+def _record(event: events.Event) -> Record:
+    return Record(event.seq, events.subject_of(event.data), events.encode(event))
 
 
 def candidate(task_id: str, rival: events.Rival, number: int) -> events.Candidate:
@@ -383,6 +393,68 @@ class Network(RuleBasedStateMachine):
             )
         )
 
+    @rule(data=st.data(), worker_id=agents, node_id=nodes)
+    def goes_all_the_way(self, data: Any, worker_id: str, node_id: str) -> None:
+        self.gets_to_work(worker_id, node_id, "dual")
+        self.complete(*self.tokens[-1], {"evolver", "reinventor"})
+        self.judges(data, "j", honest=1)
+
+    # ── people ──
+
+    @rule(
+        node_id=st.sampled_from((*NODES, "root-math")),
+        budgets=st.sets(st.sampled_from(BUDGETS), max_size=2),
+        dropped=st.sampled_from(BUDGETS),
+        margin=st.sampled_from((1.0, 1.02, 1.1)),
+        reset=st.booleans(),
+    )
+    def sets_gates(
+        self, node_id: str, budgets: set[Budget], dropped: Budget, margin: float, reset: bool
+    ) -> None:
+        self.attempt(
+            commands.SetGates(
+                node_id=node_id,
+                settings={"margin": margin},
+                budgets=tuple(sorted(budgets, key=lambda one: one.name)),
+                dropped=() if dropped in budgets else (dropped.name,),
+                reset=reset,
+            )
+        )
+
+    @rule(data=st.data(), node_id=nodes, budget=st.sampled_from(("", *BUDGETS)))
+    def chooses(self, data: Any, node_id: str, budget: Budget | str) -> None:
+        name = budget.name if isinstance(budget, Budget) else ""
+        known = lineage.reigns(self.world.stored, name)
+        former = [one.champion for one in known if one.champion.node_id == node_id]
+        judged = self.measured(node_id)
+        if not former and not judged:
+            return
+        champion = data.draw(st.sampled_from([*judged, *former]))
+        reigning = self.state.graph.reigning(node_id, name)
+        self.attempt(
+            commands.ChooseChampion(
+                node_id=node_id,
+                kind="promote" if champion in judged else "rollback",
+                champion=champion,
+                instead_of=reigning.candidate_id if reigning else "",
+                budget=name,
+            )
+        )
+
+    def measured(self, node_id: str) -> list[events.Champion]:
+        """All that a person may promote, by the log."""
+        rows: dict[str, Round] = {}
+        for event in self.world.stored:
+            if isinstance(event.data, events.OfRounds):
+                before = rows.get(event.data.round_id)
+                rows[event.data.round_id] = evolve(before, event.at, event.data)
+        found = []
+        for row in rows.values():
+            for one in row.standings if row.decision and row.node_id == node_id else ():
+                with contextlib.suppress(errors.Conflict):
+                    found.append(lineage.measured(row, one.candidate.candidate_id))
+        return found
+
     # ── what always holds ──
 
     @invariant()
@@ -402,6 +474,7 @@ class Network(RuleBasedStateMachine):
         assert +Counter(tasks.counts) == Counter(row.status for row in tasks.table)
         held: dict[str, set[str]] = {}
         still_open: Counter[str] = Counter()
+        queued: Counter[tuple[str, str]] = Counter()
         chars = ended_chars = 0
         for row in tasks.table:
             if row.status == "running":
@@ -410,11 +483,14 @@ class Network(RuleBasedStateMachine):
             if row.status in OPEN:
                 assert isinstance(row, Task)
                 still_open[row.node_id] += 1
+                given_out = row.status == "queued" and row.task_id not in tasks.closed
+                queued[row.node_id, row.role] += given_out
                 chars += len(row.topic)
             elif isinstance(row, Task):
                 ended_chars += len(row.topic + row.log_tail + "".join(row.reasons))
         assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
         assert +Counter(tasks.open_of_node) == still_open
+        assert tasks.queued_of_role == +queued
         assert (tasks.open_topic_chars, tasks.ended_chars) == (chars, ended_chars)
         online = {
             one.worker_id: one.via for one in self.state.workers.table if one.status == "online"
@@ -486,6 +562,8 @@ class Network(RuleBasedStateMachine):
             assert isinstance(read, events.Event), read
             replayed.evolve(read)
         assert replayed.hash() == self.state.hash()
+        found = audit.check(map(_record, self.world.stored))
+        assert [one for one in found if one.rule in OF_CHAMPIONS] == []
         if len(self.world.stored) % 2:
             # A digest kept up to date is the digest of all rows.
             self.world.do(commands.ExpandNode(node_id="last", parent_id="root-math", name="n"))
