@@ -87,6 +87,7 @@ async def _run(
     from core import stores
     from core.bus import Bus
     from orchestrator import judge as bench
+    from orchestrator import keys
 
     async with contextlib.AsyncExitStack() as stack:
 
@@ -102,7 +103,7 @@ async def _run(
 
         control = await connect(creds, "control")
         committed = 0 if has_key or new_key else await bench.deposited(control, judge_id)
-        secret_key = bench.load_key(key, committed)
+        secret_key = keys.load_key(key, committed)
         store = stores.store_of(await connect(fleet_creds, "fleet"), artifacts)
         # Hidden texts are the judge's alone, as its key is, and stay no longer than it.
         texts = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-judge-"))
