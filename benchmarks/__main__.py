@@ -23,6 +23,8 @@ NAMES = (
     "artifacts",
     "specialists",
     "judgement",
+    "merging",
+    "improvement",
     "telemetry",
 )
 
@@ -42,7 +44,8 @@ NAMES = (
     multiple=True,
     type=click.Choice([seed.node_id for seed in specializations.SEEDS]),
     metavar="ID",
-    help="Of specialists and judgement: this node, may be repeated; RESULTS.md stays as it is.",
+    help="Of specialists, judgement and merging: this node, may be repeated; RESULTS.md stays "
+    "as it is.",
 )
 @click.option(
     "--seeds",
@@ -66,7 +69,7 @@ def main(
     quick: bool,
 ) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy, death, artifacts, specialists, judgement, telemetry.
+    busy, death, artifacts, specialists, judgement, merging, improvement, telemetry.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.

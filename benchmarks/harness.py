@@ -35,8 +35,8 @@ class Size(NamedTuple):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """How thorough a run of the benchmarks is.
 
-    Of `specialists` and `judgement`: the nodes (none: all). Of `specialists` alone: trainings of
-    each rival, and the file that holds what was measured before.
+    Of `specialists`, `judgement` and `merging`: the nodes (none: all). Of `specialists` alone:
+    trainings of each rival, and the file that holds what was measured before.
     """
 
     repetitions: int = REPETITIONS_MIN

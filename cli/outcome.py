@@ -8,7 +8,12 @@ from agent.executors.jobs import Result
 from cli import terminal
 
 SHARE_TOLD_MAX = 1_000.0
-OTHERS = {"soup": "المزيج", "student": "التلميذ"}
+OTHERS = {
+    "soup": "المزيج",
+    "student": "التلميذ",
+    "ensemble": "المجموعة",
+    "quantized": "المكمّم",
+}
 """What a merge makes beside its better model."""
 
 

@@ -11,6 +11,8 @@ from core.projections.tables import Table
 
 UNCOMPARED = {"_folds"}
 """Functions, and made anew for every state."""
+UNORDERED = {"queued_of_role"}
+"""Counts that are looked up and never gone through."""
 
 
 def loaded(head: snapshots.Head, parts: Iterable[bytes]) -> State:
@@ -44,6 +46,8 @@ def _walk(state: State, path: str, value: Any, found: dict[str, object]) -> None
             found[f"{path}._live"] = value._live
         case Table():
             found[path] = (value.name, list(value.rows.items()))
+        case dict() if path.rpartition(".")[2] in UNORDERED:
+            found[path] = dict(value)
         case dict():
             found[path] = [
                 (key, list(one.items()) if isinstance(one, dict) else one)

@@ -1,9 +1,11 @@
 """Distillation (Hinton et al. 2015): a small model learns from what larger ones say, and the truth.
 
-On the inputs of a training batch the student's loss is (1 - share) x its usual loss + share x its
-distance to what the teachers say, both as its specialist defines them.
+A student begins with nothing, or, where it learns from several and one of them is small itself,
+from that one. On the inputs of a training batch its loss is (1 - share) x its usual loss + share x
+its distance to what the teachers say, both as its specialist defines them.
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ from agent.specialists import evaluation, forms
 from agent.specialists.base import Batch, Cases, Config, Specialist
 
 SHARE = 0.5
-"""Of the teachers in the loss, at the first step; from there it falls to 0 at the middle."""
+"""Of the teachers in the loss, at the first step; from there it falls to 0."""
+TAUGHT = 0.5
+"""Of the steps, until the teachers' share is 0."""
 CASES_PART = 4
 """Models are weighed on one in so many validation cases."""
 ERROR_FLOOR = 1e-6
@@ -58,7 +62,7 @@ def error_of(specialist: Specialist, module: torch.nn.Module, cases: Cases) -> f
 
 def share(progress: float) -> float:
     """The teachers' share in the loss, given the share of steps taken, 0 to 1."""
-    return SHARE * max(0.0, 1 - 2 * progress)
+    return SHARE * max(0.0, 1 - progress / TAUGHT)
 
 
 def student(specialist: Specialist, teacher: Model) -> Config:
@@ -72,6 +76,18 @@ def student(specialist: Specialist, teacher: Model) -> Config:
     return families[0]
 
 
+def beginning(
+    specialist: Specialist, teachers: Sequence[Model], trust: Sequence[float]
+) -> Model | None:
+    """The most trusted of several teachers that are no larger than a reinventor, from which their
+    student goes on; None for a single teacher, and where all are larger."""
+    if len(teachers) == 1:
+        return None
+    small = specialist.families("reinventor")
+    ranked = sorted(zip(trust, teachers, strict=True), key=lambda each: each[0], reverse=True)
+    return next((one for _, one in ranked if one.config in small), None)
+
+
 class Lesson:
     """What a student learns from: one teacher, or the ensemble of several."""
 
@@ -83,12 +99,14 @@ class Lesson:
         device: torch.device,
     ) -> None:
         """What each of the teachers says counts as `trust` says, which adds up to 1."""
-        self.student = student(specialist, teachers[0])
+        self.start = beginning(specialist, teachers, trust)
+        self.student = self.start.config if self.start else student(specialist, teachers[0])
         self.name = "+".join(f"{one.config}" for one in teachers)
         self.sha256 = hashlib.sha256("".join(one.sha256 for one in teachers).encode()).hexdigest()
         self._specialist = specialist
         self._trust = trust
-        self._teachers = [one.module.to(device) for one in teachers]
+        # Copies: where the student begins, a teacher stays as it was.
+        self._teachers = [copy.deepcopy(one.module).to(device) for one in teachers]
 
     def loss(self, module: torch.nn.Module, batch: Batch, progress: float) -> torch.Tensor:
         """The student's loss on a batch, a float32 scalar, when so much of the training is done."""

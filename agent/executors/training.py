@@ -25,6 +25,7 @@ from agent.executors import (
     methods,
     optimizers,
     pace,
+    quantizing,
     saving,
     stepping,
 )
@@ -38,7 +39,7 @@ BETAS = (0.9, 0.98)
 WARM_UP_STEPS_MAX = 100
 FINAL_RATE = 0.02
 EVOLVER_RATE = 0.6
-"""Of the usual learning rate, for a rival that starts from a champion."""
+"""Of the usual learning rate, for what starts from a trained model."""
 THREADED_PARAMETERS_MIN = 1_000_000
 """Smaller models gain nothing by more than one thread, and give the same bits on every machine."""
 STEPS_MAX = 10_000_000
@@ -212,7 +213,8 @@ class _Training:
         try:
             self._config, self._module = self._model(self._configuration(found))
             rate = getattr(self._module, "learning_rate", self._specialist.learning_rate)
-            self._peak = rate * (EVOLVER_RATE if self._base else 1.0)
+            starts = self._base or (self._lesson and self._lesson.start)
+            self._peak = rate * (EVOLVER_RATE if starts else 1.0)
             self._use_threads(found[1].threads if found else 0)
             if self._job.is_stored:
                 checkpoints.require_storable(self._module)
@@ -264,6 +266,8 @@ class _Training:
         module = forms.build(self._specialist, config)
         if self._base:
             checkpoints.load_weights(Path(self._base) / checkpoints.WEIGHTS_FILE, module)
+        elif self._lesson is not None and self._lesson.start is not None:
+            module.load_state_dict(self._lesson.start.module.state_dict())
         if config.form != forms.FLOAT:
             if self._choice.method == "quantize":
                 raise errors.TrainingError(f"this champion is kept as {config.form} already")
@@ -305,13 +309,16 @@ class _Training:
         return optimizers.AdamW(trained, lr=self._peak, betas=BETAS, weight_decay=WEIGHT_DECAY)
 
     def _stepper_of(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: stepping.Loss | None = None,
     ) -> stepping.Stepper:
         return stepping.Stepper(
             self._accelerator,
             module,
             optimizer,
-            self._loss,
+            loss or self._loss,
             micro_batch=self._micro_batch,
             mixed=self._is_mixed,
         )
@@ -322,9 +329,17 @@ class _Training:
         return max(1, min(STEPS_MAX, int(left / step_seconds)))
 
     def _time_steps(self) -> float:
-        """Seconds of a step, in as many parts as it will be taken in."""
+        """Mean seconds of a step, in as many parts as it will be taken in."""
+        if self._lesson is None:
+            return self._timed(self._loss)
+        # Its teachers are asked in some of the steps only, and may take most of the time of those.
+        untaught = self._timed(self._specialist.loss)
+        taught = self._timed(self._loss)
+        return distilling.TAUGHT * taught + (1 - distilling.TAUGHT) * untaught
+
+    def _timed(self, loss: stepping.Loss) -> float:
         module = copy.deepcopy(self._module)
-        stepper = self._stepper_of(module, self._fresh_optimizer(module))
+        stepper = self._stepper_of(module, self._fresh_optimizer(module), loss)
         seconds = pace.time_steps(stepper, self._batch)
         self._stepper.micro_batch = stepper.micro_batch
         return seconds
@@ -538,40 +553,22 @@ class _Training:
             method_reason=self._choice.reason,
             made="student" if self._choice.method == "merge" else "",
         )
-        return self._quantized(result, module) if self._choice.method == "quantize" else result
+        if self._choice.method != "quantize":
+            return result
+        return quantizing.quantized(
+            result,
+            self._specialist,
+            module,
+            self._config,
+            self._cases,
+            candidate,
+            self._directory,
+        )
 
     def _evaluation(self, module: torch.nn.Module) -> evaluation.Evaluation:
         """A module measured by as many cases at once as found room in training."""
         at_once = self._stepper.micro_batch
         return evaluation.evaluate(self._specialist, module, self._cases, at_once)
-
-    def _quantized(self, result: jobs.Result, module: torch.nn.Module) -> jobs.Result:
-        """The result with a model of int8 in place of the one it came from.
-
-        Raises errors.TrainingError where that saves nothing.
-        """
-        small = forms.in_int8(module)
-        config = msgspec.structs.replace(self._config, form=forms.INT8)
-        folder = Path(result.candidate_directory)
-        written = checkpoints.write_candidate(folder, small, config, self._directory)
-        if written.bytes >= result.bytes:
-            raise errors.TrainingError(
-                f"quantized, this model has {written.bytes} bytes, and had {result.bytes}: it has "
-                "too few linear layers to become smaller"
-            )
-        measured = self._evaluation(small)
-        before_ms, now_ms = pace.latencies_ms([module, small], self._specialist.probe())
-        return msgspec.structs.replace(
-            result,
-            loss=measured.loss,
-            evidence_rate=measured.evidence_rate,
-            bytes=written.bytes,
-            weights_sha256=written.sha256,
-            latency_ms=now_ms,
-            float_loss=result.loss,
-            float_bytes=result.bytes,
-            float_latency_ms=before_ms,
-        )
 
 
 def _another(folder: Path, state: checkpoints.State) -> errors.OtherTraining:

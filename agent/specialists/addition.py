@@ -1,13 +1,16 @@
 """root-math: add two numbers of a few digits with a small causal transformer."""
 
+import abc
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -100,6 +103,27 @@ class Addition:
             )
         return self._as_cases(pairs[torch.randperm(len(pairs), generator=draw)[:count]])
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Hidden pairs every digit of which carries, which of numbers drawn evenly few do; fewer
+        than asked for where there are no more."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        if self._digits > LISTED_DIGITS_MAX:
+            return self._as_cases(self._carrying(draw, count))
+        pairs = _pairs(self._digits)["hidden"]
+        carrying = pairs[carries(pairs, self._digits)]
+        return self._as_cases(carrying[torch.randperm(len(carrying), generator=draw)[:count]])
+
+    def _carrying(self, draw: torch.Generator, count: int) -> torch.Tensor:
+        """Distinct hidden pairs every digit of which carries, drawn digit by digit: [count, 2]."""
+        found: dict[tuple[int, int], None] = {}
+        places = 10 ** torch.arange(self._digits)
+        while len(found) < count:
+            digits = torch.randint(10, (2, DRAWN_AT_ONCE, self._digits), generator=draw)
+            pairs = (digits @ places).T
+            kept = pairs[carries(pairs, self._digits)].tolist()
+            found.update(((a, b), None) for a, b in kept if side_of(a, b) == "hidden")
+        return torch.tensor(list(found)[:count])
+
     def _as_cases(self, pairs: torch.Tensor) -> Cases:
         tokens = _tokens(pairs, self._digits)
         return {
@@ -135,6 +159,10 @@ class Addition:
             )
         return Gpt(digits=self._digits, **asked)
 
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """One answer, digit by digit, by the mean of their scores."""
+        return Decoders(members)
+
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean cross entropy of the answer's digits, nats."""
         tokens = batch["tokens"]
@@ -156,7 +184,7 @@ class Addition:
 
     def errors(self, module: torch.nn.Module, cases: Cases) -> torch.Tensor:
         """0 where the greedy answer is the sum, 1 where it is not; float64 [count]."""
-        assert isinstance(module, Gpt)
+        assert isinstance(module, Decoder)
         return (module.answer(cases["prompt"]) != cases["answer"]).any(1).double()
 
     def baseline_errors(self, cases: Cases) -> dict[str, torch.Tensor]:
@@ -192,7 +220,7 @@ class Addition:
 
     def answer(self, module: torch.nn.Module, inputs: Inputs) -> Answers:
         """The sums; not a number where the model says something else than digits."""
-        assert isinstance(module, Gpt)
+        assert isinstance(module, Decoder)
         pairs = torch.stack((inputs["a"], inputs["b"]), 1).round().long()
         digits = module.answer(_tokens(pairs, self._digits)[:, : self._prompt_tokens])
         total = (digits * 10 ** torch.arange(self._digits + 1)).sum(1).double()
@@ -205,6 +233,12 @@ class Addition:
 
 def _gpt(**asked: int) -> Config:
     return Config(family="gpt", sizes=asked)
+
+
+def carries(pairs: torch.Tensor, digits: int) -> torch.Tensor:
+    """Whether every digit of a + b carries, of pairs [n, 2]: the last k digits reach 10^k."""
+    each = [(pairs % 10**k).sum(1) >= 10**k for k in range(1, digits + 1)]
+    return torch.stack(each).all(0)
 
 
 @functools.cache
@@ -239,11 +273,67 @@ def _tokens(pairs: torch.Tensor, digits: int) -> torch.Tensor:
     )
 
 
-Memory = tuple[torch.Tensor, torch.Tensor]
+Seen = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of the tokens a block has read, each [n, heads, tokens, width / heads]."""
+Memory = list[Seen]
+"""What each block has read."""
 
 
-class Gpt(torch.nn.Module):
+class Decoder(torch.nn.Module, abc.ABC):
+    """Scores of the answer's digits, and the digits that follow from them."""
+
+    digits: int
+
+    @abc.abstractmethod
+    def read(
+        self, tokens: torch.Tensor, start: int, memory: Memory | None
+    ) -> tuple[torch.Tensor, Memory]:
+        """Scores at the answer positions among these tokens, the first of which is at `start`, and
+        what is remembered of all tokens so far."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Scores of the answer digits, given all tokens but the last: [n, 8] -> [n, 3, 12].
+
+        The shapes are those of two digits.
+        """
+        return self.read(tokens, 0, None)[0]
+
+    def answer(self, prompt: torch.Tensor) -> torch.Tensor:
+        """The digits decoded greedily from the prompt alone: [n, 6] -> [n, 3].
+
+        Each digit is fed back once; the memory of earlier tokens is kept.
+        """
+        tokens, start, digits = prompt, 0, []
+        memory: Memory | None = None
+        for _ in range(self.digits + 1):
+            scores, memory = self.read(tokens, start, memory)
+            start += tokens.shape[1]
+            tokens = scores[:, -1:].argmax(2)
+            digits.append(tokens)
+        return torch.cat(digits, 1)
+
+
+class Decoders(ensembles.Ensemble, Decoder):
+    """Several decoders as one; its memory is theirs, one after the other."""
+
+    def __init__(self, members: Sequence[torch.nn.Module]) -> None:
+        super().__init__(members)
+        self.digits = cast(Gpt, members[0]).digits
+
+    def read(
+        self, tokens: torch.Tensor, start: int, memory: Memory | None
+    ) -> tuple[torch.Tensor, Memory]:
+        said, kept, left = [], list[Seen](), list(memory or [])
+        for member in self.members:
+            gpt = cast(Gpt, member)
+            own, left = left[: gpt.depth], left[gpt.depth :]
+            scores, seen = gpt.read(tokens, start, own or None)
+            said.append(scores)
+            kept += seen
+        return self.mean(said), kept
+
+
+class Gpt(Decoder):
     """A causal transformer (Radford et al. 2019) whose blocks are run `loops` times over.
 
     Four heads let a digit look at both digits of its place and both of the place below. Only the
@@ -254,7 +344,7 @@ class Gpt(torch.nn.Module):
         self, *, width: int, heads: int, blocks: int, loops: int, digits: int = DIGITS
     ) -> None:
         super().__init__()
-        self._prompt_tokens, self._answer_tokens = 2 * digits + 2, digits + 1
+        self.digits, self._prompt_tokens = digits, 2 * digits + 2
         self.token = torch.nn.Embedding(VOCABULARY, width)
         self.position = torch.nn.Embedding(self._prompt_tokens + digits, width)
         self.blocks = torch.nn.ModuleList(Block(width, heads) for _ in range(blocks))
@@ -264,38 +354,17 @@ class Gpt(torch.nn.Module):
         torch.nn.init.normal_(self.token.weight, std=0.5)
         torch.nn.init.normal_(self.position.weight, std=0.5)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Scores of the answer digits, given all tokens but the last: [n, 8] -> [n, 3, 12].
-
-        The shapes are those of two digits.
-        """
-        return self._read(tokens, 0, [None] * self.depth)[0]
-
-    def answer(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The digits decoded greedily from the prompt alone: [n, 6] -> [n, 3].
-
-        Each digit is fed back once; the memory of earlier tokens is kept.
-        """
-        tokens, start, digits = prompt, 0, []
-        memory: list[Memory | None] = [None] * self.depth
-        for _ in range(self._answer_tokens):
-            scores, memory = self._read(tokens, start, memory)
-            start += tokens.shape[1]
-            tokens = scores[:, -1:].argmax(2)
-            digits.append(tokens)
-        return torch.cat(digits, 1)
-
-    def _read(
-        self, tokens: torch.Tensor, start: int, memory: list[Memory | None]
-    ) -> tuple[torch.Tensor, list[Memory | None]]:
-        """Scores at the answer positions among these tokens, the first of which is at `start`."""
+    def read(
+        self, tokens: torch.Tensor, start: int, memory: Memory | None
+    ) -> tuple[torch.Tensor, Memory]:
         count = tokens.shape[1]
         answers = min(count, start + count - self._prompt_tokens + 1)
         x = self.token(tokens) + self.position.weight[start : start + count]
-        kept: list[Memory | None] = []
+        kept = []
         for layer in range(self.depth):
             leaving = answers if layer == self.depth - 1 else count
-            x, seen = self.blocks[layer % len(self.blocks)](x, leaving, memory[layer])
+            known = memory[layer] if memory else None
+            x, seen = self.blocks[layer % len(self.blocks)](x, leaving, known)
             kept.append(seen)
         return self.scores(self.norm(x)), kept
 
@@ -316,8 +385,8 @@ class Block(torch.nn.Module):
         self.out = torch.nn.Linear(4 * width, width)
 
     def forward(
-        self, x: torch.Tensor, leaving: int, memory: Memory | None
-    ) -> tuple[torch.Tensor, Memory]:
+        self, x: torch.Tensor, leaving: int, memory: Seen | None
+    ) -> tuple[torch.Tensor, Seen]:
         """[n, tokens, width] -> the last `leaving` tokens of the same, and the grown memory."""
         calm = self.before_attention(x)
         key, value = self._by_head(self.key(calm)), self._by_head(self.value(calm))

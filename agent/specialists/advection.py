@@ -1,8 +1,10 @@
 """math-physics: what advection and diffusion make of a field on a circle."""
 
+from collections.abc import Sequence
+
 import torch
 
-from agent.specialists import operators, seeds, sizes
+from agent.specialists import ensembles, operators, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -15,6 +17,8 @@ from agent.specialists.base import (
 )
 from agent.specialists.operators import POINTS
 
+SHIFT, MORE_WAVES = 1.25, 2
+"""How far beyond the training ranges shifted inputs go."""
 ORDINARY_WAVE = 1.5
 """The logarithm of a middling wave: logarithms are taken from here, so that inputs are near 0."""
 
@@ -94,6 +98,18 @@ class Advection:
             "truth": carry(operators.diffuse(fields, viscosity), speed),
         }
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Fields of two more waves, of viscosities from the greatest trained to 1.25 times that,
+        carried at up to 1.25 times the greatest speed."""
+        least, ratio = self._viscosity
+        beyond = Advection(
+            viscosity_least=least * ratio,
+            viscosity_ratio=SHIFT,
+            speed_max=SHIFT * self._speed_max,
+            waves=self._waves + MORE_WAVES,
+        )
+        return beyond._draw(seeds.generator(self.name, "shifted", seed), count)
+
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh map of fields, "fno" or "learned-multiplier"."""
         match config.family:
@@ -102,6 +118,10 @@ class Advection:
             case "learned-multiplier":
                 return LearnedMultiplier(**sizes.read(config, {"width": (4, 64)}))
         raise sizes.unknown_family(config, self.name, ("fno", "learned-multiplier"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""

@@ -1,11 +1,13 @@
 """What a specialist provides: data with exact truth, model families, errors in the node's unit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
+
+from agent.specialists.ensembles import Ensemble
 
 Role = Literal["evolver", "reinventor"]
 Split = Literal["validation", "hidden"]
@@ -27,13 +29,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A registered model family and its sizes: with the weights, all that a checkpoint holds.
 
     `form` says how the weights are kept (`agent.specialists.forms`), "" as float32. `base` is the
-    digest of the base model that they are adapters over, "" where they are all there is.
+    digest of the base model that they are adapters over, "" where they are all there is. An
+    ensemble is a family without sizes, and `members` what it is made of.
     """
 
     family: str
     sizes: dict[str, int] = {}
     form: str = ""
     base: str = ""
+    members: tuple["Config", ...] = ()
 
 
 class Field(NamedTuple):
@@ -99,6 +103,12 @@ class Specialist(Protocol):
         cases share nothing with the others."""
         ...
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Inputs a fixed part beyond those that models are trained on, with truth as exact as that
+        of `cases`, in the shapes that `errors` takes; fewer than asked for where there are no more.
+        None where there is no sense in it."""
+        ...
+
     def build(self, config: Config) -> torch.nn.Module:
         """A module of a registered family with fresh weights from torch's global generator.
 
@@ -106,6 +116,13 @@ class Specialist(Protocol):
         is measured where it is trained, not on the CPU.
 
         Raises errors.ArtifactError for a family or size this specialist does not know.
+        """
+        ...
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> Ensemble:
+        """Modules of this specialist as one that answers, and can be trained, in their place.
+
+        Raises errors.ArtifactError where they cannot be taken together.
         """
         ...
 

@@ -1,11 +1,12 @@
 """physics-fluid: what the viscous Burgers equation makes of a field on a circle."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import operators, seeds, sizes
+from agent.specialists import ensembles, operators, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -21,6 +22,8 @@ from agent.specialists.operators import POINTS
 FINE_POINTS = 512
 LONGEST_STEP = 3.0
 """Of `split_steps`, in viscosities: beyond it transport grows waves faster than diffusion damps."""
+SHIFT, MORE_WAVES = 1.25, 2
+"""How far beyond the training ranges shifted inputs go."""
 TURNS = 2
 SCORE_WAVES = 24
 SCORE_SCALE = 1 / 16
@@ -101,6 +104,18 @@ class Burgers:
             "truth": cole_hopf(fine, viscosity, self._final_time)[:, ::every],
         }
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Fields of two more waves, of viscosities from the greatest trained to 1.25 times that:
+        below the least the truth would be less exact."""
+        least, ratio = self._viscosity
+        beyond = Burgers(
+            viscosity_least=least * ratio,
+            viscosity_ratio=SHIFT,
+            final_time=self._final_time,
+            waves=self._waves + MORE_WAVES,
+        )
+        return beyond._draw(seeds.generator(self.name, "shifted", seed), count)
+
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh map of fields: "fno", "circular-cnn" or "weighted-origins"."""
         match config.family:
@@ -112,6 +127,10 @@ class Burgers:
                 return WeightedOrigins(**sizes.read(config, {"width": (4, 64)}))
         known = ("fno", "circular-cnn", "weighted-origins")
         raise sizes.unknown_family(config, self.name, known)
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""

@@ -3,11 +3,12 @@
 import abc
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -24,6 +25,9 @@ SPACING = 2 * EDGE / (POINTS - 1)
 LEVELS = 3
 STIFFNESS_RANGE = (0.5, 1.5)
 WIDTH_RANGE = (0.4, 1.0)
+SHIFTED_STIFFNESS_RANGE = (1.5, 1.875)
+SHIFTED_WIDTH_RANGE = (1.0, 1.25)
+"""Of shifted inputs, up to 1.25 times the greatest trained: there the truth is no less exact."""
 LIBRARY = 24
 FIXED_FUNCTIONS = 8
 PUBLIC_CASES = 4_096
@@ -105,7 +109,13 @@ class Energies:
     def _potentials(self, draw: torch.Generator, count: int) -> torch.Tensor:
         return self.draw_wells(draw, count).at(points())
 
-    def draw_wells(self, draw: torch.Generator, count: int) -> "Wells":
+    def draw_wells(
+        self,
+        draw: torch.Generator,
+        count: int,
+        stiffness: tuple[float, float] = STIFFNESS_RANGE,
+        widths: tuple[float, float] = WIDTH_RANGE,
+    ) -> "Wells":
         """Potentials as formulas, which may be asked for anywhere."""
 
         def uniform(low: float, high: float, wells: int) -> torch.Tensor:
@@ -113,11 +123,19 @@ class Energies:
             return low + (high - low) * share
 
         return Wells(
-            stiffness=uniform(*STIFFNESS_RANGE, 1)[:, 0],
+            stiffness=uniform(*stiffness, 1)[:, 0],
             heights=uniform(-self._height, self._height, self._wells),
             centres=uniform(-self._reach, self._reach, self._wells),
-            widths=uniform(*WIDTH_RANGE, self._wells),
+            widths=uniform(*widths, self._wells),
         )
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Stiffer potentials with wider wells than any of training: w in 1.5..1.875, s in
+        1..1.25."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        wells = self.draw_wells(draw, count, SHIFTED_STIFFNESS_RANGE, SHIFTED_WIDTH_RANGE)
+        potential = wells.at(points())
+        return {"potential": potential, "energies": energies(potential, kinetic())}
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh model, "proposed-functions" or "shared-functions"."""
@@ -128,6 +146,10 @@ class Energies:
             case "shared-functions":
                 return SharedFunctions(**sizes.read(config, {"functions": (LEVELS, 16)}))
         raise sizes.unknown_family(config, self.name, ("proposed-functions", "shared-functions"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Sum of the three levels less that of the whole library, hartree.

@@ -3,12 +3,13 @@
 import abc
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -25,6 +26,8 @@ FIXED_GAIN = 0.74
 FIXED_GAIN_EXACT_SPREAD = 0.33
 GAINS = 100
 """A hundredth to ninety-nine of them are tried where a relative's best is looked for."""
+SHIFT = 1.5
+"""Shifted walks drift up to so many times as fast as the fastest of training."""
 POINTS = 24
 """Of each scale, where a mean over scales is a sum over a grid of midpoints."""
 
@@ -141,9 +144,13 @@ class Filtering:
 
     def cases(self, seed: int, count: int, split: Split = "validation") -> Cases:
         """Fresh walks with the exact posterior after the last reading, float64."""
-        readings, scales = _walks(seeds.generator(self.name, split, seed), count, self._ranges)
-        mean, sd = kalman(readings, scales)
-        return {"readings": readings, "scales": scales, "mean": mean[:, -1], "sd": sd[:, -1]}
+        return _posteriors(seeds.generator(self.name, split, seed), count, self._ranges)
+
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Walks that drift faster than any of training, up to 1.5 times, under noise as there."""
+        most = self._ranges.drift_most
+        beyond = self._ranges._replace(drift_least=most, drift_most=SHIFT * most)
+        return _posteriors(seeds.generator(self.name, "shifted", seed), count, beyond)
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh filter: "gain-gru", "gru" or "learned-gain"."""
@@ -155,6 +162,10 @@ class Filtering:
             case "learned-gain":
                 return LearnedGain(**sizes.read(config, {"width": (4, 64)}))
         raise sizes.unknown_family(config, self.name, ("gain-gru", "gru", "learned-gain"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say, of the moments that all of them speak of."""
+        return Filters(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean KL over the cases and over every moment the module speaks of."""
@@ -247,6 +258,13 @@ def _walks(draw: torch.Generator, count: int, ranges: Ranges) -> tuple[torch.Ten
     return states + noise * normal(READINGS), scales
 
 
+def _posteriors(draw: torch.Generator, count: int, ranges: Ranges) -> dict[str, torch.Tensor]:
+    """Cases of such scales, float64."""
+    readings, scales = _walks(draw, count, ranges)
+    mean, sd = kalman(readings, scales)
+    return {"readings": readings, "scales": scales, "mean": mean[:, -1], "sd": sd[:, -1]}
+
+
 def kalman(readings: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact posterior mean and standard deviation after each reading (Kalman 1960).
 
@@ -337,6 +355,16 @@ class Filter(torch.nn.Module, abc.ABC):
 
     def forward(self, readings: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         return self.posteriors(readings, scales)[:, -1]
+
+
+class Filters(ensembles.Ensemble, Filter):
+    """Several filters as one."""
+
+    def posteriors(self, readings: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        members = (cast(Filter, member) for member in self.members)
+        said = [member.posteriors(readings, scales) for member in members]
+        moments = min(one.shape[1] for one in said)
+        return self.mean([one[:, -moments:] for one in said])
 
 
 class Gru(Filter):

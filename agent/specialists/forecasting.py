@@ -2,11 +2,12 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -31,6 +32,9 @@ WIDTH_RANGE = (0.3, 2.0)
 REACH_RANGE = (12.0, 100.0)
 POWER_RANGE = (0.1, 10.0)
 NOISE_LEAST = 0.1
+SHIFT = 1.25
+SHIFTED_REACH_RANGE = (8.0, 12.0)
+"""Of shifted series: noise beyond the most of training, terms that forget sooner than any."""
 
 POOL_KERNELS, POOL_SERIES_EACH = 2_048, 4
 MIXED_SHARE = 0.5
@@ -65,6 +69,8 @@ class Process(NamedTuple):
     horizon: int
     products: float
     noise: float
+    noise_least: float = NOISE_LEAST
+    reach: tuple[float, float] = REACH_RANGE
 
 
 class Terms(NamedTuple):
@@ -196,6 +202,15 @@ class Forecasting:
         draw = seeds.generator(self.name, split, seed)
         return draw_series(draw, count, self._process)._asdict()
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Series of kernels with other numbers: noise of a standard deviation from `noise` to 1.25
+        times that, and reaches from 8 to 12 months, where those of training begin at 12."""
+        noise = self._process.noise
+        beyond = self._process._replace(
+            noise_least=noise, noise=SHIFT * noise, reach=SHIFTED_REACH_RANGE
+        )
+        return draw_series(seeds.generator(self.name, "shifted", seed), count, beyond)._asdict()
+
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh forecaster: "residual-mlp" or "kernel-mixture"."""
         season, horizon = self._process.season, self._process.horizon
@@ -207,6 +222,10 @@ class Forecasting:
                 known = sizes.read(config, {"kernels": (1, 64)})
                 return KernelMixture(season=season, horizon=horizon, **known)
         raise sizes.unknown_family(config, self.name, ("residual-mlp", "kernel-mixture"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean quantile loss in the scale of MASE, in expectation over the future, beyond the best.
@@ -336,12 +355,12 @@ def draw_terms(draw: torch.Generator, count: int, process: Process) -> Terms:
         kind=torch.bucketize(uniform(), limits),
         period=periods[(uniform() * len(CYCLES)).long()],
         width=log_uniform(*WIDTH_RANGE),
-        reach=log_uniform(*REACH_RANGE),
+        reach=log_uniform(*process.reach),
         power=log_uniform(*POWER_RANGE),
         centre=uniform(0.0, HISTORY + process.horizon),
         is_there=torch.arange(TERMS_MAX) <= (uniform(terms=1) * TERMS_MAX).long(),
         is_joined=is_joined,
-        noise_sd=log_uniform(NOISE_LEAST, process.noise, terms=1)[:, 0],
+        noise_sd=log_uniform(process.noise_least, process.noise, terms=1)[:, 0],
     )
 
 

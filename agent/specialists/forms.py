@@ -1,4 +1,5 @@
-"""The forms in which a model's weights are kept: as float32, or with linear layers of int8."""
+"""Modules from configurations: of one family or an ensemble of several, and the forms in which
+weights are kept, as float32 or with linear layers of int8."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import msgspec
 import torch
 from torch.nn import functional
 
+from agent.specialists import ensembles
 from agent.specialists.base import Config, Specialist
 from core import errors
 
@@ -17,17 +19,41 @@ LEVELS = 127
 
 
 def build(specialist: Specialist, config: Config) -> torch.nn.Module:
-    """A module of a registered family in the form its config names.
+    """A module of a registered family, or an ensemble, in the form its config names.
 
-    Raises errors.ArtifactError for a family, size or form that is not known.
+    Raises errors.ArtifactError for a family, size or form that is not known, and for an ensemble
+    that is none.
     """
     if config.form not in (FLOAT, INT8):
         raise errors.ArtifactError(
             f"weights of the form {config.form!r} are not known, so they cannot be loaded: use "
             f"{INT8!r}, or none for float32"
         )
-    module = specialist.build(msgspec.structs.replace(config, form=FLOAT))
+    if config.members:
+        module: torch.nn.Module = _ensemble(specialist, config)
+    else:
+        module = specialist.build(msgspec.structs.replace(config, form=FLOAT))
     return in_int8(module) if config.form == INT8 else module
+
+
+def _ensemble(specialist: Specialist, config: Config) -> ensembles.Ensemble:
+    least, most = ensembles.MEMBERS_MIN, ensembles.MEMBERS_MAX
+    if not least <= len(config.members) <= most:
+        raise errors.ArtifactError(
+            f"an ensemble has {least} to {most} members, not {len(config.members)}"
+        )
+    if (config.family, config.sizes, config.base) != (ensembles.FAMILY, {}, ""):
+        raise errors.ArtifactError(
+            f"an ensemble is of the family {ensembles.FAMILY!r} and has no sizes and no base of "
+            "its own: they are its members'"
+        )
+    for member in config.members:
+        if member.members or member.form != FLOAT or member.base:
+            raise errors.ArtifactError(
+                "a member of an ensemble is a model in float32, no ensemble itself, and over no "
+                "base model"
+            )
+    return specialist.ensemble([specialist.build(member) for member in config.members])
 
 
 class Int8Linear(torch.nn.Module):

@@ -2,10 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -19,6 +20,8 @@ from agent.specialists.base import (
 
 ROWS, COLUMNS = 64, 128
 PENALTY_SHARE = 0.1
+SHIFTED_PENALTY_SHARE, SHIFT = 0.08, 1.25
+"""Shifted problems have a smaller penalty, so many times as many unknowns and as much noise."""
 CORRECTION_SCALE = 0.02
 
 
@@ -112,6 +115,18 @@ class Lasso:
         b = (values * (shares < self._density)) @ a.T + self._noise * noise
         return b, PENALTY_SHARE * (b @ a).abs().amax(1)
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Problems with 1.25 times the share of unknowns that are not 0 and 1.25 times the noise,
+        under a penalty of 0.08 max|A' b|, where training knows 0.1 alone."""
+        beyond = Lasso(
+            rows=self._rows,
+            columns=self._columns,
+            density=SHIFT * self._density,
+            noise=SHIFT * self._noise,
+        )
+        b, penalty = beyond._problems(seeds.generator(self.name, "shifted", seed), count)
+        return {"b": b, "penalty": penalty * (SHIFTED_PENALTY_SHARE / PENALTY_SHARE)}
+
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh unrolled solver, "lista" or "learned-steps"; it starts out as FISTA."""
         shape = {"rows": self._rows, "columns": self._columns}
@@ -121,6 +136,10 @@ class Lasso:
             case "learned-steps":
                 return LearnedSteps(**sizes.read(config, {"layers": (1, 48)}), **shape)
         raise sizes.unknown_family(config, self.name, ("lista", "learned-steps"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself, in float32: it can be differentiated almost everywhere."""

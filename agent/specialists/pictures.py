@@ -333,7 +333,7 @@ def _well(figure: Figure, scene: Scene) -> None:
 
 def _sums(figure: Figure, scene: Scene) -> None:
     """Every held-out sum, right or wrong; some of them are written out, wrong ones first."""
-    assert isinstance(scene.module, addition.Gpt)
+    assert isinstance(scene.module, addition.Decoder)
     prompt, answer = scene.cases["prompt"], scene.cases["answer"]
     said = scene.module.answer(prompt)
     digits = (prompt.shape[1] - 2) // 2

@@ -2,10 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -21,6 +22,8 @@ READINGS_MIN = 2
 PRIOR_RATE = 2.0
 ERROR_POINTS, LOSS_POINTS = 200, 32
 FREEDOM_LEAST = 2.0
+SHIFT = 1.25
+"""Shifted cases have up to so many times the most readings of training."""
 
 
 class Posterior:
@@ -93,16 +96,26 @@ class Posterior:
         """Fresh readings with the exact posterior, float64."""
         return self._draw(seeds.generator(self.name, split, seed), count)
 
-    def _draw(self, draw: torch.Generator, count: int) -> dict[str, torch.Tensor]:
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """More readings than training ever shows: from one more to 1.25 times as many."""
+        fewest, most = self._readings_max + 1, math.ceil(SHIFT * self._readings_max)
+        return self._draw(seeds.generator(self.name, "shifted", seed), count, fewest, most)
+
+    def _draw(
+        self, draw: torch.Generator, count: int, fewest: int = READINGS_MIN, most: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Cases of so many readings, of `readings_max` at most where no most is said."""
+        most = most or self._readings_max
+
         def normal(width: int) -> torch.Tensor:
             return torch.randn(count, width, generator=draw, dtype=torch.float64)
 
         # A chi-squared variable of 2 shape degrees of freedom, over 2 rate, is Gamma(shape, rate).
         spread = (2 * PRIOR_RATE / normal(self._freedom).square().sum(1, keepdim=True)).sqrt()
         mean = normal(1) / math.sqrt(self._weight) * spread
-        n = torch.randint(READINGS_MIN, self._readings_max + 1, (count, 1), generator=draw)
-        mask = (torch.arange(self._readings_max) < n).double()
-        y = (mean + spread * normal(self._readings_max)) * mask
+        n = torch.randint(fewest, most + 1, (count, 1), generator=draw)
+        mask = (torch.arange(most) < n).double()
+        y = (mean + spread * normal(most)) * mask
         return {"y": y, "mask": mask, "exact": exact(y, mask, self._freedom, self._weight)}
 
     def build(self, config: Config) -> torch.nn.Module:
@@ -113,6 +126,10 @@ class Posterior:
             case "sufficient-statistics":
                 return SufficientStatistics(**sizes.read(config, {"width": (4, 128)}))
         raise sizes.unknown_family(config, self.name, ("deep-sets", "sufficient-statistics"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of what they say."""
+        return ensembles.Ensemble(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean KL over the cases, with fewer points of quadrature than the error."""

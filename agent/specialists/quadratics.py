@@ -3,11 +3,12 @@
 import abc
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -18,8 +19,11 @@ from agent.specialists.base import (
     Role,
     Split,
 )
+from core import errors
 
 ROTATIONS = 512
+SHIFT = 1.5
+"""Shifted problems have so many times the condition of training."""
 LOG_STEP, LOG_STEP_SPREAD = 1.5, 0.4
 LOG_TURN, LOG_TURN_SPREAD = -0.7, 0.5
 
@@ -114,16 +118,22 @@ class Quadratics:
         matrix, goal, solution = self._problems(draw, rotations(draw, count, self.variables))
         return {"matrix": matrix, "goal": goal, "solution": solution}
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Problems of 1.5 times the condition, an eigenvalue of each as small as that allows."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        rotation = rotations(draw, count, self.variables)
+        share = torch.rand(rotation.shape[:2], generator=draw, dtype=rotation.dtype)
+        share[:, 0] = 1.0
+        spectrum = torch.exp(-math.log(SHIFT * self.condition) * share)
+        matrix, goal, solution = _planted(draw, rotation, spectrum)
+        return {"matrix": matrix, "goal": goal, "solution": solution}
+
     def _problems(
         self, draw: torch.Generator, rotation: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """H [n, v, v], c [n, v] and x [n, v] in the precision of the rotations [n, v, v]."""
-        shape = rotation.shape[:2]
-        share = torch.rand(shape, generator=draw, dtype=rotation.dtype)
-        spectrum = torch.exp(-math.log(self.condition) * share)
-        matrix = (rotation * spectrum.unsqueeze(1)) @ rotation.mT
-        solution = torch.randn(shape, generator=draw, dtype=rotation.dtype)
-        return matrix, _times(matrix, solution), solution
+        share = torch.rand(rotation.shape[:2], generator=draw, dtype=rotation.dtype)
+        return _planted(draw, rotation, torch.exp(-math.log(self.condition) * share))
 
     def build(self, config: Config) -> torch.nn.Module:
         """A fresh solver: "completed-cg", "stretched-cg" or "learned-steps".
@@ -142,6 +152,14 @@ class Quadratics:
                 return LearnedSteps(**known, condition=self.condition)
         families = ("completed-cg", "stretched-cg", "learned-steps")
         raise sizes.unknown_family(config, self.name, families)
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """Raises errors.ArtifactError: by the rule of the node each member would need products of
+        its own."""
+        raise errors.ArtifactError(
+            f"{self.name} allows {self.products} products with the matrix, and each of "
+            f"{len(members)} members takes its own: an ensemble of them would break that rule"
+        )
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The mean error itself."""
@@ -225,6 +243,15 @@ def rotations(draw: torch.Generator, count: int, variables: int) -> torch.Tensor
     normal = torch.randn(count, variables, variables, generator=draw, dtype=torch.float64)
     found: torch.Tensor = torch.linalg.qr(normal).Q
     return found
+
+
+def _planted(
+    draw: torch.Generator, rotation: torch.Tensor, spectrum: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """H [n, v, v] of these eigenvalues [n, v], c [n, v], and the planted x [n, v]."""
+    matrix = (rotation * spectrum.unsqueeze(1)) @ rotation.mT
+    solution = torch.randn(spectrum.shape, generator=draw, dtype=rotation.dtype)
+    return matrix, _times(matrix, solution), solution
 
 
 @functools.cache

@@ -8,7 +8,9 @@ and every language costs what it costs. Weights are as small as the network is; 
 made of the corpus wherever the model is loaded.
 """
 
+import abc
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from agent.specialists import bases, ngrams, seeds, sizes
+from agent.specialists import bases, ensembles, ngrams, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -128,6 +130,10 @@ class Text:
         chosen = torch.randperm(len(pieces), generator=draw)[:count].tolist()
         return self._cases(documents, [pieces[one] for one in chosen])
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """None: what lies beyond a corpus is another corpus."""
+        return None
+
     def _cases(self, documents: list[bytes], pieces: "list[_Piece]") -> Cases:
         text = np.zeros((len(pieces), WINDOW_BYTES), np.uint8)
         contexts = np.zeros(text.shape, np.uint64)
@@ -152,11 +158,20 @@ class Text:
         asked = sizes.read(config, BOUNDS)
         return Mixture(guesses=config.family == "mixture", **asked)
 
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """The mean of the probabilities that they give to a byte.
+
+        Raises errors.ArtifactError for adapters over a base model, whose tokens are not bytes.
+        """
+        if not all(isinstance(member, ByteModel) for member in members):
+            raise errors.ArtifactError("adapters over a base model are not taken together")
+        return Mixtures(members)
+
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Mean bits per byte of the windows."""
         text = batch["text"]
         there = text != ngrams.BEGIN
-        if not isinstance(module, Mixture):
+        if not isinstance(module, ByteModel):
             bits = _bits(module, text, torch.zeros_like(there))
             return bits.sum() / there.sum()
         logs = module(text, batch["share"], batch["total"], batch["kinds"])
@@ -168,7 +183,7 @@ class Text:
         base model counts in tokens."""
         text = batch["text"]
         there = text != ngrams.BEGIN
-        if isinstance(module, Mixture):
+        if isinstance(module, ByteModel):
             logs = module(text, batch["share"], batch["total"], batch["kinds"])
             bits = -(logs * there).sum(1) / math.log(2)
         else:
@@ -184,11 +199,11 @@ class Text:
         """Bits per byte of each piece, float64 [count]."""
         count = len(cases["text"])
         # A base model says something of each token of its vocabulary, at each place.
-        at_once = CASES_AT_ONCE if isinstance(module, Mixture) else self.batch_size
+        at_once = CASES_AT_ONCE if isinstance(module, ByteModel) else self.batch_size
         parts = []
         for first in range(0, count, at_once):
             part = {name: one[first : first + at_once] for name, one in cases.items()}
-            if not isinstance(module, Mixture):
+            if not isinstance(module, ByteModel):
                 parts.append(_bits_of_pieces(module, part))
                 continue
             logs = module(part["text"], part["share"], part["total"], part["kinds"])
@@ -371,7 +386,33 @@ def _bits_of_pieces(module: torch.nn.Module, cases: Cases) -> torch.Tensor:
     return (bits / scored.sum(1)).clamp_min(0.0)
 
 
-class Mixture(torch.nn.Module):
+class ByteModel(torch.nn.Module, abc.ABC):
+    """Says how likely each byte of a text is."""
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        text: torch.Tensor,
+        share: torch.Tensor,
+        total: torch.Tensor,
+        kinds: torch.Tensor,
+    ) -> torch.Tensor:
+        """log P of each byte after those before it, [n, bytes]: of text [n, bytes] and what is
+        known of it, each [n, bytes, orders]."""
+
+
+class Mixtures(ensembles.Ensemble, ByteModel):
+    """Several models as one: the mean of their probabilities, which adds up to 1 as they do."""
+
+    def mean(self, said: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of probabilities, from and to their logarithms."""
+        logs = self.trust.log_softmax(0)
+        return torch.logsumexp(
+            torch.stack([log + one for log, one in zip(logs, said, strict=True)]), 0
+        )
+
+
+class Mixture(ByteModel):
     """P(byte) = sum of weight x P of each n-gram, and of a guess where the network makes one.
 
     The network sees, before each byte, the byte that came last, how often each context was seen,
@@ -397,8 +438,6 @@ class Mixture(torch.nn.Module):
         total: torch.Tensor,
         kinds: torch.Tensor,
     ) -> torch.Tensor:
-        """log P of each byte after those before it, [n, bytes]: of text [n, bytes] and what is
-        known of it, each [n, bytes, orders]."""
         logs = share.clamp_min(SHARE_MIN).log()
         x = self.byte(_one_later(text)) + self.known(_features(logs, total, kinds))
         for block in self.blocks:

@@ -5,12 +5,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
-from agent.specialists import seeds, sizes
+from agent.specialists import ensembles, seeds, sizes
 from agent.specialists.base import (
     Answers,
     Batch,
@@ -28,6 +28,8 @@ ANSWERED_AT_ONCE = 64
 TRIVIAL_CASES = 4_096
 STARTS = 6
 """From how many cities a training case is walked."""
+CLUSTERS, CLUSTER_SPREAD = 3, 0.07
+"""Of shifted cases: how many, and the standard deviation of their cities from the middle."""
 HEADS = 4
 GREED = 3.0
 """An untrained policy scores a leg by minus this many times its length in mean distances."""
@@ -127,6 +129,16 @@ class Tours:
         cities = self._draw(seeds.generator(self.name, split, seed), count)
         return {"cities": cities, "optimum": length(cities, shortest(cities))}
 
+    def shifted(self, seed: int, count: int) -> Cases | None:
+        """Cities in three clusters, not spread evenly: normal around a place in the rectangle, with
+        a standard deviation of 0.07 across it and 0.07 `height` along, and no bounds."""
+        draw = seeds.generator(self.name, "shifted", seed)
+        middles = _cities(draw, count, CLUSTERS, self.height)
+        away = torch.randn(count, self.count, 2, generator=draw, dtype=torch.float64)
+        away = CLUSTER_SPREAD * away * torch.tensor([1.0, self.height], dtype=torch.float64)
+        cities = middles[:, torch.arange(self.count) % CLUSTERS] + away
+        return {"cities": cities, "optimum": length(cities, shortest(cities))}
+
     def _draw(self, draw: torch.Generator, count: int) -> torch.Tensor:
         return _cities(draw, count, self.count, self.height)
 
@@ -141,6 +153,10 @@ class Tours:
             case "edges":
                 return Edges(**sizes.read(config, {"width": (1, 128), "layers": (1, 4)}))
         raise sizes.unknown_family(config, self.name, ("pointer", "features", "edges"))
+
+    def ensemble(self, members: Sequence[torch.nn.Module]) -> ensembles.Ensemble:
+        """One walk, by the mean of their scores."""
+        return Policies(members)
 
     def loss(self, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """-log of the likelihood of the shortest tour, averaged over six starts, per decision.
@@ -433,11 +449,13 @@ def two_opt(cities: torch.Tensor, tours: torch.Tensor) -> torch.Tensor:
 class Survey(NamedTuple):
     """What a policy knows of a case before its first step.
 
-    Distances [n, c, c] in units of their mean, and what the family adds to them.
+    Distances [n, c, c] in units of their mean, and what the family adds to them; of an ensemble
+    what each member knows.
     """
 
     distances: torch.Tensor
     more: torch.Tensor
+    members: "tuple[Survey, ...]" = ()
 
 
 class Policy(torch.nn.Module, abc.ABC):
@@ -518,6 +536,27 @@ def _perceptron(inputs: int, width: int, layers: int) -> torch.nn.Sequential:
     last = torch.nn.Linear(width, 1, bias=False)
     torch.nn.init.zeros_(last.weight)
     return torch.nn.Sequential(*parts, last)
+
+
+class Policies(ensembles.Ensemble, Policy):
+    """Several policies as one."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return Policy.forward(self, *inputs)  # tours have no mean
+
+    def survey(self, cities: torch.Tensor) -> Survey:
+        known = tuple(cast(Policy, member).survey(cities) for member in self.members)
+        return Survey(known[0].distances, known[0].more, known)
+
+    def scores(
+        self, known: Survey, start: torch.Tensor, current: torch.Tensor, visited: torch.Tensor
+    ) -> torch.Tensor:
+        return self.mean(
+            [
+                cast(Policy, member).scores(each, start, current, visited)
+                for member, each in zip(self.members, known.members, strict=True)
+            ]
+        )
 
 
 class Nearest(Policy):

@@ -15,7 +15,7 @@ from core.audit.tree import Tree, base_name
 from core.events import Base, Rival, Workload
 from core.values import Gates
 
-MERGES_MAX = 2
+MERGES_MAX = 4
 """A task brings one candidate for a role, but so many merges."""
 
 

@@ -161,7 +161,8 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 for node in state.rounds.nodes:
                     if node.waiting:
                         touched[node.node_id] = None
-            case events.TaskClaimed() | events.TaskCompleted():
+            # Also of a queued task that ended: a round may have waited for what it would bring.
+            case events.TaskClaimed() | events.TaskCompleted() | events.TaskCancelled():
                 touched[state.tasks.table.rows[data.task_id].node_id] = None
             case (
                 events.RoundOpened()
@@ -190,7 +191,6 @@ def _nodes_touched(state: State, happened: list[events.EventData]) -> list[str]:
                 | events.CheckpointStored()
                 | events.AttemptFailed()
                 | events.TaskFailed()
-                | events.TaskCancelled()
                 | events.TaskRetried()
             ):
                 pass  # a round that loses a task to its end hears of it as RoleClosed

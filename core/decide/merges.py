@@ -9,8 +9,9 @@ from core.projections.rounds import Round, base_of
 from core.projections.state import State
 
 PARENTS_MIN = 2
-CANDIDATES_MAX = 2
-"""That a merge may bring: a soup of its parents, and a student of their ensemble."""
+CANDIDATES_MAX = 4
+"""That a merge may bring: a soup of its parents, their ensemble, a student of that, and the int8
+form of one of these."""
 
 
 def role_of(command: commands.EnqueueTask) -> Role:

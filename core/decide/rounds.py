@@ -124,9 +124,10 @@ def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
     """The next thing that follows for a node's rounds from the state alone, if any.
 
     Called after each fold until nothing follows: a full round closes, once what else entered it is
-    in, and so does one that only a merge has entered, since no rival is on its way to it; a round
-    opens when tasks wait and a commitment is free; waiting tasks enter an open round whose roles
-    are free. One that lost a record holds up no other.
+    in, and so does one that only a merge has entered, or one with a rival in it for which no task
+    is queued that could bring the other; a round opens when tasks wait and a commitment is free;
+    waiting tasks enter an open round whose roles are free. One that lost a record holds up no
+    other.
     """
     node = state.rounds.node(node_id)
     if node.open_round and not state.is_read_only("round", node.open_round):
@@ -145,6 +146,13 @@ def follow(state: State, node_id: str, meta: Meta) -> list[events.EventData]:
             return [
                 events.RoundClosed(round_id=row.round_id, reason="its only task, a merge, is in")
             ]
+        missing = [rival for rival in RIVALS if rival not in entered]
+        if len(missing) == 1 and not awaited:
+            (other,) = missing
+            # One that runs has entered it, or never will.
+            if not state.tasks.queued_of_role.get((node_id, other)):
+                reason = f"no {other} is queued that could join it"
+                return [events.RoundClosed(round_id=row.round_id, reason=reason)]
         return []
     free = _free_commitment(state) if node.waiting else None
     return [_opened(state, node_id, node.waiting[0], free, meta)] if free else []

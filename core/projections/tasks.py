@@ -320,6 +320,8 @@ class Tasks:
         """Running tasks by the worker that holds them, in order of claiming."""
         self.open_of_node: dict[str, int] = {}
         """How many queued and running tasks each node has."""
+        self.queued_of_role: dict[tuple[str, Role], int] = {}
+        """How many tasks of a node and role are queued and can be given out."""
         self.closed: set[str] = set()
         """Ids of tasks nothing can be written on any more: they are not given out, and whoever held
         one holds it no longer."""
@@ -366,7 +368,7 @@ class Tasks:
         if not isinstance(task, Task):
             return
         if task.status == "queued":
-            self.queue.removed(task.requires, task.role == "merge")
+            self._dequeue(task)
         elif task.status == "running":
             self._let_go(task)
 
@@ -420,7 +422,7 @@ class Tasks:
         if before.status == "running":
             self._let_go(before)
         elif before.status == "queued":
-            self.queue.removed(before.requires, before.role == "merge")
+            self._dequeue(before)
 
     def _let_go(self, task: Task) -> None:
         worker_id = task.claims[-1].worker_id
@@ -448,6 +450,15 @@ class Tasks:
         key = order_key(task.created_at, task.priority)
         is_merge = task.role == "merge"
         self.queue.add(task.task_id, task.requires, is_merge, _lot(task), key, task.ticket)
+        kind = (task.node_id, task.role)
+        self.queued_of_role[kind] = self.queued_of_role.get(kind, 0) + 1
+
+    def _dequeue(self, task: Task) -> None:
+        self.queue.removed(task.requires, task.role == "merge")
+        kind = (task.node_id, task.role)
+        self.queued_of_role[kind] -= 1
+        if not self.queued_of_role[kind]:
+            del self.queued_of_role[kind]
 
     def ticket(self, task_id: str) -> int:
         """The ticket under which a task is queued now and given out, or -1."""

@@ -474,6 +474,7 @@ class Network(RuleBasedStateMachine):
         assert +Counter(tasks.counts) == Counter(row.status for row in tasks.table)
         held: dict[str, set[str]] = {}
         still_open: Counter[str] = Counter()
+        queued: Counter[tuple[str, str]] = Counter()
         chars = ended_chars = 0
         for row in tasks.table:
             if row.status == "running":
@@ -482,11 +483,14 @@ class Network(RuleBasedStateMachine):
             if row.status in OPEN:
                 assert isinstance(row, Task)
                 still_open[row.node_id] += 1
+                given_out = row.status == "queued" and row.task_id not in tasks.closed
+                queued[row.node_id, row.role] += given_out
                 chars += len(row.topic)
             elif isinstance(row, Task):
                 ended_chars += len(row.topic + row.log_tail + "".join(row.reasons))
         assert {worker: set(ids) for worker, ids in tasks.held.items()} == held
         assert +Counter(tasks.open_of_node) == still_open
+        assert tasks.queued_of_role == +queued
         assert (tasks.open_topic_chars, tasks.ended_chars) == (chars, ended_chars)
         online = {
             one.worker_id: one.via for one in self.state.workers.table if one.status == "online"

@@ -227,7 +227,7 @@ def test_a_merge_keeps_states_and_no_finished_model_before_its_result() -> None:
         )
 
 
-def test_a_round_waits_for_the_merge_that_entered_it_and_takes_both_that_it_brings() -> None:
+def test_a_round_waits_for_the_merge_that_entered_it_and_takes_all_that_it_brings() -> None:
     made = judged_twice()
     made.task("m", NODE, method="merge")
     merging = made.claim()
@@ -281,7 +281,7 @@ def test_a_merge_that_brought_nothing_leaves_its_round_open_to_rivals() -> None:
 @pytest.mark.parametrize(
     ("role", "rivals", "words"),
     [
-        ("merge", ["merge"] * 3, "brings 3 candidates as merge; it may bring 2"),
+        ("merge", ["merge"] * 5, "brings 5 candidates as merge; it may bring 4"),
         ("dual", ["evolver"] * 2, "brings 2 candidates as evolver; it may bring 1"),
         ("evolver", ["merge"], "may bring none"),
     ],
@@ -296,7 +296,7 @@ def test_no_task_burdens_the_judges_with_more_than_its_own(
         complete(made, made.claim(), *brought)
 
 
-def test_the_audit_finds_a_merge_of_what_nobody_brought_and_a_third_merge() -> None:
+def test_the_audit_finds_a_merge_of_what_nobody_brought_and_a_fifth_merge() -> None:
     made = judged_twice()
     made.task("m", NODE, method="merge")
     queued = made.stored[-1]
@@ -311,7 +311,8 @@ def test_the_audit_finds_a_merge_of_what_nobody_brought_and_a_third_merge() -> N
     merging = made.claim()
     made.task("t3", NODE, role="evolver")
     assert made.claim() is not None
-    complete(made, merging, candidate("merge", "soup"), candidate("merge", "student"))
+    names = ("soup", "ensemble", "student", "quantized")
+    complete(made, merging, *(candidate("merge", name) for name in names))
     admitted = made.stored[-1]
     assert isinstance(admitted.data, events.CandidateAdmitted)
     assert violations(made) == []

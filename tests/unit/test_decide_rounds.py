@@ -126,6 +126,70 @@ def test_a_round_closes_when_both_rivals_are_in_and_a_missing_candidate_closes_i
         assert [one.candidate.rival for one in row.standings] == list(rivals)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("evolver", "reinventor"), ("reinventor", "evolver")]
+)
+def test_a_round_waits_for_its_second_rival_while_that_is_queued_and_no_longer(
+    first: events.Rival, second: events.Rival
+) -> None:
+    world = deposited()
+    token = claimed(world, role=first)
+    world.task("t2", role=second)
+    world.task("t3", role=second)
+    brought(world, token, first)
+    assert only(world).status == "open"
+    world.do(commands.CancelTask(task_id="t2"))
+    assert only(world).status == "open"
+    world.do(commands.CancelTask(task_id="t3"))
+    row = only(world)
+    assert (row.status, row.close_reason) == ("closed", f"no {second} is queued that could join it")
+
+
+def test_a_rival_that_is_queued_after_its_round_closed_opens_the_next() -> None:
+    world = deposited()
+    brought(world, claimed(world, role="evolver"), "evolver")
+    claimed(world, "t2", role="reinventor")
+    statuses = [row.status for row in world.state.rounds.table]
+    assert statuses == ["closed", "open"]
+
+
+def test_a_dual_task_in_the_queue_holds_no_round_since_it_could_not_join_it() -> None:
+    world = deposited()
+    token = claimed(world, role="evolver")
+    world.task("t2")
+    brought(world, token, "evolver")
+    assert only(world).status == "closed"
+
+
+def test_a_rival_that_failed_alone_closes_its_round_and_holds_up_no_further_one() -> None:
+    world = deposited()
+    claimed(world, role="evolver")
+    world.do(commands.CancelTask(task_id="t1"))
+    assert only(world).status == "closed"
+
+
+def test_a_queued_rival_that_lost_a_record_is_not_waited_for() -> None:
+    world = deposited()
+    token = claimed(world, role="evolver")
+    world.task("t2", role="reinventor")
+    world.state.close("ev.task.t2")
+    brought(world, token, "evolver")
+    assert only(world).status == "closed"
+
+
+def test_a_rival_that_an_http_worker_took_is_not_waited_for() -> None:
+    world = deposited()
+    token = claimed(world, role="evolver")
+    world.task("t2", role="reinventor")
+    brought(world, token, "evolver")
+    assert only(world).status == "open"
+    world.http_worker("h1")
+    world.do(
+        commands.ClaimTask(worker_id="h1", via="http", claim_id="c", lease_seconds=60, session="")
+    )
+    assert only(world).status == "closed"
+
+
 def test_a_further_task_of_a_role_waits_for_the_next_round() -> None:
     world = deposited()
     first = claimed(world)
