@@ -46,7 +46,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "node": Entry("cli.node", "node", "Show specializations."),
         "round": Entry("cli.round", "round_", "List and show rounds and their verdicts."),
         "rivals": Entry("cli.rivals", "rivals", "Show what each rival has won, and what it cost."),
-        "champion": Entry("cli.champion", "champion", "Show, save, ask a model a node serves."),
+        "champion": Entry("cli.champion", "champion", "Show, choose, save, ask a node's model."),
+        "gates": Entry("cli.gates", "gates", "Show or set by what a node's models are judged."),
     },
     "Without a server": {
         "train": Entry("cli.train", "train", "Train one model here."),

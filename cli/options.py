@@ -187,6 +187,16 @@ def as_json(command: F) -> F:
     )
 
 
+def budget(command: F) -> F:
+    """`--budget`: which throne of a node is meant."""
+    return click.option(
+        "--budget",
+        default="",
+        metavar="NAME",
+        help="The champion of this budget, not the node's own.",
+    )(command)
+
+
 def worker_timeout(command: F) -> F:
     """`--worker-timeout-sec`: when an HTTP worker counts as gone."""
     return click.option(

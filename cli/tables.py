@@ -143,9 +143,10 @@ def lineage(rows: Sequence[views.Lineage]) -> Table:
 
 
 def history(rows: Sequence[views.Lineage]) -> Table:
-    """One reign a row: the figures of its champion, and how it ended where nobody followed."""
+    """One reign a row: the figures of its champion, who made it that, and how it ended where nobody
+    followed."""
     columns = [
-        *("promoted", "champion", "instead of", "rival", "error", "baseline", "evidence"),
+        *("promoted", "by", "champion", "instead of", "rival", "error", "baseline", "evidence"),
         *("params", "bytes", "round", "ended", "why"),
     ]
     return terminal.table(
@@ -153,6 +154,7 @@ def history(rows: Sequence[views.Lineage]) -> Table:
         [
             (
                 terminal.when(row.promoted_at),
+                f"{row.by}, {row.choice}" if row.choice else row.by,
                 row.candidate_id,
                 row.instead_of,
                 row.role,
@@ -163,7 +165,7 @@ def history(rows: Sequence[views.Lineage]) -> Table:
                 row.bytes,
                 row.round_id,
                 terminal.when(row.retired_at),
-                row.reason,
+                "; ".join(words for words in (row.because, row.reason) if words),
             )
             for row in rows
         ],

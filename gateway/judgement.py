@@ -222,7 +222,8 @@ class BudgetThrone(Budget, frozen=True, kw_only=True):
 
 
 class CandidateRecord(Part, frozen=True, kw_only=True):
-    """A candidate of a node, from its topic through every attempt to its bytes. `reigns` says over
+    """A candidate of a node, from its topic through every attempt to its bytes. `base` is the model
+    that it started or learned from, `parents` are those that it was merged of; `reigns` says over
     what it reigns now: "" is the node, others are its budgets."""
 
     candidate_id: str

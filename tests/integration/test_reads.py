@@ -396,6 +396,9 @@ REASONS = {"ar": "أفضل", "en": "better"}
 async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> None:
     task_id, round_id = await judged(stack)
     before = (await stack.get(f"/rounds/{round_id}")).json["round"]
+    opened, closes = before.pop("opened_at"), before.pop("closes_at")
+    assert opened < closes
+    assert before.pop("gates")["better_ratio"] == 0.99
     assert before == {
         "round_id": round_id,
         "node_id": "opt-convex",
@@ -412,12 +415,33 @@ async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> Non
                 "error": None,
                 "evidence_rate": None,
                 "ratio_upper": None,
+                "ratio": None,
+                "params": 0,
+                "bytes": 5,
+                "gates": [],
             }
         ],
         "verdict": None,
         "reasons": None,
         "decided_at": None,
-    }
+        "entries": [
+            {"role": "evolver", "task_id": task_id, "state": "closed",
+             "reason": "the task was completed without a candidate for this role"},
+            {"role": "reinventor", "task_id": task_id, "state": "admitted", "reason": ""},
+        ],
+        "close_reason": "both rivals are in",
+        "judge": "j",
+        "look": 1,
+        "champion": None,
+        "best": None,
+        "alpha": None,
+        "cases": None,
+        "champion_error": None,
+        "baseline_error": None,
+        "weighed": [],
+        "recommendation": None,
+        "budgets": [],
+    }  # fmt: skip
     await decide(stack, round_id)
     after = (await stack.get(f"/rounds/{round_id}")).json["round"]
     assert (after["status"], after["verdict"], after["reasons"]) == ("decided", "promote", REASONS)
@@ -462,7 +486,10 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
         if one["node_id"] == "opt-convex"
     ]
     assert {key: node[key] for key in graphed} == graphed
-    assert list(node)[len(graphed) :] == ["champion", "rounds", "lineage", "workload"]
+    assert list(node)[len(graphed) :] == [
+        *("champion", "rounds", "lineage", "workload"),
+        *("gates", "budgets"),
+    ]
     champion = node["champion"]
     promoted_at = champion.pop("promoted_at")
     assert champion == {
@@ -480,7 +507,8 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
     assert node["rounds"] == [{"round_id": round_id, "status": "decided", "verdict": "promote"}]
     del champion["manifest"]
     ending = {"instead_of": None, "retired_at": None, "reason": ""}
-    assert node["lineage"] == [champion | ending | {"promoted_at": promoted_at}]
+    by = {"by": "judge", "choice": "", "because": ""}
+    assert node["lineage"] == [champion | ending | by | {"promoted_at": promoted_at}]
 
 
 async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> None:
