@@ -10,7 +10,9 @@ import msgspec
 
 from cli import child, options, views
 from cli.client import Client, segment
+from cli.merging import ServerMerges
 from orchestrator.feeder import Feeder, Fleet, Order, Standing, least_budget
+from orchestrator.merger import Merger
 
 DETAILS_AT_ONCE = 16
 """Nodes asked about in each survey; the others are weighed by what was heard of them last."""
@@ -206,6 +208,7 @@ def orchestrator(
         sleep_seconds=sleep_sec,
         priority=priority,
         say=lambda words: child.say(f"{time.strftime('%H:%M:%S')}  {words}"),
+        merges=Merger(ServerMerges(client), priority),
     )
     asyncio.run(_until_stopped(feeder))
 

@@ -16,6 +16,7 @@ from core import errors, plans, workloads
 from core.decide import fitness
 from core.projections.rounds import RIVALS
 from core.projections.state import State
+from orchestrator.merger import Merger
 
 log = logging.getLogger(__name__)
 
@@ -236,8 +237,10 @@ class Feeder:
         priority: int,
         say: Callable[[str], None],
         given_seconds: float = 0.0,
+        merges: Merger | None = None,
     ) -> None:
-        """`say` tells people in a line when the judges are behind, and when no longer."""
+        """`say` tells people in a line when the judges are behind, and when no longer; `merges` is
+        told of what was ordered, and may order a merge beside it."""
         self._target = target
         self._say = say
         self._is_behind = False
@@ -246,6 +249,7 @@ class Feeder:
         self._sleep_seconds = sleep_seconds
         self._priority = priority
         self._given_seconds = given_seconds
+        self._merges = merges
         self._turn = 0
         self._name = uuid.uuid4().hex
 
@@ -276,6 +280,8 @@ class Feeder:
         for order in orders:
             self._turn += 1
             await self._target.enqueue(order, self._priority, self._key())
+        if self._merges is not None:
+            await self._merges.after(len(orders))
         return len(orders)
 
     def _tell(self, fleet: Fleet) -> None:

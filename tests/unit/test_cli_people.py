@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from cli import main, terminal
 from cli.client import Client
+from cli.merging import ServerMerges
 from cli.orchestrator import ServerTarget
 
 PREFIX = "/api/v1/network"
@@ -954,3 +955,48 @@ async def test_the_orchestrator_neither_orders_nor_counts_what_nobody_online_can
     fleet = await ServerTarget(Client(stub.address)).survey()
     assert [node.node_id for node in fleet.nodes] == ["opt-convex"]
     assert fleet.queued == 4
+
+
+def _tells_of_rounds(stub: Stub, role: str = "evolver") -> None:
+    rounds = [
+        {"round_id": "r1", "status": "decided", "verdict": "keep"},
+        {"round_id": "r2", "status": "decided", "verdict": "void"},
+        {"round_id": "r3", "status": "open", "verdict": None},
+    ]
+    champion = {"weights_sha256": "c", "error": 0.1, "role": "merge"}
+    node = {"champion": champion, "rounds": rounds, "workload": {"specialist": "root-math"}}
+    candidates = [
+        {"weights_sha256": "e", "error": 0.15, "role": role},
+        {"weights_sha256": "far", "error": 0.9, "role": "merge"},
+        {"weights_sha256": "refused", "error": None, "role": "reinventor"},
+    ]
+    stub.says("GET", "/graph", {"status": "ok", "graph": {"nodes": [NODE]}})
+    stub.says("GET", f"/nodes/{NODE['node_id']}", {"status": "ok", "node": node})
+    stub.says("GET", "/rounds/r1", {"status": "ok", "round": {"candidates": candidates}})
+
+
+async def test_the_orchestrator_merges_what_a_server_tells_of_the_last_round_once(
+    stub: Stub,
+) -> None:
+    _tells_of_rounds(stub)
+    target = ServerMerges(Client(stub.address))
+    (order,) = await target.merges()
+    assert (order.parents, order.budget_seconds_min) == (["c", "e"], 60.0)
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    await target.merge(order, 60.0, 8)
+    _, _, _, body, headers = stub.asked[-1]
+    assert body["role"] == "merge"
+    assert body["parents"] == ["c", "e"]
+    assert headers["idempotency-key"] == order.key
+    task = f"/tasks/{TASK['task_id']}"
+    for status in ("running", "completed"):
+        stub.says("GET", task, {"status": "ok", "task": TASK | {"status": status}})
+        assert await target.merges() == []
+
+
+async def test_the_orchestrator_merges_nothing_where_only_merges_stood_in_the_last_round(
+    stub: Stub,
+) -> None:
+    _tells_of_rounds(stub, role="merge")
+    stub.answers["GET", "/rounds/r1"][1]["round"]["candidates"].pop()
+    assert await ServerMerges(Client(stub.address)).merges() == []
