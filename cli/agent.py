@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import msgspec
 
 from cli import child, options
 from core import errors, platforms
@@ -58,6 +59,7 @@ from core import errors, platforms
     help="Threads that a large model computes on. Default: all cores; name a part of them for each "
     "of several agents on a machine.",
 )
+@options.price
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -70,6 +72,7 @@ def agent(
     bases: Path | None,
     processes: int,
     threads: int,
+    price_per_hour: float | None,
     direct: bool,
     as_child: bool,
     verbose: bool,
@@ -98,7 +101,7 @@ def agent(
         if as_child:
             _to_terminal(f"{worker_id}: {line}")
 
-    here = machine.inspect()
+    here = msgspec.structs.replace(machine.inspect(), price_per_hour=price_per_hour)
     gauge = gauges.of_device(here.device)
     one = worker.Worker(settings, here, Pool(processes, threads), Narrator(say, api, tell), gauge)
 

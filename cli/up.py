@@ -61,6 +61,7 @@ class Settings(NamedTuple):
     quota_gib: float
     worker_quota_gib: float
     new_judge_key: bool
+    price_per_hour: float | None
 
 
 @dataclass
@@ -463,6 +464,7 @@ def default_data() -> Path:
     type=click.IntRange(0, 100_000),
     help="Queued tasks the orchestrator keeps.",
 )
+@options.price
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
 @options.worker_timeout
 @options.http_lease
@@ -495,6 +497,7 @@ def up(
     agents: int,
     train_sec: float,
     min_queue: int,
+    price_per_hour: float | None,
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
@@ -525,6 +528,7 @@ def up(
         quota_gib=quota_gib,
         worker_quota_gib=worker_quota_gib,
         new_judge_key=new_judge_key,
+        price_per_hour=price_per_hour,
     )
     require_room(data)
     with platforms.DataLock(data / "lock", signs=False) as lock:
@@ -630,6 +634,7 @@ def _judge_line(nats: str, asked: Settings, artifacts: str) -> list[str]:
 def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
     from agent import limits
 
+    price = asked.price_per_hour
     return [
         *("agent", "--child", "--direct"),
         *("--api", http, "--worker-id", name),
@@ -637,4 +642,5 @@ def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
         *("--threads", str(max(1, limits.cores() // asked.agents))),
         *("--directory", str(asked.data / "agents" / name)),
         *("--bases", str(asked.data / "agents" / ".bases")),
+        *([] if price is None else ["--price-per-hour", str(price)]),
     ]
