@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import msgspec
 
 from cli import child, options
 from core import errors, platforms, quiet
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     "of several agents on a machine.",
 )
 @options.quiet_folder
+@options.price
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -77,6 +79,7 @@ def agent(
     processes: int,
     threads: int,
     quiet_folder: Path | None,
+    price_per_hour: float | None,
     direct: bool,
     as_child: bool,
     verbose: bool,
@@ -105,7 +108,7 @@ def agent(
         if as_child:
             _to_terminal(f"{worker_id}: {line}")
 
-    here = machine.inspect()
+    here = msgspec.structs.replace(machine.inspect(), price_per_hour=price_per_hour)
     gauge = gauges.of_device(here.device)
     pool = Pool(processes, threads)
     one = worker.Worker(settings, here, pool, Narrator(say, api, tell), gauge)

@@ -62,6 +62,7 @@ class Settings(NamedTuple):
     worker_quota_gib: float
     new_judge_key: bool
     no_quiet: bool
+    price_per_hour: float | None
 
 
 @dataclass
@@ -464,6 +465,7 @@ def default_data() -> Path:
     type=click.IntRange(0, 100_000),
     help="Queued tasks the orchestrator keeps.",
 )
+@options.price
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
 @options.worker_timeout
 @options.http_lease
@@ -502,6 +504,7 @@ def up(
     agents: int,
     train_sec: float,
     min_queue: int,
+    price_per_hour: float | None,
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
@@ -534,6 +537,7 @@ def up(
         worker_quota_gib=worker_quota_gib,
         new_judge_key=new_judge_key,
         no_quiet=no_quiet,
+        price_per_hour=price_per_hour,
     )
     require_room(data)
     with platforms.DataLock(data / "lock", signs=False) as lock:
@@ -645,6 +649,7 @@ def _quiet(asked: Settings) -> list[str]:
 def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
     from agent import limits
 
+    price = asked.price_per_hour
     return [
         *("agent", "--child", "--direct"),
         *("--api", http, "--worker-id", name),
@@ -653,4 +658,5 @@ def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
         *("--directory", str(asked.data / "agents" / name)),
         *("--bases", str(asked.data / "agents" / ".bases")),
         *_quiet(asked),
+        *([] if price is None else ["--price-per-hour", str(price)]),
     ]

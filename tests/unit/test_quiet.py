@@ -163,7 +163,7 @@ def test_between_two_pauses_trainings_run(tmp_path: Path, monkeypatch: pytest.Mo
     with asking.hold():
         time.sleep(0.2)
     with monkeypatch.context() as patched:
-        patched.setattr("core.quiet.time.sleep", slept.append)
+        patched.setattr(time, "sleep", slept.append)
         with asking.hold():
             pass
     assert slept[0] > 0.1
