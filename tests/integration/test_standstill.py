@@ -140,6 +140,30 @@ async def test_who_is_to_stop_is_not_held_up(pool: Pool, tmp_path: Path) -> None
     assert pool.pid == process  # it did as it was told, and was not ended
 
 
+async def test_what_watches_over_an_executor_does_not_stand_still() -> None:
+    watched = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True);"
+    watched += "sys.stdin.read()"
+    executor = Pool()
+    executor._process = process = await asyncio.to_thread(
+        subprocess.Popen,
+        [sys.executable, "-c", watched],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    watcher = psutil.Process(int(await asyncio.to_thread(process.stdout.readline)))
+    try:
+        executor.suspend()
+        await _until(lambda: _is_stopped(process.pid))
+        assert not _is_stopped(watcher.pid)
+        executor.resume()
+        await _until(lambda: not _is_stopped(process.pid))
+    finally:
+        watcher.kill()
+        process.kill()
+        await asyncio.to_thread(process.communicate)
+
+
 async def test_an_executor_that_stands_still_dies_with_its_agent(tmp_path: Path) -> None:
     agent = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE
