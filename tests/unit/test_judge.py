@@ -226,7 +226,7 @@ def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_a
 ) -> None:
     said = {
         0: iter([np.ones(5), np.array([1.0, np.nan, 1.0])]),
-        1: iter([np.ones(5), np.ones(3)]),
+        1: iter([np.full(5, 0.5), np.full(3, 0.5)]),
     }
     monkeypatch.setattr(models, "errors_of", lambda _, model, *__: next(said[model.bytes]))
     known = {"king": models.Model(better, 0, 0), "rival": models.Model(better, 0, 1)}
