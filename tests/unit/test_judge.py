@@ -80,11 +80,18 @@ class Shelf:
             await self.store.put(WRITER, piece)
         return await self.store.put(chunks.DESK, edit(packed.manifest).encode())
 
-    def judged(self, *candidates: events.Candidate, **more: object) -> wire.Verdict:
+    def judged(
+        self,
+        *candidates: events.Candidate,
+        timing: trial.Timing = trial.untimed,
+        **more: object,
+    ) -> wire.Verdict:
         """The verdict on a round of these candidates."""
-        return asyncio.run(
-            judge.judge_round(brief(*candidates, **more), self.store, SECRET, "j", Path())
+        told = brief(*candidates, **more)
+        asked = judge.judge_round(
+            told, self.store, SECRET, "j", Path(), models.go_on_always, timing
         )
+        return asyncio.run(asked)
 
 
 def brief(*candidates: events.Candidate, **more: object) -> wire.RoundBrief:
