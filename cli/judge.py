@@ -39,6 +39,7 @@ from core import errors
     "the old one could judge.",
 )
 @options.artifacts
+@options.quiet_folder
 @click.option("--judge-id", default="judge", show_default=True, help="Its name in the log.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -49,6 +50,7 @@ def judge(
     key: Path,
     new_key: bool,
     artifacts: str,
+    quiet_folder: Path | None,
     judge_id: str,
     as_child: bool,
     verbose: bool,

@@ -320,6 +320,8 @@ def _record(
     row: Round, candidate: events.Candidate, task: Task, reigns: list[str]
 ) -> judgement.CandidateRecord:
     said = verdicts.said_of(candidate.candidate_id, row.decision)
+    # A dual task has a base for its evolver; its reinventor starts from nothing.
+    is_based = candidate.rival == "evolver" or candidate.method == "distill"
     return judgement.CandidateRecord(
         candidate_id=candidate.candidate_id,
         role=candidate.rival,
@@ -327,7 +329,7 @@ def _record(
         topic=task.topic,
         method=candidate.method,
         method_reason=candidate.method_reason,
-        base=verdicts.base_of(task.base) if task.base else None,
+        base=verdicts.base_of(task.base) if task.base and is_based else None,
         parents=[verdicts.base_of(one) for one in task.parents],
         attempts=[attempt_of(claim) for claim in task.claims],
         worker_id=next(s.worker_id for s in row.standings if s.candidate == candidate),

@@ -222,7 +222,8 @@ class BudgetThrone(Budget, frozen=True, kw_only=True):
 
 
 class CandidateRecord(Part, frozen=True, kw_only=True):
-    """A candidate of a node, from its topic through every attempt to its bytes. `reigns` says over
+    """A candidate of a node, from its topic through every attempt to its bytes. `base` is the model
+    that it started or learned from, `parents` are those that it was merged of; `reigns` says over
     what it reigns now: "" is the node, others are its budgets."""
 
     candidate_id: str
@@ -353,8 +354,15 @@ class BudgetVerdict(Part, frozen=True, kw_only=True):
     ratio_upper: float | None
 
 
+class Claimed(Part, frozen=True, kw_only=True):
+    """What a worker measured of its own model, on validation cases."""
+
+    loss: float | None
+    evidence_rate: float | None
+
+
 class RoundCandidate(Part, frozen=True, kw_only=True):
-    """A model standing in a round, and what was said of it."""
+    """A model standing in a round, what its worker claimed, what was measured and said of it."""
 
     candidate_id: str
     task_id: str
@@ -370,6 +378,7 @@ class RoundCandidate(Part, frozen=True, kw_only=True):
     params: int
     bytes: int
     gates: list[Check]
+    claimed: Claimed
 
 
 class RoundDetail(Part, frozen=True, kw_only=True):
