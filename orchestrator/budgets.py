@@ -56,6 +56,7 @@ def entered(
             against="budget" if entry.reigning else "trivial",
             gates=brief.gates,
             tolerance=tolerance,
+            budget=budget.name,
             may_fail=True,
         )
         yield entry._replace(contest=contest)

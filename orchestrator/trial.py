@@ -275,12 +275,19 @@ class _Trial:
             for name in self._scales
         }
         self._go_on()
-        told = self._timing(timed, self._weighed_champion, self._is_clear)
+        told = self._timed(timed)
         latencies = {name: told.get(name) for name in self._scales}
         front = consensus.fronted(
             [replace(one, latency=latencies[name]) for name, one in self._scales.items()]
         )
         self._scales = {one.candidate_id: one for one in front}
+
+    def _timed(self, timed: Mapping[str, Timed]) -> Mapping[str, Latency]:
+        try:
+            return self._timing(timed, self._weighed_champion, self._is_clear)
+        except errors.ArtifactError as error:
+            # No candidate's fault: each was asked the same before, and answered.
+            raise RuntimeError(f"a model that answered before does not: {error}") from error
 
     def _rank_champion(self, specialist: base.Specialist) -> None:
         """Measure the champion on the ranking cases. One that answers nonsense is not weighed."""
@@ -292,7 +299,10 @@ class _Trial:
         answers = Answers(specialist, self._models, self._go_on)
         answers.meet(self._rank_cases)
         if not paired.unusable(answers.of(name)):
-            weighed = self._weighed(specialist, name, self._models[name], self._rank_cases)
+            try:
+                weighed = self._weighed(specialist, name, self._models[name], self._rank_cases)
+            except errors.ArtifactError as error:
+                raise Unmeasured(name, str(error)) from error
             self._scales[name] = weighed
 
     @property
