@@ -1,7 +1,8 @@
 """Whether a merge is worth its time: against two rivals of the same seconds, on fresh hidden cases.
 
 A champion is trained, an evolver goes on from it, a reinventor starts from nothing, and a merge
-takes all three; each has the same budget, and all are measured on the same cases.
+takes all three; each has the same budget, and all are measured on the same cases. As a control, the
+reinventor goes on for as long again: what a student may gain by beginning where that one ended.
 """
 
 import tempfile
@@ -18,14 +19,15 @@ from agent.specialists import registry, seeds
 from benchmarks import specialists
 from benchmarks.harness import Goal, Ratio, Run, Section, Size
 from core.events import Rival
-from orchestrator import bounds, gate, judge
+from orchestrator import bounds, models, paired
 
-NODES = ("stats-bayesian", "physics-quantum", "math-physics", "opt-convex", "opt-discrete")
-SECONDS = Size(20, 2)
+NODES = ("stats-bayesian", "math-statistics", "physics-quantum", "opt-convex")
+SECONDS = Size(15, 2)
 CASES = Size(4_096, 64)
-SEEDS = Size(3, 1)
+SEEDS = Size(2, 1)
 ALPHA = 0.05
 RIVALS = ("evolver", "reinventor")
+CONTROL = "reinventor, twice"
 MERGES = ("soup", "ensemble", "student", "quantized")
 HEADS = (
     *("node", "seed", "model", "error", "bytes", "params", "ms"),
@@ -34,13 +36,15 @@ HEADS = (
 NOTES = """
 - A champion of the evolver's first family for {seconds} s; then, for {seconds} s each, an evolver
   that goes on from it, a reinventor, and a merge of these three. One thread each.
+- "{control}": the reinventor goes on for as long again, without teachers: the control of students,
+  which go on from it, too.
 - Error: mean on {cases:,} hidden cases that none of them saw, the same for all models of a seed.
 - Of the evolver, of the reinventor: this error by theirs, as the gate compares them (the geometric
   mean of the cases' ratios, or the ratio of the means where errors are mostly 0), with the ends of
   the paired interval at 95 %. Surely below both: both intervals end below 1, and the mean error is
   below both, too.
-- ms: the median to answer one probe, measured in turns. Front: no other model is as good in error,
-  bytes and ms, and better in one of them.
+- ms: the median to answer one probe, measured in turns. Front: no other model but the control is as
+  good in error, bytes and ms, and better in one of them.
 - What is not in the table was not brought: a soup or an ensemble that does not help on validation
   cases, an int8 form that is not smaller, an ensemble that the node's rule excludes.
 """
@@ -109,7 +113,7 @@ def measure(run: Run) -> Section:
             )
         ],
         figures=[],
-        notes=NOTES.format(seconds=run.size(SECONDS), cases=run.size(CASES)),
+        notes=NOTES.format(seconds=run.size(SECONDS), cases=run.size(CASES), control=CONTROL),
     )
 
 
@@ -122,9 +126,9 @@ def measured(node_id: str, seed: int, folder: Path, run: Run) -> dict[str, Measu
     modules = {name: specialists.loaded(specialist, one.folder) for name, one in stored.items()}
     found = {}
     for name, module in modules.items():
-        model = judge.Model(module.eval(), stored[name].params, stored[name].bytes)
+        model = models.Model(module.eval(), stored[name].params, stored[name].bytes)
         with torch.inference_mode():
-            found[name] = judge.errors_of(specialist, model, cases)
+            found[name] = models.errors_of(specialist, model, cases)
     times = pace.latencies_ms(list(modules.values()), specialist.probe())
     return {
         name: Measured(stored[name], found[name], ms)
@@ -157,6 +161,7 @@ def trained(node_id: str, seed: int, folder: Path, seconds: float) -> dict[str, 
     evolver, reinventor = run("evolver", "evolver", base), run("reinventor", "reinventor")
     models = {"champion": champion, "evolver": evolver, "reinventor": reinventor}
     merge = run("merge", "merge", parents=[one.candidate_directory for one in models.values()])
+    models[CONTROL] = run(CONTROL, "evolver", reinventor.candidate_directory)
     made = {one.made: one for one in (merge, *merge.others)}
     print(f"  {node_id}, seed {seed}: {made['student'].method_reason}", flush=True)
     models |= {name: made[name] for name in MERGES if name in made}
@@ -171,8 +176,8 @@ def _stored(result: jobs.Result) -> Stored:
 
 def compared(new: bounds.Floats, opponent: bounds.Floats) -> Interval:
     """Both on the same cases."""
-    if gate.method_for(new, opponent) == "log-ratio":
-        values = gate.log_ratios(new, opponent)
+    if paired.method_for(new, opponent) == "log-ratio":
+        values = paired.log_ratios(new, opponent)
         ends = (float(values.mean()), -bounds.upper(-values, ALPHA), bounds.upper(values, ALPHA))
         return Interval(*(float(np.exp(end)) for end in ends))
     values, mean = new - opponent, float(opponent.mean())
@@ -185,7 +190,8 @@ def is_on_front(name: str, found: Mapping[str, Measured]) -> bool:
     own = found[name].costs
     return not any(
         other.costs != own and all(a <= b for a, b in zip(other.costs, own, strict=True))
-        for other in found.values()
+        for each, other in found.items()
+        if each != CONTROL
     )
 
 
@@ -214,7 +220,7 @@ def rows_of(node_id: str, seed: int, found: Mapping[str, Measured]) -> list[tupl
                 for rival in RIVALS
             ),
             "" if name not in MERGES else "yes" if surely_below_both(name, found) else "no",
-            "yes" if is_on_front(name, found) else "",
+            "yes" if name != CONTROL and is_on_front(name, found) else "",
         )
         for name, one in found.items()
     ]

@@ -318,16 +318,18 @@ def _noted(data: Path, nats_url: str, address: str) -> Iterator[None]:
 def _feed(
     door: runtime.Runtime, min_queue: int, train_seconds: float
 ) -> Coroutine[None, None, None]:
-    from orchestrator import feeder, targets
+    from orchestrator import feeder, merger, targets
 
+    target, priority = targets.RuntimeTarget(door), feeder.PRIORITY_BESIDE_PEOPLE
     return feeder.Feeder(
-        targets.RuntimeTarget(door),
+        target,
         min_queue=min_queue,
         burst=max(10, min_queue),
         sleep_seconds=1.0,
-        priority=feeder.PRIORITY_BESIDE_PEOPLE,
+        priority=priority,
         say=_say_now,
         given_seconds=train_seconds,
+        merges=merger.Merger(target, priority, train_seconds),
     ).run()
 
 

@@ -41,7 +41,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "enqueue": Entry("cli.task", "enqueue", "Ask for training."),
         "expand": Entry("cli.node", "expand", "Grow a specialization below another."),
         "task": Entry("cli.task", "task", "List, show, cancel and retry tasks."),
-        "worker": Entry("cli.worker", "worker", "List, pause and resume workers."),
+        "worker": Entry("cli.worker", "worker", "List, show, pause and resume workers."),
         "corpus": Entry("cli.corpus", "corpus", "Let a specialization train on a folder of text."),
         "node": Entry("cli.node", "node", "Show specializations."),
         "round": Entry("cli.round", "round_", "List and show rounds and their verdicts."),

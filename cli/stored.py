@@ -130,11 +130,11 @@ async def _round(log: "Log", round_id: str) -> "Round":
 async def _files(connected: "Connected", champion: "events.Champion") -> dict[str, bytes]:
     """Weights and configuration, and the texts of a corpus as agents have them."""
     from core import chunks, corpora
-    from orchestrator import judge
+    from orchestrator import models
 
     store = connected.store
-    model = await judge.fetch(store, champion.manifest)
-    files = {judge.WEIGHTS_FILE: model.weights, judge.CONFIG_FILE: model.config}
+    model = await models.fetch(store, champion.manifest)
+    files = {models.WEIGHTS_FILE: model.weights, models.CONFIG_FILE: model.config}
     if champion.workload.corpus is not None:
         manifest = chunks.decode_manifest(
             await store.get(chunks.DESK, champion.workload.corpus.manifest)

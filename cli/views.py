@@ -34,6 +34,15 @@ class Unfit(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Claims(msgspec.Struct, frozen=True):
+    """How many of a worker's own measurements were held against a judge's, how many were off, and
+    whether they keep being so."""
+
+    judged: int = 0
+    off: int = 0
+    doubtful: bool = False
+
+
 class Worker(msgspec.Struct):
     """A worker, and what it holds."""
 
@@ -55,6 +64,8 @@ class Worker(msgspec.Struct):
     memory_bytes: int | None = None
     unfit: list[Unfit] = []
     pause: str = ""
+    price_per_hour: float | None = None
+    claims: Claims = Claims()
 
     @property
     def held(self) -> str:
@@ -108,6 +119,15 @@ class LossPoint(msgspec.Struct):
     loss: float | None = None
 
 
+class RecentRounds(msgspec.Struct, frozen=True):
+    """A rival's rounds, older ones at less weight, and what it gained in them."""
+
+    rounds: float = 0.0
+    won: float = 0.0
+    replaced: float = 0.0
+    gain: float = 0.0
+
+
 class RivalAccount(msgspec.Struct):
     """What a rival has won and cost."""
 
@@ -119,6 +139,9 @@ class RivalAccount(msgspec.Struct):
     absent: int = 0
     error_factor: float | None = None
     device_seconds: float = 0.0
+    priced_seconds: float = 0.0
+    cost: float | None = None
+    recent: RecentRounds = RecentRounds()
 
 
 class TelemetryPoint(msgspec.Struct):
@@ -420,6 +443,13 @@ class Chosen(msgspec.Struct):
     champion: Champion = msgspec.field(default_factory=Champion)
 
 
+class Claimed(msgspec.Struct):
+    """What a worker measured of its own model."""
+
+    loss: float | None = None
+    evidence_rate: float | None = None
+
+
 class Candidate(msgspec.Struct):
     """A model standing in a round."""
 
@@ -431,6 +461,9 @@ class Candidate(msgspec.Struct):
     verdict: str | None = None
     reasons: Reasons | None = None
     gates: list[Check] = []
+    error: float | None = None
+    evidence_rate: float | None = None
+    claimed: Claimed | None = None
 
 
 class Round(msgspec.Struct):

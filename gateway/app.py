@@ -199,6 +199,8 @@ def routes(
               s.TaskDetailAnswer, "Retry Task"),
         route("GET", below("/workers"), reads.workers, s.WorkersQuery, s.WorkersAnswer,
               "List Workers"),
+        route("GET", below("/workers/{worker_id}"), reads.worker, s.NoQuery,
+              s.WorkerSummaryAnswer, "Show Worker"),
         route("POST", below("/workers/{worker_id}/pause"), reads.pause, nothing,
               s.WorkerSummaryAnswer, "Pause Worker"),
         route("POST", below("/workers/{worker_id}/drain"), reads.drain, nothing,

@@ -354,8 +354,15 @@ class BudgetVerdict(Part, frozen=True, kw_only=True):
     ratio_upper: float | None
 
 
+class Claimed(Part, frozen=True, kw_only=True):
+    """What a worker measured of its own model, on validation cases."""
+
+    loss: float | None
+    evidence_rate: float | None
+
+
 class RoundCandidate(Part, frozen=True, kw_only=True):
-    """A model standing in a round, and what was said of it."""
+    """A model standing in a round, what its worker claimed, what was measured and said of it."""
 
     candidate_id: str
     task_id: str
@@ -371,6 +378,7 @@ class RoundCandidate(Part, frozen=True, kw_only=True):
     params: int
     bytes: int
     gates: list[Check]
+    claimed: Claimed
 
 
 class RoundDetail(Part, frozen=True, kw_only=True):

@@ -245,6 +245,18 @@ class ReadRoutes:
             await asyncio.sleep(0)  # the loop's turn, however many workers there were ever
         return schemas.WorkersAnswer(workers=shown)
 
+    async def worker(self, request: web.Request, _: schemas.NoQuery) -> schemas.WorkerSummaryAnswer:
+        """One worker."""
+        worker_id = request.match_info["worker_id"]
+
+        def view(state: State) -> tuple[Worker, list[str]]:
+            worker = state.workers.table.get(worker_id)
+            if worker is None:
+                raise errors.NotFound(f"there is no worker {worker_id}")
+            return worker, list(state.tasks.held.get(worker_id, ()))
+
+        return schemas.WorkerSummaryAnswer(worker=self._worker(*await self._door.read(view)))
+
     async def pause(self, request: web.Request, _: schemas.Nothing) -> schemas.WorkerSummaryAnswer:
         """Give a worker nothing more to do, and have it give back what it holds."""
         worker_id = request.match_info["worker_id"]
@@ -289,6 +301,7 @@ class ReadRoutes:
             samples_per_second=beat.samples_per_second if beat else None,
             utilisation=beat.utilisation if beat else None,
             memory_bytes=beat.memory_bytes if beat else None,
+            paused_seconds=self._presence.paused_seconds_of(worker.worker_id),
             unfit=[
                 schemas.Unfit(
                     node_id=mark.kind.node_id,
@@ -299,6 +312,12 @@ class ReadRoutes:
                 for mark in worker.unfit_at(runtime.now())
             ],
             pause=worker.pause,
+            price_per_hour=worker.price_per_hour,
+            claims=schemas.WorkerClaims(
+                judged=worker.claims.judged,
+                off=worker.claims.off,
+                doubtful=worker.claims.doubtful,
+            ),
         )
 
     # ── nodes ──
@@ -598,4 +617,12 @@ def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
         absent=one.absent,
         error_factor=one.error_factor if node_id is not None and one.replaced else None,
         device_seconds=one.held_us / 1e6,
+        priced_seconds=one.priced_us / 1e6,
+        cost=one.cost_micro / 1e6 if one.priced_us else None,
+        recent=schemas.RecentRounds(
+            rounds=one.recent_rounds,
+            won=one.recent_won,
+            replaced=one.recent_replaced,
+            gain=one.recent_gain,
+        ),
     )

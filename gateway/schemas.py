@@ -620,8 +620,21 @@ class Unfit(Part, frozen=True, kw_only=True):
     reason: str
 
 
+class WorkerClaims(Part, frozen=True, kw_only=True):
+    """Of how many candidates a judge measured what the worker had claimed, and how often that was
+    `off`: better than measured, by more than other cases explain. It is `doubtful` where that was
+    so for 3 of the last 8."""
+
+    judged: int
+    off: int
+    doubtful: bool
+
+
 class WorkerSummary(Worker, frozen=True, kw_only=True):
-    """A worker in the list of all, with the tasks it holds and where the last of them stands."""
+    """A worker in the list of all, with the tasks it holds and where the last of them stands.
+    `paused_seconds`: how long its trainings stood still since it began, while latency was measured
+    on its machine. `price_per_hour` is what it says that it costs, in the unit that all prices here
+    are in."""
 
     via: str
     lane: str
@@ -634,8 +647,11 @@ class WorkerSummary(Worker, frozen=True, kw_only=True):
     samples_per_second: float | None
     utilisation: float | None
     memory_bytes: int | None
+    paused_seconds: float
     unfit: list[Unfit]
     pause: Pause
+    price_per_hour: float | None
+    claims: WorkerClaims
 
 
 class WorkerSummaryAnswer(Answer, frozen=True, kw_only=True):
@@ -650,13 +666,24 @@ class WorkersAnswer(Answer, frozen=True, kw_only=True):
     workers: list[WorkerSummary]
 
 
+class RecentRounds(Part, frozen=True, kw_only=True):
+    """The same counts where a round of 20 rounds ago counts half, and so on. `gain` is the sum of
+    -ln of what each win over a champion made of its error."""
+
+    rounds: float
+    won: float
+    replaced: float
+    gain: float
+
+
 class RivalAccount(Part, frozen=True, kw_only=True):
     """What one rival has won and cost at a specialization, or at all (`node_id` null).
 
     Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
     `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
     champions before, null where it replaced none, and of sums; `device_seconds` is for how long
-    workers held its tasks.
+    workers held its tasks. `cost` is that of the `priced_seconds` among them, whose workers had
+    told a price per hour, in the unit of that; null where none had.
     """
 
     node_id: str | None
@@ -667,6 +694,9 @@ class RivalAccount(Part, frozen=True, kw_only=True):
     absent: int
     error_factor: float | None
     device_seconds: float
+    priced_seconds: float
+    cost: float | None
+    recent: RecentRounds
 
 
 class RivalsAnswer(Answer, frozen=True, kw_only=True):

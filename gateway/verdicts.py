@@ -251,6 +251,9 @@ def _round_candidate(
         params=said.params if said else 0,
         bytes=candidate.bytes,
         gates=[_check(one) for one in (said.gates if said else ())],
+        claimed=judgement.Claimed(
+            loss=candidate.claims.get("loss"), evidence_rate=candidate.claims.get("evidence_rate")
+        ),
     )
 
 

@@ -42,6 +42,9 @@ ALPHA = 0.01
 FEW_BLOCKS_STRETCH = 2.0
 """Blocks too few for an interval at that, of a model too slow for more, give their range, made so
 many times wider to either side."""
+SLACK = 1.01
+"""An interval is so much wider to either side than chance alone makes it: what lasts for a whole
+reading, such as where memory lies, and longer answers being held up more, no block shows."""
 SAME = 1.05
 """Two readings of one architecture surely differ where the interval of their ratio lies beyond."""
 VAGUE = 1.5
@@ -175,8 +178,8 @@ class Interval(NamedTuple):
 
 
 def interval(ratios: list[float]) -> Interval:
-    """The median of the blocks' ratios, between the k-th of them from either end, where a median
-    lies below k of n independent ones with a chance of P(Binomial(n, 1/2) < k) <= ALPHA / 2."""
+    """The median of the blocks' ratios, between the k-th of them from either end and SLACK, where
+    fewer than k of n independent ones lie below their median with a chance of ALPHA / 2 at most."""
     ordered = sorted(ratios)
     count = len(ordered)
     beyond, below = 0, 0.5**count
@@ -187,7 +190,7 @@ def interval(ratios: list[float]) -> Interval:
         lower, upper = ordered[0] / FEW_BLOCKS_STRETCH, ordered[-1] * FEW_BLOCKS_STRETCH
     else:
         lower, upper = ordered[beyond - 1], ordered[-beyond]
-    return Interval(float(np.median(ordered)), lower, upper)
+    return Interval(float(np.median(ordered)), lower / SLACK, upper * SLACK)
 
 
 # ── readings ──

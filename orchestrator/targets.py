@@ -5,6 +5,7 @@ import secrets
 import uuid
 
 from core import commands, plans, runtime
+from orchestrator import merger
 from orchestrator.feeder import Fleet, Order, foresee, survey
 
 
@@ -32,9 +33,31 @@ class RuntimeTarget:
             node_id=order.node_id,
             topic=order.topic,
             priority=priority,
+            role=order.role,
             budget_seconds=order.budget_seconds,
             seed=secrets.randbits(63),
             is_seed_drawn=True,
             idempotency_key=key,
         )
         await self._door.execute(command, runtime.new_meta("feeder"), runtime.nothing)
+
+    async def merges(self) -> list[merger.Order]:
+        """What could be merged now."""
+        return await self._door.read(merger.survey)
+
+    async def merge(self, order: merger.Order, budget_seconds: float | None, priority: int) -> None:
+        """Enqueue a merge, once per its key. Raises errors.Conflict and NotFound."""
+        command = commands.EnqueueTask(
+            task_id=f"task-{uuid.uuid4().hex[:12]}",
+            node_id=order.node_id,
+            topic=order.topic,
+            priority=priority,
+            role="merge",
+            method="merge",
+            budget_seconds=budget_seconds,
+            seed=secrets.randbits(63),
+            is_seed_drawn=True,
+            parents=order.parents,
+            idempotency_key=order.key,
+        )
+        await self._door.execute(command, runtime.new_meta("merger"), runtime.nothing)

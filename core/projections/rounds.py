@@ -122,10 +122,13 @@ class Waiting(events.Value, frozen=True, kw_only=True):
 
 
 class Judged(events.Value, frozen=True, kw_only=True):
-    """The models that were measured in a round: its candidates, and the champion they met."""
+    """The models that were measured in a round: its candidates, and the champion they met; the
+    mean error of each, and which roles the candidates were brought for."""
 
     workload: Workload
     models: tuple[Base, ...]
+    errors: tuple[float | None, ...] = ()
+    brought: tuple[Rival, ...] = ()
 
 
 class NodeRounds(events.Value, frozen=True, kw_only=True):
@@ -230,17 +233,21 @@ def _settled(
 
 def _judged(row: Round, data: events.RoundDecided) -> Judged | None:
     """The measured models of a round; None where nothing was measured."""
-    measured = {one.candidate_id for one in data.candidates if one.error is not None}
-    models = [
-        base_of(standing.candidate)
-        for standing in row.standings
-        if standing.candidate.candidate_id in measured
-    ]
-    if not models:
+    found = {one.candidate_id: one.error for one in data.candidates if one.error is not None}
+    measured = [one.candidate for one in row.standings if one.candidate.candidate_id in found]
+    if not measured:
         return None
+    models = [base_of(candidate) for candidate in measured]
+    errs: list[float | None] = [found[candidate.candidate_id] for candidate in measured]
     if row.champion is not None:
         models.append(row.champion)
-    return Judged(workload=row.workload, models=tuple(models))
+        errs.append(data.champion_error)
+    return Judged(
+        workload=row.workload,
+        models=tuple(models),
+        errors=tuple(errs),
+        brought=tuple(candidate.rival for candidate in measured),
+    )
 
 
 class Rounds:

@@ -279,7 +279,19 @@ async def test_workers_are_listed_with_what_they_hold(stack: Stack) -> None:
         *("worker_id", "hostname", "capabilities", "status", "last_seen"),
         *("via", "lane", "reason", "tasks", "rival", "step", "total_steps", "loss"),
         *("samples_per_second", "utilisation", "memory_bytes", "unfit", "pause"),
+        *("price_per_hour", "claims"),
     ]
+    assert (await stack.get(f"/workers/{quoted('عامل ١')}")).json["worker"] == listed
+    assert (await stack.get("/workers/nobody")).status == 404
+    assert listed["claims"] == {"judged": 0, "off": 0, "doubtful": False}
+    await stack.register("عامل ١", {"price_per_hour": 2})
+    (listed,) = (await stack.get("/workers")).json["workers"]
+    assert listed["price_per_hour"] == 2.0
+    reply = await stack.post(
+        "/workers/register",
+        {"worker_id": "w", "hostname": "h", "capabilities": {"price_per_hour": -1}},
+    )
+    assert (reply.status, "price_per_hour" in words(reply)) == (422, True)
     assert (listed["worker_id"], listed["via"], listed["tasks"]) == ("عامل ١", "http", [task_id])
     assert listed["step"] is None
 
@@ -419,6 +431,7 @@ async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> Non
                 "params": 0,
                 "bytes": 5,
                 "gates": [],
+                "claimed": {"loss": None, "evidence_rate": None},
             }
         ],
         "verdict": None,
@@ -532,6 +545,9 @@ async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> Non
         "lost": 0,
         "absent": 0,
         "error_factor": None,
+        "priced_seconds": 0.0,
+        "cost": None,
+        "recent": {"rounds": 1.0, "won": 1.0, "replaced": 0.0, "gain": 0.0},
     }
     assert (both["evolver"]["absent"], both["evolver"]["device_seconds"]) == (1, seconds)
     assert told["total"] == [{**one, "node_id": None} for one in told["rivals"]]

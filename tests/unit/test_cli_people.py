@@ -20,7 +20,10 @@ from click.testing import CliRunner, Result
 
 from cli import main, terminal
 from cli.client import Client
+from cli.merging import ServerMerges
 from cli.orchestrator import ServerTarget
+from core.projections.rivalry import Account
+from orchestrator.feeder import Order
 
 PREFIX = "/api/v1/network"
 
@@ -652,6 +655,8 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         "absent": 1,
         "error_factor": 0.25,
         "device_seconds": 7_500.0,
+        "priced_seconds": 3_000.0,
+        "cost": 1.25,
     }
     answer = {
         "status": "ok",
@@ -661,12 +666,24 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
     }
     stub.says("GET", "/rivals", answer)
     shown = _run(stub, "rivals", "n1").stdout
-    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min"):
+    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min", "1.25 for 40%"):
         assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"]}
     assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
     stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
+
+
+def test_a_worker_is_shown_with_what_it_costs_and_how_its_claims_fare(stub: Stub) -> None:
+    claims = {"judged": 9, "off": 4, "doubtful": True}
+    worker = {"worker_id": "a1", "status": "online", "price_per_hour": 2.5, "claims": claims}
+    stub.says("GET", "/workers/a1", {"status": "ok", "worker": worker})
+    stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
+    shown = _run(stub, "worker", "show", "a1").stdout
+    assert "2.5 an hour" in shown
+    assert "9 judged, 4 off, doubtful" in shown
+    assert "4 of 9 off, doubtful" in _run(stub, "worker", "ls").stdout
+    assert json.loads(_run(stub, "worker", "show", "a1", "--json").stdout) == worker
 
 
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
@@ -951,6 +968,80 @@ async def test_the_orchestrator_neither_orders_nor_counts_what_nobody_online_can
     stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK], "next": None})
     stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     fleet = await ServerTarget(Client(stub.address)).survey()
     assert [node.node_id for node in fleet.nodes] == ["opt-convex"]
     assert fleet.queued == 4
+
+
+def _tells_of_rounds(stub: Stub, role: str = "evolver") -> None:
+    rounds = [
+        {"round_id": "r1", "status": "decided", "verdict": "keep"},
+        {"round_id": "r2", "status": "decided", "verdict": "void"},
+        {"round_id": "r3", "status": "open", "verdict": None},
+    ]
+    champion = {"weights_sha256": "c", "error": 0.1, "role": "merge"}
+    node = {"champion": champion, "rounds": rounds, "workload": {"specialist": "root-math"}}
+    candidates = [
+        {"weights_sha256": "e", "error": 0.15, "role": role},
+        {"weights_sha256": "far", "error": 0.9, "role": "merge"},
+        {"weights_sha256": "refused", "error": None, "role": "reinventor"},
+    ]
+    stub.says("GET", "/graph", {"status": "ok", "graph": {"nodes": [NODE]}})
+    stub.says("GET", f"/nodes/{NODE['node_id']}", {"status": "ok", "node": node})
+    stub.says("GET", "/rounds/r1", {"status": "ok", "round": {"candidates": candidates}})
+
+
+async def test_the_orchestrator_merges_what_a_server_tells_of_the_last_round_once(
+    stub: Stub,
+) -> None:
+    _tells_of_rounds(stub)
+    target = ServerMerges(Client(stub.address))
+    (order,) = await target.merges()
+    assert (order.parents, order.budget_seconds_min) == (["c", "e"], 60.0)
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    await target.merge(order, 60.0, 8)
+    _, _, _, body, headers = stub.asked[-1]
+    assert body["role"] == "merge"
+    assert body["parents"] == ["c", "e"]
+    assert headers["idempotency-key"] == order.key
+    task = f"/tasks/{TASK['task_id']}"
+    for status in ("running", "completed"):
+        stub.says("GET", task, {"status": "ok", "task": TASK | {"status": status}})
+        assert await target.merges() == []
+
+
+async def test_the_orchestrator_merges_nothing_where_only_merges_stood_in_the_last_round(
+    stub: Stub,
+) -> None:
+    _tells_of_rounds(stub, role="merge")
+    stub.answers["GET", "/rounds/r1"][1]["round"]["candidates"].pop()
+    assert await ServerMerges(Client(stub.address)).merges() == []
+
+
+async def test_the_orchestrator_weighs_the_ledger_of_its_server_and_orders_roles(
+    stub: Stub,
+) -> None:
+    recent = {"rounds": 3.0, "won": 2.5, "replaced": 2.0, "gain": 0.5}
+    figures = {"rounds": 3, "won": 3, "device_seconds": 60.0, "priced_seconds": 30.0, "cost": 0.5}
+    account = {"node_id": "opt-convex", "rival": "reinventor", **figures, "recent": recent}
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/workers", {"status": "ok", "workers": []})
+    stub.says(
+        "GET", "/graph", {"status": "ok", "graph": {"nodes": [NODE | {"node_id": "opt-convex"}]}}
+    )
+    stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
+    stub.says("GET", "/tasks", {"status": "ok", "tasks": [], "next": None})
+    stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [account], "total": [], "next": None})
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    target = ServerTarget(Client(stub.address))
+    (node,) = (await target.survey()).nodes
+    assert node.evolver == Account(node_id="opt-convex", rival="evolver")
+    assert (node.reinventor.held_us, node.reinventor.cost_micro) == (60_000_000, 500_000)
+    assert (node.reinventor.recent_replaced, node.reinventor.recent_gain) == (2.0, 0.5)
+    order = Order(node_id="opt-convex", topic="topic", role="reinventor")
+    await target.enqueue(order, 3, "key")
+    assert stub.asked[-1][3]["role"] == "reinventor"
+    fleet = await target.survey()
+    assert (fleet.tasks, fleet.nodes[0].ordered.newest) == (1, 1)

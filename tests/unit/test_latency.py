@@ -95,8 +95,8 @@ def test_the_true_ratio_lies_in_its_interval(
         truth = ratio * CHAMPION_SECONDS / REFERENCE_SECONDS
         missed["against"] += not found.against_lower <= ratio <= found.against_upper
         missed["ratio"] += not found.lower <= truth <= found.upper
-    # One of a hundred may; the chance of more than these is below 1e-3.
-    assert max(missed.values()) <= 10
+    # One of a hundred may: 3, and more than 9 with a chance of 1e-3.
+    assert max(missed.values()) <= 9
 
 
 @pytest.mark.parametrize("count", [8, 12, 24, 60])
@@ -111,8 +111,8 @@ def test_an_interval_of_a_median_misses_one_in_a_hundred(count: int) -> None:
 
 
 def test_few_blocks_are_not_trusted() -> None:
-    assert latency.interval([2.0, 3.0, 4.0]) == (3.0, 1.0, 8.0)
-    assert latency.interval([3.0]) == (3.0, 1.5, 6.0)
+    assert latency.interval([2.0, 3.0, 4.0]) == pytest.approx((3.0, 1.0 / 1.01, 8.0 * 1.01))
+    assert latency.interval([3.0]) == pytest.approx((3.0, 1.5 / 1.01, 6.0 * 1.01))
 
 
 def test_readings_end_when_they_are_clear_and_at_five() -> None:
