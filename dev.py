@@ -53,6 +53,7 @@ FREE_BYTES_GIVEN_TORCH = GIB
 FREE_BYTES_UPDATE = GIB // 4
 FREE_BYTES_NONE = 32 * 1024**2
 LOCK_POLL_SECONDS = 0.2
+TEST_PROCESSES = 2
 
 PROBE = """
 import importlib.metadata, torch
@@ -644,7 +645,9 @@ def _up(environment: Environment, args: list[str]) -> int:
 
 def _test(environment: Environment, args: list[str]) -> int:
     environment.ensure()
-    argv = [str(environment.python), "-m", "pytest", *args]
+    # Tests wait more than they compute. A file stays in one process: its tests share what it made.
+    spread = ["-n", str(TEST_PROCESSES), "--dist", "loadfile"]
+    argv = [str(environment.python), "-m", "pytest", *(args or spread)]
     return environment.machine.become(argv, cwd=environment.checkout)
 
 
@@ -709,7 +712,7 @@ VERBS = {
     "test": Verb(
         "test [ARGS of pytest]",
         "Set up, then run the tests.",
-        "Without arguments all of them. For example:\n"
+        "Without arguments all of them, in two processes. For example:\n"
         "\n"
         "  python3 dev.py test tests/unit               one kind\n"
         "  python3 dev.py test -k champion -x           by name, stop at the first failure\n"

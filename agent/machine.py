@@ -8,8 +8,9 @@ from agent import limits, nvml
 from core import lanes
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """A device as agents describe it. Memory in GB of the accelerator, or of the host without."""
+class Machine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A device as agents describe it. Memory in GB of the accelerator, or of the host without; what
+    it costs per hour, where somebody says so."""
 
     hostname: str
     device: str
@@ -17,6 +18,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     memory_gb: float
     cores: int
     system: str
+    price_per_hour: float | None = None
 
     @property
     def lane(self) -> str:

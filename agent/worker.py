@@ -394,6 +394,7 @@ class Worker:
             session=self._linked.session,
             pause=self._pause,
             executor_pid=self._executor.pid or 0,
+            paused_seconds=round(self._executor.paused_seconds, 2),
             tasks=[holding.beat() for holding in self._holdings.values() if not holding.lost],
         )
         with contextlib.suppress(errors.Unavailable):

@@ -19,7 +19,7 @@ from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
 from cli import stored
 from core import errors, events, specializations
 from core.replay import Connected
-from orchestrator import bounds, gate, judge
+from orchestrator import bounds, models, paired
 from tests.acceptance.stack import Stack
 
 RUN_SECONDS = Size(1_800, 60)
@@ -53,7 +53,7 @@ class Reigned(NamedTuple):
     """One champion of the run."""
 
     champion: events.Champion
-    files: judge.Files
+    files: models.Files
 
 
 class Ran(NamedTuple):
@@ -155,7 +155,7 @@ async def _reigned(connected: Connected) -> dict[str, list[Reigned]]:
     for seed in specializations.SEEDS:
         node = await stored.node(connected, seed.node_id)
         found[seed.node_id] = [
-            Reigned(reign.champion, await judge.fetch(connected.store, reign.champion.manifest))
+            Reigned(reign.champion, await models.fetch(connected.store, reign.champion.manifest))
             for reign in node.reigns
         ]
     return found
@@ -184,16 +184,16 @@ def _ran(node_id: str, reigned: Sequence[Reigned], seed: int, count: int) -> Ran
 
 
 def _errors(specialist: base.Specialist, one: Reigned, cases: base.Cases) -> bounds.Floats:
-    model = judge.load(specialist, one.files, one.champion.weights_sha256)
-    return judge.errors_of(specialist, model, cases)
+    model = models.load(specialist, one.files, one.champion.weights_sha256)
+    return models.errors_of(specialist, model, cases)
 
 
 def _compared(own: bounds.Floats, other: bounds.Floats) -> Compared:
     """As the gate compares errors, and the ends of a 95 % interval."""
     if (own == other).all():
         return Compared(1.0, 1.0, 1.0)
-    if gate.method_for(own, other) == "log-ratio":
-        values = gate.log_ratios(own, other)
+    if paired.method_for(own, other) == "log-ratio":
+        values = paired.log_ratios(own, other)
         mean = float(values.mean())
         low, high = -bounds.upper(-values, 0.05), bounds.upper(values, 0.05)
         return Compared(*(float(np.exp(one)) for one in (mean, low, high)))

@@ -25,7 +25,7 @@ from benchmarks import specialists
 from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
 from core import events, wire
 from core.projections import rounds
-from orchestrator import bounds, gate, judge
+from orchestrator import bounds, gate, keys, models, trial
 
 STEPS_SHARE = 0.25
 LONGER = 1.6
@@ -164,7 +164,7 @@ def record(node_id: str, run: Run) -> Recorded:
             _trained(row, seed, count, Path(name) / f"{seed}-{count}")
             for seed, count in ((1, steps), (2, steps), (1, int(LONGER * steps)))
         ]
-        models = [_loaded(specialist, folder) for folder in trained]
+        loaded = [_loaded(specialist, folder) for folder in trained]
         again = sum(
             _promotes_itself(node_id, trained[0], number)
             for number in range(run.size(ROUNDS_OF_THE_SAME))
@@ -172,9 +172,9 @@ def record(node_id: str, run: Run) -> Recorded:
     began = time.process_time()
     count = min(run.size(CASES), specialist.hidden_max or bounds.CASES_MAX)
     cases = specialist.cases(seeds.derive(node_id, "bench"), count, "hidden")
-    one, other = (judge.errors_of(specialist, model, cases) for model in models[:2])
+    one, other = (models.errors_of(specialist, model, cases) for model in loaded[:2])
     seconds = time.process_time() - began
-    longer = judge.errors_of(specialist, models[2], cases)
+    longer = models.errors_of(specialist, loaded[2], cases)
     return Recorded(node_id, specialist.tolerance, (one, other), (longer, one), seconds, again)
 
 
@@ -194,15 +194,15 @@ def _trained(row: specialists.Row, seed: int, steps: int, folder: Path) -> Path:
     return Path(result.candidate_directory)
 
 
-def _loaded(specialist: base.Specialist, folder: Path) -> judge.Model:
+def _loaded(specialist: base.Specialist, folder: Path) -> models.Model:
     module = specialists.loaded(specialist, folder)
-    return judge.Model(module, sum(weight.numel() for weight in module.parameters()), 0)
+    return models.Model(module, sum(weight.numel() for weight in module.parameters()), 0)
 
 
 def _promotes_itself(node_id: str, folder: Path, number: int) -> bool:
     """Whether a round with a secret of this number promotes a champion's own weights."""
     weights = folder / checkpoints.WEIGHTS_FILE
-    files = judge.Files(weights.read_bytes(), (folder / checkpoints.CONFIG_FILE).read_bytes())
+    files = models.Files(weights.read_bytes(), (folder / checkpoints.CONFIG_FILE).read_bytes())
     sha256 = tensors.weights_sha256_of_file(weights)
     digest = hashlib.sha256(files.weights).hexdigest()
     candidate = events.Candidate(
@@ -219,13 +219,13 @@ def _promotes_itself(node_id: str, folder: Path, number: int) -> bool:
         round_id=f"round-{number}",
         node_id=node_id,
         index=number,
-        commitment=judge.commitment_to(secret),
+        commitment=keys.commitment_to(secret),
         workload=events.Workload(specialist=node_id),
         look=1,
         champion=champion,
         candidates=[wire.Brought(candidate=candidate, task_id="bench", worker_id="bench")],
     )
-    verdict = judge.measure(brief, {"again": files, "champion": files}, secret, "bench")
+    verdict = trial.measure(brief, {"again": files, "champion": files}, secret, "bench")
     assert verdict.verdict != "void", verdict.reasons.en
     return bool(verdict.promoted)
 
@@ -235,18 +235,18 @@ def _promotes_itself(node_id: str, folder: Path, number: int) -> bool:
 
 def judged(recorded: Recorded, run: Run) -> Found:
     """What the gate does with equal, scaled and real pairs."""
-    trial = _Trials(recorded, np.random.default_rng(1))
+    trials = _Trials(recorded, np.random.default_rng(1))
     singles, sequences = run.size(SINGLES), run.size(SEQUENCES)
-    false = sum(trial.promotes(recorded.twins) for _ in range(singles))
+    false = sum(trials.promotes(recorded.twins) for _ in range(singles))
     falsely = sum(
-        any(trial.promotes(recorded.twins, look=look) for look in range(1, run.size(LOOKS) + 1))
+        any(trials.promotes(recorded.twins, look=look) for look in range(1, run.size(LOOKS) + 1))
         for _ in range(sequences)
     )
     tries = run.size(POWER_TRIES)
-    powers, cases = zip(*(trial.power(factor, tries) for factor in FACTORS), strict=True)
+    powers, cases = zip(*(trials.power(factor, tries) for factor in FACTORS), strict=True)
     ruling = gate.decide(*recorded.unequal, tolerance=recorded.tolerance, look=1)
     ratio = ruling.ratio or 0.0
-    real = sum(trial.promotes(recorded.unequal, swap=False) for _ in range(tries)) / tries
+    real = sum(trials.promotes(recorded.unequal, swap=False) for _ in range(tries)) / tries
     return Found(
         node_id=recorded.node_id,
         method=ruling.method,
@@ -258,7 +258,7 @@ def judged(recorded: Recorded, run: Run) -> Found:
         cases=list(cases),
         ratio=ratio,
         promoted=real,
-        alike=trial.power(ratio, tries)[0],
+        alike=trials.power(ratio, tries)[0],
         again=recorded.again,
     )
 

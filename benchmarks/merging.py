@@ -19,7 +19,7 @@ from agent.specialists import registry, seeds
 from benchmarks import specialists
 from benchmarks.harness import Goal, Ratio, Run, Section, Size
 from core.events import Rival
-from orchestrator import bounds, gate, judge
+from orchestrator import bounds, models, paired
 
 NODES = ("stats-bayesian", "math-statistics", "physics-quantum", "opt-convex")
 SECONDS = Size(15, 2)
@@ -126,9 +126,9 @@ def measured(node_id: str, seed: int, folder: Path, run: Run) -> dict[str, Measu
     modules = {name: specialists.loaded(specialist, one.folder) for name, one in stored.items()}
     found = {}
     for name, module in modules.items():
-        model = judge.Model(module.eval(), stored[name].params, stored[name].bytes)
+        model = models.Model(module.eval(), stored[name].params, stored[name].bytes)
         with torch.inference_mode():
-            found[name] = judge.errors_of(specialist, model, cases)
+            found[name] = models.errors_of(specialist, model, cases)
     times = pace.latencies_ms(list(modules.values()), specialist.probe())
     return {
         name: Measured(stored[name], found[name], ms)
@@ -176,8 +176,8 @@ def _stored(result: jobs.Result) -> Stored:
 
 def compared(new: bounds.Floats, opponent: bounds.Floats) -> Interval:
     """Both on the same cases."""
-    if gate.method_for(new, opponent) == "log-ratio":
-        values = gate.log_ratios(new, opponent)
+    if paired.method_for(new, opponent) == "log-ratio":
+        values = paired.log_ratios(new, opponent)
         ends = (float(values.mean()), -bounds.upper(-values, ALPHA), bounds.upper(values, ALPHA))
         return Interval(*(float(np.exp(end)) for end in ends))
     values, mean = new - opponent, float(opponent.mean())

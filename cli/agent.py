@@ -1,16 +1,22 @@
 """`aghsan agent`: one worker agent, attached with one command."""
 
 import asyncio
+import contextlib
 import logging
 import platform
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import msgspec
 
 from cli import child, options
-from core import errors, platforms
+from core import errors, platforms, quiet
+
+if TYPE_CHECKING:
+    from agent.executors.pool import Pool
 
 
 @click.command()
@@ -58,6 +64,8 @@ from core import errors, platforms
     help="Threads that a large model computes on. Default: all cores; name a part of them for each "
     "of several agents on a machine.",
 )
+@options.quiet_folder
+@options.price
 @click.option("--direct", is_flag=True, hidden=True, help="Connect to nats-server itself.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -70,6 +78,8 @@ def agent(
     bases: Path | None,
     processes: int,
     threads: int,
+    quiet_folder: Path | None,
+    price_per_hour: float | None,
     direct: bool,
     as_child: bool,
     verbose: bool,
@@ -98,13 +108,20 @@ def agent(
         if as_child:
             _to_terminal(f"{worker_id}: {line}")
 
-    here = machine.inspect()
+    here = msgspec.structs.replace(machine.inspect(), price_per_hour=price_per_hour)
     gauge = gauges.of_device(here.device)
-    one = worker.Worker(settings, here, Pool(processes, threads), Narrator(say, api, tell), gauge)
+    pool = Pool(processes, threads)
+    one = worker.Worker(settings, here, pool, Narrator(say, api, tell), gauge)
 
     async def run() -> None:
-        child.on_stop(asyncio.get_running_loop(), one.stop, child=as_child)
-        await one.run()
+        with _heeding(quiet_folder, pool) as stand_still_no_more:
+
+            def stop() -> None:
+                stand_still_no_more()
+                one.stop()
+
+            child.on_stop(asyncio.get_running_loop(), stop, child=as_child)
+            await one.run()
 
     if as_child:
         one.on_attached = lambda: child.tell("ready", worker_id=worker_id)
@@ -118,6 +135,26 @@ def agent(
             raise
         logging.getLogger(__name__).error("%s", error)
         raise SystemExit(child.REFUSED) from error
+
+
+@contextlib.contextmanager
+def _heeding(folder: Path | None, pool: "Pool") -> Iterator[Callable[[], None]]:
+    """Let an agent's trainings stand still when a judge beside it asks; what ends that."""
+    if folder is None:
+        yield lambda: None
+        return
+    heeder = quiet.Heeder(folder, pool.suspend, pool.resume)
+    try:
+        heeder.start()
+    except OSError as error:
+        raise errors.DataDirectoryError(
+            f"The folder {folder} cannot be used: {error.strerror}. Name by --quiet-folder one "
+            "that this user may write to, or none."
+        ) from error
+    try:
+        yield heeder.close
+    finally:
+        heeder.close()
 
 
 class _Home(NamedTuple):

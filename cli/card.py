@@ -160,11 +160,11 @@ def _parameters(workload: events.Workload) -> Words:
 
 
 def _evidence(served: Served, specialist: "Specialist") -> Section:
-    from orchestrator import judge
+    from orchestrator import hidden
 
     champion, one = served.champion, served.round
     decision = _decision(served)
-    baseline, first = specialist.baseline_of_record, min(decision.cases, judge.HIDDEN_CASES)
+    baseline, first = specialist.baseline_of_record, min(decision.cases, hidden.HIDDEN_CASES)
     opponent = Words("لا أحد: هو أول بطل", "nobody: it is the first")
     if one.champion is not None:
         opponent = same(
@@ -229,15 +229,15 @@ import torch
 from agent import checkpoints
 from agent.specialists import evaluation, forms, registry
 from core.events import BaseModel
-from orchestrator import judge
+from orchestrator import hidden, models
 
 specialist = registry.get({specialist!r}, {parameters!r}, {corpus!r}, {base})
 module = forms.build(specialist, checkpoints.read_config(Path({config!r})))
 checkpoints.load_weights(Path({weights!r}), module)
 secret = bytes.fromhex({secret!r})
 errors = []
-for stage, cases in judge.gate_cases(specialist, secret, {node!r}, {round!r}):
-    errors.append(evaluation.case_errors(specialist, module, cases, judge.CASES_AT_ONCE))
+for stage, cases in hidden.gate_cases(specialist, secret, {node!r}, {round!r}):
+    errors.append(evaluation.case_errors(specialist, module, cases, models.CASES_AT_ONCE))
     if stage.cases >= {cases}:
         break
 print(float(torch.cat(errors).mean()))"""

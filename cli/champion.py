@@ -1,48 +1,122 @@
-"""`aghsan champion show|history|export|run`."""
+"""`aghsan champion show|history|export|run`; what people choose is in `cli.choices`."""
 
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 import msgspec
 from click.core import ParameterSource
 
-from cli import model, options, stored
-from cli.client import Client, segment
+from cli import choices, model, options, stored
+from cli.client import Answer, Client, segment
 from cli.log import data_option
-from core import errors
+from core import errors, gates
+
+if TYPE_CHECKING:
+    from cli import views
 
 
 @click.group(cls=options.Group)
 def champion() -> None:
-    """Show, save and ask the model a node serves."""
+    """Show, choose, save and ask the model a node serves."""
+
+
+for command in (choices.promote, choices.rollback, choices.lineage):
+    champion.add_command(command)
 
 
 @champion.command()
 @click.argument("node_id", metavar="NODE")
+@options.budget
 @options.as_json
 @options.api
-def show(node_id: str, as_json: bool, api: str) -> None:
-    """Show the champion of NODE, as measured on hidden cases."""
-    from cli import tables, terminal, views
+def show(node_id: str, budget: str, as_json: bool, api: str) -> None:
+    """Show the champion of NODE, as measured on hidden cases.
 
-    node = Client(api).get(f"/nodes/{segment(node_id)}").inside("node")
-    one = node.optional("champion", views.Champion)
-    if one is None:
-        raise stored.no_champion(node_id)
+    Beside it stand the champions of its budgets, and what waits for a person: a model that the last
+    round would neither promote nor refuse.
+    """
+    from cli import views
+
+    server = Client(api)
+    node = server.get(f"/nodes/{segment(node_id)}").inside("node")
+    one = _champion_in(node, node_id, budget)
+    waits = (
+        None if budget else _waits(server, node.optional("rounds", list[views.Round]) or [], one)
+    )
     if as_json:
-        click.echo(node.one("champion"))
+        click.echo(_as_json(node, budget, waits))
         return
+    _show(node_id, budget, one, [] if budget else node.optional("budgets", list[views.Budget]))
+    if waits is not None:
+        _say_what_waits(node_id, waits)
+
+
+def _champion_in(node: Answer, node_id: str, budget: str) -> "views.Champion":
+    """Raises NotFound for a throne that is empty, or none."""
+    from cli import views
+
+    if not budget:
+        one = node.optional("champion", views.Champion)
+    else:
+        stated = {one.name: one for one in node.optional("budgets", list[views.Budget]) or []}
+        if budget not in stated:
+            raise errors.NotFound(gates.unknown_budget(budget, stated))
+        one = stated[budget].champion
+    if one is None:
+        raise stored.no_champion(node_id, budget)
+    return one
+
+
+def _waits(
+    server: Client, rounds: "Sequence[views.Round]", one: "views.Champion"
+) -> "views.Round | None":
+    """The last decided round, if it asks for a person who has not chosen since."""
+    from cli import views
+
+    decided = [row.round_id for row in rounds if row.status == "decided"]
+    if not decided:
+        return None
+    try:
+        last = server.get(f"/rounds/{segment(decided[-1])}").read("round", views.Round)
+    except errors.AghsanError as error:  # who reigns can be shown all the same
+        click.echo(f"whether {decided[-1]} waits for you is not known: {error}", err=True)
+        return None
+    asks = last.recommendation is not None and last.recommendation.action == "ask"
+    return last if asks and (one.promoted_at or "") < (last.decided_at or "") else None
+
+
+def _as_json(node: Answer, budget: str, waits: "views.Round | None") -> str:
+    """The champion as the server tells it; the node's own with its budgets and what waits."""
+    if budget:
+        each = node.read("budgets", list[dict[str, msgspec.Raw]])
+        named = (one for one in each if msgspec.json.decode(one["name"]) == budget)
+        return bytes(next(named)["champion"]).decode()
+    whole = node.read("champion", dict[str, msgspec.Raw | object])
+    asked = None
+    if waits is not None and waits.recommendation is not None:
+        asked = {"round_id": waits.round_id, "recommendation": waits.recommendation}
+    budgets = node.optional("budgets", msgspec.Raw)
+    told = {**whole, "budgets": [] if budgets is None else budgets, "waits": asked}
+    return msgspec.json.encode(told).decode()
+
+
+def _show(
+    node_id: str, budget: str, one: "views.Champion", budgets: "Sequence[views.Budget] | None"
+) -> None:
+    from cli import judged, tables, terminal
+
     terminal.show(
         terminal.facts(
             [
                 ("champion", one.candidate_id),
                 ("node", node_id),
+                ("budget", budget),
                 ("role", one.role),
                 ("error", tables.against_baseline(one)),
                 ("evidence", one.evidence_rate),
@@ -56,6 +130,21 @@ def show(node_id: str, as_json: bool, api: str) -> None:
             ]
         )
     )
+    if budgets:
+        terminal.show("", judged.limits(budgets))
+
+
+def _say_what_waits(node_id: str, waits: "views.Round") -> None:
+    from cli import tables, terminal
+
+    asked = waits.recommendation
+    assert asked is not None, "who asks recommends to ask"
+    whom = asked.candidate_id or ""
+    terminal.show(
+        "",
+        terminal.facts([("asks you", f"{whom} in {waits.round_id}"), *tables.why(asked.reasons)]),
+    )
+    click.echo(f"`aghsan champion promote {node_id} {whom}` lets it reign", err=True)
 
 
 @champion.command()
@@ -66,18 +155,20 @@ def show(node_id: str, as_json: bool, api: str) -> None:
     metavar="DIR",
     help="Ask no server: read this data directory, whether `aghsan up` runs on it or not.",
 )
+@options.budget
 @options.as_json
 @options.api
-def history(node_id: str, data: Path | None, as_json: bool, api: str) -> None:
+def history(node_id: str, data: Path | None, budget: str, as_json: bool, api: str) -> None:
     """List the champions of NODE, in the order they reigned.
 
-    A reign ends with the next one, or without a successor where NODE trains something else since:
-    `ended` says when, and `why`.
+    A judge's verdict made them that, or a person, and `why` is what that person said. A reign ends
+    with the next one, or without a successor where NODE trains something else since, or has that
+    budget no longer: `ended` says when.
     """
     if data is None:
-        lineage = Client(api).get(f"/nodes/{segment(node_id)}").inside("node").one("lineage")
+        lineage = _told(Client(api).get(f"/nodes/{segment(node_id)}").inside("node"), budget)
     else:
-        lineage = _lineage(data, node_id)
+        lineage = _lineage(data, node_id, budget)
     if as_json:
         click.echo(f'{{"lineage":{lineage}}}')
         return
@@ -90,12 +181,22 @@ def history(node_id: str, data: Path | None, as_json: bool, api: str) -> None:
     terminal.show(tables.history(reigns))
 
 
-def _lineage(data: Path, node_id: str) -> str:
-    """As a server would tell it."""
-    from gateway import reads
+def _told(node: Answer, budget: str) -> str:
+    if not budget:
+        return node.one("lineage")
+    each = node.optional("budgets", list[dict[str, msgspec.Raw]]) or []
+    stated = {msgspec.json.decode(one["name"], type=str): one["lineage"] for one in each}
+    if budget not in stated:
+        raise errors.NotFound(gates.unknown_budget(budget, stated))
+    return bytes(stated[budget]).decode()
 
-    node = stored.reading(data, lambda connected: stored.node(connected, node_id))
-    told = [reads.lineage_of(reign) for reign in node.reigns]
+
+def _lineage(data: Path, node_id: str, budget: str) -> str:
+    """As a server would tell it."""
+    from gateway import verdicts
+
+    node = stored.reading(data, lambda connected: stored.node(connected, node_id, budget))
+    told = [verdicts.lineage_of(reign) for reign in node.reigns]
     return msgspec.json.encode(told).decode()
 
 
@@ -103,8 +204,9 @@ def _lineage(data: Path, node_id: str) -> str:
 @click.argument("node_id", metavar="NODE")
 @click.argument("directory", metavar="DIR", type=options.Folder())
 @data_option
+@options.budget
 @options.as_json
-def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
+def export(node_id: str, directory: Path, data: Path, budget: str, as_json: bool) -> None:
     """Save the champion of NODE into DIR, with a card.
 
     DIR must not exist yet, and is there whole or not at all. It gets model.safetensors, config.json
@@ -114,7 +216,7 @@ def export(node_id: str, directory: Path, data: Path, as_json: bool) -> None:
     """
     if directory.exists():
         raise errors.Invalid(f"{directory} is there already; name a folder that is not")
-    served = stored.reading(data, lambda connected: stored.served(connected, node_id))
+    served = stored.reading(data, lambda connected: stored.served(connected, node_id, budget))
     from agent import artifacts
     from cli import card
 
@@ -194,6 +296,7 @@ def _unpacked(served: stored.Served) -> Iterator[Path]:
     help="Write answers there, not to stdout.",
 )
 @click.option("--example", is_flag=True, help="Only print a line that NODE could be asked.")
+@options.budget
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -203,6 +306,7 @@ def run(
     exported: Path | None,
     output: Path | None,
     example: bool,
+    budget: str,
 ) -> None:
     """Ask the champion of NODE what stands in FILE.
 
@@ -214,9 +318,11 @@ def run(
     """
     if exported is not None and ctx.get_parameter_source("data") is ParameterSource.COMMANDLINE:
         raise click.UsageError("say either --data or --model")
+    if exported is not None and budget:
+        raise click.UsageError("--budget is for a champion in --data; --model has one model")
     with contextlib.ExitStack() as stack:
         given = _input(stack, None if example else file)
-        folder, head = stack.enter_context(_model(node_id, data, exported))
+        folder, head = stack.enter_context(_model(node_id, budget, data, exported))
         from agent.specialists import questions
         from cli import asking
 
@@ -230,10 +336,12 @@ def run(
 
 
 @contextlib.contextmanager
-def _model(node_id: str, data: Path, exported: Path | None) -> Iterator[tuple[Path, model.Head]]:
+def _model(
+    node_id: str, budget: str, data: Path, exported: Path | None
+) -> Iterator[tuple[Path, model.Head]]:
     """The folder of the model that is asked, and what is known of it."""
     if exported is None:
-        served = stored.reading(data, lambda connected: stored.served(connected, node_id))
+        served = stored.reading(data, lambda connected: stored.served(connected, node_id, budget))
         with _unpacked(served) as folder:
             yield folder, model.Head.of(served.champion)
         return

@@ -39,6 +39,7 @@ from core import errors
     "the old one could judge.",
 )
 @options.artifacts
+@options.quiet_folder
 @click.option("--judge-id", default="judge", show_default=True, help="Its name in the log.")
 @click.option("--child", "as_child", is_flag=True, hidden=True)
 @click.option("--verbose", is_flag=True, help="Say more on stderr.")
@@ -49,6 +50,7 @@ def judge(
     key: Path,
     new_key: bool,
     artifacts: str,
+    quiet_folder: Path | None,
     judge_id: str,
     as_child: bool,
     verbose: bool,
@@ -85,6 +87,7 @@ async def _run(
     from core import stores
     from core.bus import Bus
     from orchestrator import judge as bench
+    from orchestrator import keys
 
     async with contextlib.AsyncExitStack() as stack:
 
@@ -100,7 +103,7 @@ async def _run(
 
         control = await connect(creds, "control")
         committed = 0 if has_key or new_key else await bench.deposited(control, judge_id)
-        secret_key = bench.load_key(key, committed)
+        secret_key = keys.load_key(key, committed)
         store = stores.store_of(await connect(fleet_creds, "fleet"), artifacts)
         # Hidden texts are the judge's alone, as its key is, and stay no longer than it.
         texts = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-judge-"))

@@ -15,6 +15,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_API = "http://127.0.0.1:8000"
 PICTURES = (".png", ".svg")
+PRICE_MAX = 1_000_000
+"""As core.projections.workers has it, which is not imported for a help page."""
 FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Letters and a symbol, by Unicode's classes, of which nothing is seen."""
 _CREDENTIALS = re.compile(r"(?<=:)//[^/@]*@")
@@ -187,6 +189,16 @@ def as_json(command: F) -> F:
     )
 
 
+def budget(command: F) -> F:
+    """`--budget`: which throne of a node is meant."""
+    return click.option(
+        "--budget",
+        default="",
+        metavar="NAME",
+        help="The champion of this budget, not the node's own.",
+    )(command)
+
+
 def worker_timeout(command: F) -> F:
     """`--worker-timeout-sec`: when an HTTP worker counts as gone."""
     return click.option(
@@ -240,6 +252,26 @@ def artifacts(command: F) -> F:
         metavar="s3://BUCKET/PREFIX",
         help="Where artifacts stay, by the AWS_ variables of the environment; the first start of a "
         "data directory says so for good. Default: nats-server.",
+    )(command)
+
+
+def quiet_folder(command: F) -> F:
+    """`--quiet-folder`: where a judge asks the agents beside it for quiet."""
+    return click.option(
+        "--quiet-folder",
+        type=Folder(),
+        help="A folder that judge and agents of one machine share: while the judge measures "
+        "latency, for at most 3 s, the agents' trainings stand still. Default: they go on.",
+    )(command)
+
+
+def price(command: F) -> F:
+    """`--price-per-hour`: what an agent costs."""
+    return click.option(
+        "--price-per-hour",
+        type=Number(0.0, PRICE_MAX),
+        help="What this machine costs per hour, in whatever unit all workers' prices are in: the "
+        "ledger of rivals then tells what they cost, and the orchestrator weighs it.",
     )(command)
 
 

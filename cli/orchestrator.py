@@ -11,12 +11,15 @@ import msgspec
 from cli import child, options, views
 from cli.client import Client, segment
 from cli.merging import ServerMerges
-from orchestrator.feeder import Feeder, Fleet, Order, Standing, least_budget
+from core.events import Rival
+from core.projections.rivalry import Account, Ordered
+from orchestrator.feeder import ROLES, Feeder, Fleet, Order, Standing, least_budget
 from orchestrator.merger import Merger
 
 DETAILS_AT_ONCE = 16
 """Nodes asked about in each survey; the others are weighed by what was heard of them last."""
 OPEN_PAGES_MAX = 20
+RIVALS_PAGES_MAX = 20
 
 
 class _Node(msgspec.Struct):
@@ -30,7 +33,6 @@ class _Champion(msgspec.Struct):
 
 class _Round(msgspec.Struct):
     status: str
-    verdict: str | None = None
 
 
 class _Workload(msgspec.Struct):
@@ -40,7 +42,6 @@ class _Workload(msgspec.Struct):
 
 class _Detail(msgspec.Struct):
     champion: _Champion | None = None
-    rounds: list[_Round] = []
     workload: _Workload = msgspec.field(default_factory=_Workload)
 
 
@@ -66,20 +67,43 @@ def stuck_nodes(workers: list[views.Worker]) -> set[str]:
     if any(one.via == "http" and one.held for one in online):
         return set()
     unfit = [
-        {mark.node_id for mark in one.unfit if (mark.role, mark.method) == ("dual", "auto")}
+        {mark.node_id for mark in one.unfit if mark.role in ROLES and mark.method == "auto"}
         for one in online
         if one.via == "nats"
     ]
     return set.intersection(*unfit) if unfit else set()
 
 
+def account_of(node_id: str, rival: Rival, told: views.RivalAccount | None) -> Account:
+    """An account as the ledger has it, of what a server tells; empty where it tells nothing."""
+    if told is None:
+        return Account(node_id=node_id, rival=rival)
+    return Account(
+        node_id=node_id,
+        rival=rival,
+        rounds=told.rounds,
+        won=told.won,
+        lost=told.lost,
+        held_us=round(told.device_seconds * 1e6),
+        priced_us=round(told.priced_seconds * 1e6),
+        cost_micro=round((told.cost or 0.0) * 1e6),
+        recent_rounds=told.recent.rounds,
+        recent_won=told.recent.won,
+        recent_replaced=told.recent.replaced,
+        recent_gain=told.recent.gain,
+    )
+
+
 class ServerTarget:
-    """A server over HTTP, as orchestrator.feeder.Target wants it."""
+    """A server over HTTP, as orchestrator.feeder.Target wants it. Whose turn was when it knows of
+    its own orders alone."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._details: dict[str, _Detail] = {}
         self._turn = itertools.count()
+        self._ordered: dict[str, Ordered] = {}
+        self._orders = 0
 
     async def survey(self) -> Fleet:
         """What there is now. Raises errors.Unavailable."""
@@ -91,6 +115,7 @@ class ServerTarget:
             "topic": order.topic,
             "node_id": order.node_id,
             "priority": priority,
+            "role": order.role,
         }
         if order.budget_seconds is not None:
             body["budget_seconds"] = order.budget_seconds
@@ -101,6 +126,12 @@ class ServerTarget:
             advice="the next look at the queue tells",
             idempotency_key=key,
         )
+        self._orders += 1
+        turns = self._turns(order.node_id)
+        self._ordered[order.node_id] = turns.with_one(order.role, self._orders)
+
+    def _turns(self, node_id: str) -> Ordered:
+        return self._ordered.get(node_id) or Ordered(node_id=node_id)
 
     def _survey(self) -> Fleet:
         network = self._client.get("/status").read("network", _Network)
@@ -114,11 +145,13 @@ class ServerTarget:
         queued, running = self._tasks("queued"), self._tasks("running")
         open_tasks = queued + running
         waiting = sum(queued[node_id] for node_id in stuck)
+        accounts = self._accounts()
         return Fleet(
             queued=max(0, network.tasks.queued - waiting),
             workers_online=network.workers_online,
             unjudged=self._unjudged(),
-            nodes=[self._standing(node, open_tasks[node.node_id]) for node in nodes],
+            nodes=[self._standing(node, open_tasks[node.node_id], accounts) for node in nodes],
+            tasks=self._orders,
         )
 
     def _refresh(self, node_ids: list[str]) -> None:
@@ -142,22 +175,42 @@ class ServerTarget:
                 break
         return counts
 
+    def _accounts(self) -> dict[tuple[str, str], views.RivalAccount]:
+        """The ledger, by node and rival."""
+        found: dict[tuple[str, str], views.RivalAccount] = {}
+        after: str | None = None
+        for _ in range(RIVALS_PAGES_MAX):
+            answer = self._client.get("/rivals", {"limit": 1_000, "after": after})
+            for one in answer.read("rivals", list[views.RivalAccount]):
+                found[one.node_id or "", one.rival] = one
+            after = answer.following()
+            if after is None:
+                break
+        return found
+
     def _unjudged(self) -> int:
         statuses = ("closed", "judging")
         pages = (self._client.get("/rounds", {"status": one, "limit": 100}) for one in statuses)
         return sum(len(page.read("rounds", list[_Round])) for page in pages)
 
-    def _standing(self, node: _Node, open_tasks: int) -> Standing:
+    def _standing(
+        self,
+        node: _Node,
+        open_tasks: int,
+        accounts: dict[tuple[str, str], views.RivalAccount],
+    ) -> Standing:
+        node_id = node.node_id
         detail = self._details.get(node.node_id) or _Detail()
         return Standing(
-            node_id=node.node_id,
+            node_id=node_id,
             name=node.name,
             own_workload=not detail.workload.inherited,
             open_tasks=open_tasks,
-            rounds=len(detail.rounds),
-            promotions=sum(1 for one in detail.rounds if one.verdict == "promote"),
             champion=detail.champion is not None,
             below_baseline=detail.champion is not None and detail.champion.below_baseline,
+            evolver=account_of(node_id, "evolver", accounts.get((node_id, "evolver"))),
+            reinventor=account_of(node_id, "reinventor", accounts.get((node_id, "reinventor"))),
+            ordered=self._turns(node_id),
             budget_seconds_min=least_budget(detail.workload.specialist),
         )
 

@@ -12,7 +12,8 @@ from core import errors
 
 if TYPE_CHECKING:
     from core.replay import Access
-    from orchestrator.comparison import Difference, Outcome
+    from orchestrator.comparison import Outcome
+    from orchestrator.figures import Difference
 
 EXITS = {"agrees": 0, "differs": 1, "gone": 4, "unclear": 5}
 """By outcome; of several rounds the first that differs decides, then one that is not to be told."""
@@ -44,14 +45,14 @@ def exit_code(outcomes: "Sequence[Outcome]") -> int:
 
 async def _judged(access: "Access", round_ids: Sequence[str]) -> "list[Outcome]":
     from core.replay import connect, find_lost_chunks
-    from orchestrator import judge
     from orchestrator import rejudge as bench
+    from orchestrator import trial
 
     ended = threading.Event()
 
     def go_on() -> None:
         if ended.is_set():
-            raise judge.Abandoned
+            raise trial.Abandoned
 
     async with connect(access) as connected:
         # All of them first: what cannot be judged again is said before anybody waits for the rest.

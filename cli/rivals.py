@@ -15,7 +15,8 @@ def rivals(node_id: str | None, after: str | None, as_json: bool, api: str) -> N
     """Show what evolvers, reinventors and merges have won, and what they cost.
 
     Rounds are the decided ones that a rival entered: it won, or was measured and lost, or was
-    absent. The factor is what its promotions made of the error of the champions before.
+    absent. The factor is what its promotions made of the error of the champions before. The cost is
+    that of the device time whose workers had told a price (`aghsan agent --price-per-hour`).
     """
     answer = Client(api).get("/rivals", {"node_id": node_id, "after": after})
     if as_json:

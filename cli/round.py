@@ -56,12 +56,12 @@ def list_rounds(
 @options.as_json
 @options.api
 def show(round_id: str, as_json: bool, api: str) -> None:
-    """Show one round: its candidates, the verdict, and why."""
+    """Show one round: how far it is, what was weighed, each gate, the verdict, and why."""
     answer = Client(api).get(f"/rounds/{segment(round_id)}")
     if as_json:
         click.echo(answer.one("round"))
         return
-    from cli import tables, terminal, views
+    from cli import judged, tables, terminal, views
 
     one = answer.read("round", views.Round)
     terminal.show(
@@ -71,16 +71,24 @@ def show(round_id: str, as_json: bool, api: str) -> None:
                 ("status", one.status),
                 ("node", one.node_id),
                 ("base", one.base.candidate_id if one.base else "none: the first of its node"),
+                *judged.life(one),
                 ("verdict", one.verdict),
                 ("decided", terminal.when(one.decided_at)),
                 ("commitment", one.commitment),
                 ("secret", one.secret),
                 *tables.why(one.reasons),
+                *judged.outcome(one),
+                *judged.budget_verdicts(one.budgets),
             ]
         )
     )
+    if one.weighed:
+        champion = one.champion.candidate_id if one.champion else None
+        terminal.show("", judged.weighed(one.weighed, champion))
     if one.candidates:
         terminal.show("", tables.candidates(one.candidates))
+    if gates := judged.checks(one.candidates):
+        terminal.show("", gates)
     for candidate in one.candidates:
         if candidate.reasons:
             terminal.show("", terminal.facts([("candidate", candidate.candidate_id)]))

@@ -39,15 +39,16 @@ class Node(NamedTuple):
     reigns: "list[Reign]"
 
 
-async def node(connected: "Connected", node_id: str) -> Node:
-    """A node by the log. Raises errors.NotFound."""
+async def node(connected: "Connected", node_id: str, budget: str = "") -> Node:
+    """A node by the log, with the champions of a budget in place of its own where one is named.
+    Raises errors.NotFound."""
     from core import events, lineage
 
     history = await _history(connected.log, "node", node_id)
     added = [event.data for event in history if isinstance(event.data, events.NodeAdded)]
     if not added:
         raise errors.NotFound(f"there is no node {node_id}")
-    return Node(added[0], lineage.reigns(history))
+    return Node(added[0], lineage.reigns(history, budget))
 
 
 async def _history(log: "Log", kind: str, identity: str) -> "list[events.Event]":
@@ -67,8 +68,13 @@ async def _history(log: "Log", kind: str, identity: str) -> "list[events.Event]"
     return history
 
 
-def no_champion(node_id: str) -> errors.NotFound:
-    """What to say of a node that serves no model."""
+def no_champion(node_id: str, budget: str = "") -> errors.NotFound:
+    """What to say of a node that serves no model, or none for a budget."""
+    if budget:
+        return errors.NotFound(
+            f"{node_id} has no champion for the budget {budget!r}; `aghsan gates {node_id}` shows "
+            "its budgets"
+        )
     return errors.NotFound(
         f"{node_id} has no champion yet; its first is promoted when a candidate beats the "
         f"trivial predictor. `aghsan node show {node_id}` lists its rounds"
@@ -84,15 +90,18 @@ class Served(NamedTuple):
     files: dict[str, bytes]
 
 
-async def served(connected: "Connected", node_id: str) -> Served:
-    """What a node serves. Raises errors.NotFound where it serves nothing, or where files of it are
-    missing, errors.ArtifactError for files that are not what they should be."""
+async def served(connected: "Connected", node_id: str, budget: str = "") -> Served:
+    """What a node serves, or has for a budget.
+
+    Raises errors.NotFound where it serves nothing, or where files of it are missing,
+    errors.ArtifactError for files that are not what they should be.
+    """
     from core import lineage
 
-    found = await node(connected, node_id)
+    found = await node(connected, node_id, budget)
     reign = lineage.reigning(found.reigns)
     if reign is None:
-        raise no_champion(node_id)
+        raise no_champion(node_id, budget)
     champion = reign.champion
     try:
         files = await _files(connected, champion)
@@ -119,11 +128,11 @@ async def _round(log: "Log", round_id: str) -> "Round":
 async def _files(connected: "Connected", champion: "events.Champion") -> dict[str, bytes]:
     """Weights and configuration, and the texts of a corpus as agents have them."""
     from core import chunks, corpora
-    from orchestrator import judge
+    from orchestrator import models
 
     store = connected.store
-    model = await judge.fetch(store, champion.manifest)
-    files = {judge.WEIGHTS_FILE: model.weights, judge.CONFIG_FILE: model.config}
+    model = await models.fetch(store, champion.manifest)
+    files = {models.WEIGHTS_FILE: model.weights, models.CONFIG_FILE: model.config}
     if champion.workload.corpus is not None:
         manifest = chunks.decode_manifest(
             await store.get(chunks.DESK, champion.workload.corpus.manifest)

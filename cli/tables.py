@@ -13,7 +13,7 @@ def workers(rows: Sequence[views.Worker]) -> Table:
     """One worker a row."""
     columns = [
         *("worker", "status", "seen", "via", "lane", "task", "step", "loss"),
-        *("samples", "device", "memory", "host"),
+        *("samples", "device", "memory", "price", "claims", "host"),
     ]
     return terminal.table(
         columns,
@@ -30,6 +30,8 @@ def workers(rows: Sequence[views.Worker]) -> Table:
                 figures.rate(row.samples_per_second),
                 figures.percent(row.utilisation),
                 figures.memory(row.memory_bytes),
+                row.price_per_hour,
+                claims(row.claims),
                 row.hostname,
             )
             for row in rows
@@ -37,11 +39,40 @@ def workers(rows: Sequence[views.Worker]) -> Table:
     )
 
 
+def worker(row: views.Worker) -> list[tuple[str, object]]:
+    """One worker, by name and value."""
+    judged = f"{row.claims.judged} judged, {row.claims.off} off"
+    return [
+        ("worker", row.worker_id),
+        ("status", _status(row)),
+        ("seen", terminal.ago(row.last_seen)),
+        ("via", row.via),
+        ("lane", row.lane),
+        ("host", row.hostname),
+        ("tasks", row.held),
+        ("step", row.progress),
+        ("price", None if row.price_per_hour is None else f"{row.price_per_hour:g} an hour"),
+        ("claims", f"{judged}, doubtful" if row.claims.doubtful else judged),
+        *(
+            ("unfit", f"{one.node_id} ({one.role}, {one.method}): {one.reason}")
+            for one in row.unfit
+        ),
+    ]
+
+
+def claims(of: views.Claims) -> str | None:
+    """Only where some were off."""
+    if not of.off:
+        return None
+    return f"{of.off} of {of.judged} off{', doubtful' if of.doubtful else ''}"
+
+
 def _status(row: views.Worker) -> str | None:
     status = "offline" if row.online is False else row.status
     return f"{status}, {PAUSES[row.pause]}" if row.pause in PAUSES else status
 
 
+PRICED_WHOLLY = 0.995
 PAUSES = {"pause": "paused", "drain": "draining"}
 
 
@@ -87,7 +118,7 @@ def rounds(rows: Sequence[views.Round]) -> Table:
 def accounts(rows: Sequence[views.RivalAccount]) -> Table:
     """One rival of a node a row; the sums have no node."""
     return terminal.table(
-        ["node", "rival", "rounds", "won", "lost", "absent", "error", "device"],
+        ["node", "rival", "rounds", "won", "lost", "absent", "error", "device", "cost"],
         [
             (
                 row.node_id or "all",
@@ -98,17 +129,37 @@ def accounts(rows: Sequence[views.RivalAccount]) -> Table:
                 row.absent,
                 None if row.error_factor is None else f"× {row.error_factor:.3g}",
                 terminal.span(row.device_seconds),
+                _cost(row),
             )
             for row in rows
         ],
     )
 
 
+def _cost(row: views.RivalAccount) -> str | None:
+    """Where the price of some of the time is not known, of how much it is."""
+    if row.cost is None:
+        return None
+    share = row.priced_seconds / row.device_seconds if row.device_seconds else 1.0
+    return f"{row.cost:.3g}" if share > PRICED_WHOLLY else f"{row.cost:.3g} for {share:.0%}"
+
+
 def candidates(rows: Sequence[views.Candidate]) -> Table:
     """One candidate a row."""
     return terminal.table(
-        ["candidate", "role", "verdict", "task", "worker"],
-        [(row.candidate_id, row.role, row.verdict, row.task_id, row.worker_id) for row in rows],
+        ["candidate", "role", "verdict", "claimed", "measured", "task", "worker"],
+        [
+            (
+                row.candidate_id,
+                row.role,
+                row.verdict,
+                row.claimed.loss if row.claimed else None,
+                row.error,
+                row.task_id,
+                row.worker_id,
+            )
+            for row in rows
+        ],
     )
 
 
@@ -143,9 +194,10 @@ def lineage(rows: Sequence[views.Lineage]) -> Table:
 
 
 def history(rows: Sequence[views.Lineage]) -> Table:
-    """One reign a row: the figures of its champion, and how it ended where nobody followed."""
+    """One reign a row: the figures of its champion, who made it that, and how it ended where nobody
+    followed."""
     columns = [
-        *("promoted", "champion", "instead of", "rival", "error", "baseline", "evidence"),
+        *("promoted", "by", "champion", "instead of", "rival", "error", "baseline", "evidence"),
         *("params", "bytes", "round", "ended", "why"),
     ]
     return terminal.table(
@@ -153,6 +205,7 @@ def history(rows: Sequence[views.Lineage]) -> Table:
         [
             (
                 terminal.when(row.promoted_at),
+                f"{row.by}, {row.choice}" if row.choice else row.by,
                 row.candidate_id,
                 row.instead_of,
                 row.role,
@@ -163,7 +216,7 @@ def history(rows: Sequence[views.Lineage]) -> Table:
                 row.bytes,
                 row.round_id,
                 terminal.when(row.retired_at),
-                row.reason,
+                "; ".join(words for words in (row.because, row.reason) if words),
             )
             for row in rows
         ],

@@ -61,6 +61,8 @@ class Settings(NamedTuple):
     quota_gib: float
     worker_quota_gib: float
     new_judge_key: bool
+    no_quiet: bool
+    price_per_hour: float | None
 
 
 @dataclass
@@ -463,6 +465,7 @@ def default_data() -> Path:
     type=click.IntRange(0, 100_000),
     help="Queued tasks the orchestrator keeps.",
 )
+@options.price
 @click.option("--no-orchestrator", is_flag=True, help="Do not feed the queue.")
 @options.worker_timeout
 @options.http_lease
@@ -481,6 +484,12 @@ def default_data() -> Path:
     "could judge.",
 )
 @click.option(
+    "--no-quiet",
+    is_flag=True,
+    help="Trainings go on while the judge measures latency; else they stand still for it, for at "
+    "most 3 s for a candidate.",
+)
+@click.option(
     "--ready-file",
     type=options.File(),
     help="Written as JSON when everything is up: addresses, process ids, credentials.",
@@ -495,6 +504,7 @@ def up(
     agents: int,
     train_sec: float,
     min_queue: int,
+    price_per_hour: float | None,
     no_orchestrator: bool,
     worker_timeout_sec: float,
     http_lease_sec: float,
@@ -505,6 +515,7 @@ def up(
     artifacts: str,
     accept_loss: bool,
     new_judge_key: bool,
+    no_quiet: bool,
     ready_file: Path | None,
     plain: bool,
 ) -> None:
@@ -525,6 +536,8 @@ def up(
         quota_gib=quota_gib,
         worker_quota_gib=worker_quota_gib,
         new_judge_key=new_judge_key,
+        no_quiet=no_quiet,
+        price_per_hour=price_per_hour,
     )
     require_room(data)
     with platforms.DataLock(data / "lock", signs=False) as lock:
@@ -624,12 +637,19 @@ def _judge_line(nats: str, asked: Settings, artifacts: str) -> list[str]:
         *("--fleet-creds", str(asked.data / "creds" / "judge-fleet.creds")),
         *("--key", str(asked.data / "judge" / "key"), "--artifacts", artifacts),
         *(["--new-key"] if asked.new_judge_key else []),
+        *_quiet(asked),
     ]
+
+
+def _quiet(asked: Settings) -> list[str]:
+    """Where judge and agents agree on who is quiet; nowhere, if nobody is to be."""
+    return [] if asked.no_quiet else ["--quiet-folder", str(asked.data / "quiet")]
 
 
 def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
     from agent import limits
 
+    price = asked.price_per_hour
     return [
         *("agent", "--child", "--direct"),
         *("--api", http, "--worker-id", name),
@@ -637,4 +657,6 @@ def _agent_line(name: str, http: str, asked: Settings) -> list[str]:
         *("--threads", str(max(1, limits.cores() // asked.agents))),
         *("--directory", str(asked.data / "agents" / name)),
         *("--bases", str(asked.data / "agents" / ".bases")),
+        *_quiet(asked),
+        *([] if price is None else ["--price-per-hour", str(price)]),
     ]

@@ -34,6 +34,15 @@ class Unfit(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Claims(msgspec.Struct, frozen=True):
+    """How many of a worker's own measurements were held against a judge's, how many were off, and
+    whether they keep being so."""
+
+    judged: int = 0
+    off: int = 0
+    doubtful: bool = False
+
+
 class Worker(msgspec.Struct):
     """A worker, and what it holds."""
 
@@ -55,6 +64,8 @@ class Worker(msgspec.Struct):
     memory_bytes: int | None = None
     unfit: list[Unfit] = []
     pause: str = ""
+    price_per_hour: float | None = None
+    claims: Claims = Claims()
 
     @property
     def held(self) -> str:
@@ -108,6 +119,15 @@ class LossPoint(msgspec.Struct):
     loss: float | None = None
 
 
+class RecentRounds(msgspec.Struct, frozen=True):
+    """A rival's rounds, older ones at less weight, and what it gained in them."""
+
+    rounds: float = 0.0
+    won: float = 0.0
+    replaced: float = 0.0
+    gain: float = 0.0
+
+
 class RivalAccount(msgspec.Struct):
     """What a rival has won and cost."""
 
@@ -119,6 +139,9 @@ class RivalAccount(msgspec.Struct):
     absent: int = 0
     error_factor: float | None = None
     device_seconds: float = 0.0
+    priced_seconds: float = 0.0
+    cost: float | None = None
+    recent: RecentRounds = RecentRounds()
 
 
 class TelemetryPoint(msgspec.Struct):
@@ -298,6 +321,135 @@ class Reasons(msgspec.Struct):
     ar: str | None = None
 
 
+class Budget(msgspec.Struct):
+    """What somebody who serves models can afford, and who reigns for it."""
+
+    name: str = ""
+    latency_max: float | None = None
+    bytes_max: int | None = None
+    champion: Champion | None = None
+
+
+class Gates(msgspec.Struct):
+    """By which bounds the candidates of a node are judged."""
+
+    inherited: bool = False
+    better_ratio: float | None = None
+    margin: float | None = None
+    evidence_drop: float | None = None
+    latency_ratio: float | None = None
+    size_ratio: float | None = None
+    memory_ratio: float | None = None
+    shifted_ratio: float | None = None
+    cheaper_latency: float | None = None
+    cheaper_size: float | None = None
+    exchange: float | None = None
+    exchange_most: float | None = None
+    budgets: list[Budget] = []
+
+
+class Check(msgspec.Struct):
+    """One gate's verdict on a candidate."""
+
+    name: str = ""
+    verdict: str = ""
+    value: float | None = None
+    bound: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+
+
+class Latency(msgspec.Struct):
+    """How long a model takes, in times of the reference kernel and of the champion."""
+
+    ratio: float = 0.0
+    lower: float | None = None
+    upper: float | None = None
+    against: float | None = None
+
+
+class Weighed(msgspec.Struct):
+    """A model on the scales of a round."""
+
+    candidate_id: str | None = None
+    error: float | None = None
+    evidence_rate: float | None = None
+    params: int | None = None
+    bytes: int | None = None
+    memory_bytes: int | None = None
+    latency: Latency | None = None
+    shifted_error: float | None = None
+    is_front: bool = False
+
+
+class Recommendation(msgspec.Struct):
+    """What a round comes to."""
+
+    action: str = ""
+    candidate_id: str | None = None
+    reasons: Reasons | None = None
+
+
+class BudgetVerdict(msgspec.Struct):
+    """What a round means to the champion of a budget."""
+
+    budget: str = ""
+    against: str | None = None
+    promoted: str | None = None
+    reasons: Reasons | None = None
+
+
+class RoundEntry(msgspec.Struct):
+    """A role of a round."""
+
+    role: str = ""
+    task_id: str | None = None
+    state: str | None = None
+    reason: str | None = None
+
+
+class CandidateRecord(msgspec.Struct):
+    """A candidate of a node, from its topic to its bytes."""
+
+    candidate_id: str | None = None
+    role: str | None = None
+    task_id: str | None = None
+    topic: str | None = None
+    method: str | None = None
+    method_reason: str | None = None
+    base: Base | None = None
+    parents: list[Base] = []
+    attempts: list[Attempt] = []
+    worker_id: str | None = None
+    completed_at: str | None = None
+    round_id: str | None = None
+    round_status: str | None = None
+    verdict: str | None = None
+    reasons: Reasons | None = None
+    error: float | None = None
+    evidence_rate: float | None = None
+    params: int | None = None
+    bytes: int | None = None
+    weights_sha256: str | None = None
+    manifest: str | None = None
+    reigns: list[str] = []
+
+
+class Chosen(msgspec.Struct):
+    """Who reigns once a person has chosen."""
+
+    node_id: str = ""
+    budget: str = ""
+    champion: Champion = msgspec.field(default_factory=Champion)
+
+
+class Claimed(msgspec.Struct):
+    """What a worker measured of its own model."""
+
+    loss: float | None = None
+    evidence_rate: float | None = None
+
+
 class Candidate(msgspec.Struct):
     """A model standing in a round."""
 
@@ -308,6 +460,10 @@ class Candidate(msgspec.Struct):
     weights_sha256: str | None = None
     verdict: str | None = None
     reasons: Reasons | None = None
+    gates: list[Check] = []
+    error: float | None = None
+    evidence_rate: float | None = None
+    claimed: Claimed | None = None
 
 
 class Round(msgspec.Struct):
@@ -324,6 +480,20 @@ class Round(msgspec.Struct):
     reasons: Reasons | None = None
     opened_at: str | None = None
     decided_at: str | None = None
+    closes_at: str | None = None
+    entries: list[RoundEntry] = []
+    close_reason: str | None = None
+    judge: str | None = None
+    look: int = 0
+    champion: Base | None = None
+    best: Base | None = None
+    alpha: float | None = None
+    cases: int | None = None
+    champion_error: float | None = None
+    baseline_error: float | None = None
+    weighed: list[Weighed] = []
+    recommendation: Recommendation | None = None
+    budgets: list[BudgetVerdict] = []
 
 
 class Lineage(msgspec.Struct):
@@ -341,6 +511,9 @@ class Lineage(msgspec.Struct):
     promoted_at: str | None = None
     retired_at: str | None = None
     reason: str | None = None
+    by: str | None = None
+    choice: str | None = None
+    because: str | None = None
 
 
 class Node(msgspec.Struct):
@@ -358,6 +531,7 @@ class Node(msgspec.Struct):
     champion: Champion | None = None
     rounds: list[Round] = []
     lineage: list[Lineage] = []
+    budgets: list[Budget] = []
 
 
 class Graph(msgspec.Struct):

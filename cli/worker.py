@@ -1,4 +1,4 @@
-"""`aghsan worker ls|pause|drain|resume`."""
+"""`aghsan worker ls|show|pause|drain|resume`."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=options.Group)
 def worker() -> None:
-    """List, pause and resume workers."""
+    """List, show, pause and resume workers."""
 
 
 @worker.command("ls")
@@ -32,6 +32,25 @@ def list_workers(as_json: bool, api: str) -> None:
         terminal.show(tables.workers(workers))
     else:
         click.echo("no workers yet; attach one with `aghsan agent`", err=True)
+
+
+@worker.command()
+@click.argument("worker_id")
+@options.as_json
+@options.api
+def show(worker_id: str, as_json: bool, api: str) -> None:
+    """Show one worker: what it holds, costs, and whether its claims are borne out.
+
+    A claim is off where the worker's own figures are better than what a judge measured, by more
+    than other cases explain; it is doubtful where that was so for 3 of its last 8.
+    """
+    answer = Client(api).get(f"/workers/{segment(worker_id)}")
+    if as_json:
+        click.echo(answer.one("worker"))
+        return
+    from cli import tables, terminal, views
+
+    terminal.show(terminal.facts(tables.worker(answer.read("worker", views.Worker))))
 
 
 @worker.command()

@@ -263,7 +263,8 @@ class TaskQueued(Data, frozen=True, kw_only=True):
 
 class TaskClaimed(Data, frozen=True, kw_only=True):
     """A worker holds the task; its evolver starts from `base`, or its student learns from it, and
-    its training goes on from `resume`."""
+    its training goes on from `resume`. `price_per_hour` is what the worker says that it costs, in
+    the unit that all prices here are in; None where it does not say."""
 
     task_id: str
     attempt: int
@@ -274,6 +275,7 @@ class TaskClaimed(Data, frozen=True, kw_only=True):
     session: str = ""
     base: Base | None = None
     resume: list[Checkpoint] = []
+    price_per_hour: float | None = None
 
 
 class ClaimAdopted(Data, frozen=True, kw_only=True):

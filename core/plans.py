@@ -110,6 +110,7 @@ class Order(Value, frozen=True, kw_only=True):
 
     node_id: str = ""
     name: str = ""
+    role: Role = "dual"
     budget_seconds: float = 0.0
     obstacle: Literal["", "workers", "judges", "nodes"] = ""
 
@@ -748,6 +749,11 @@ def _waiting(situation: Situation, side: Side) -> list[Reasons]:
     return [Reasons(en=f"First what is open: {en}.", ar=f"وقبل ذلك المهام المفتوحة: {ar}.")]
 
 
+def _alone(rival: Reasons) -> Reasons:
+    """A task of one rival, within the words about it."""
+    return Reasons(en=f", for the {rival.en} alone", ar=f"، يتولاها {rival.ar} وحده")
+
+
 def _by(task: Open) -> Reasons:
     worker = _told(task.worker_id)
     if not worker:
@@ -764,6 +770,7 @@ def _turn(situation: Situation) -> list[Reasons]:
         return [_OBSTACLES[order.obstacle]]
     needed = order.budget_seconds
     whose = _told(order.name) or _told(order.node_id)
+    alone = _NOTHING if order.role == "dual" else _alone(_NAMES[order.role])
     budget = (
         Reasons(en=f", of {_seconds(needed)} s", ar=f"، مدتها {_seconds_ar(needed)}")
         if needed > 0 and math.isfinite(needed)
@@ -772,15 +779,15 @@ def _turn(situation: Situation) -> list[Reasons]:
     if order.node_id == situation.node_id:
         return [
             Reasons(
-                en=f"The orchestrator's next task would be one of this node{budget.en}.",
-                ar=f"وأول ما يطلبه المنسّق مهمة لهذه العقدة{budget.ar}.",
+                en=f"The orchestrator's next task would be one of this node{alone.en}{budget.en}.",
+                ar=f"وأول ما يطلبه المنسّق مهمة لهذه العقدة{alone.ar}{budget.ar}.",
             )
         ]
     return [
         Reasons(
-            en=f"The orchestrator's next task would be one of {whose}{budget.en}: it "
+            en=f"The orchestrator's next task would be one of {whose}{alone.en}{budget.en}: it "
             "expects more of that.",
-            ar=f"وأول ما يطلبه المنسّق مهمة لعقدة {whose}{budget.ar}: إذ يتوقع منها أكثر.",
+            ar=f"وأول ما يطلبه المنسّق مهمة لعقدة {whose}{alone.ar}{budget.ar}: إذ يتوقع منها أكثر.",
         )
     ]
 

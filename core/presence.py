@@ -24,6 +24,8 @@ class Seen:
     asked_at: int = 0
     """When an HTTP worker last asked for other work than it held."""
     executor_pid: int = 0
+    paused_seconds: float = 0.0
+    """How long the agent's executors stood still since it began, for latency to be measured."""
     tasks: dict[str, TaskBeat] = field(default_factory=dict)
     listed_at: dict[tuple[str, int], int] = field(default_factory=dict)
     """When the agent last spoke of an attempt (task_id, attempt) as its own, for the newest
@@ -43,10 +45,17 @@ class Presence:
         self.last_beat = started_at
         """When any agent at all was last heard of."""
         self.workers: dict[str, Seen] = {}
+        self.paused_seconds = 0.0
+        """How long executors of all agents stood still, as far as it was told to this process."""
         self._heard: dict[str, None] = {}
         """Agents that sent a heartbeat since `take_heard` last asked."""
         self._lost: dict[str, int] = {}
         """Who lost its connection when, in that order, for the last LOST_SECONDS_MAX."""
+
+    def paused_seconds_of(self, worker_id: str) -> float:
+        """How long the worker's executors stood still since it began."""
+        seen = self.workers.get(worker_id)
+        return seen.paused_seconds if seen else 0.0
 
     def of(self, worker_id: str) -> Seen:
         """The worker's record; an empty one is made for a new worker."""
@@ -70,6 +79,13 @@ class Presence:
         seen.tasks = {task.task_id: task for task in tasks}
         for task in tasks:
             self._listed(seen, task.task_id, task.attempt, at)
+
+    def paused(self, worker_id: str, seconds: float) -> None:
+        """An agent's executors stood still for so long since it began."""
+        seen = self.of(worker_id)
+        is_new_run = seconds < seen.paused_seconds
+        self.paused_seconds += seconds - (0.0 if is_new_run else seen.paused_seconds)
+        seen.paused_seconds = seconds
 
     def speaks_of(self, worker_id: str, at: int, claims: Iterable[Token]) -> None:
         """An agent asks for these claims as its own, and their leases begin anew, if they are.

@@ -22,7 +22,7 @@ import msgspec
 from core import errors, events, seals, subjects, values
 from core.events import Champion, Via
 from core.log import Record
-from core.projections import graph, queue, rivalry, rounds, state, tables, tasks, workers
+from core.projections import claims, graph, queue, rivalry, rounds, state, tables, tasks, workers
 from core.projections.state import State
 
 FORMAT = 1
@@ -35,6 +35,7 @@ _FOLDING: tuple[ModuleType, ...] = (
     values,
     events,
     subjects,
+    claims,
     graph,
     rivalry,
     queue,
@@ -483,6 +484,7 @@ _SECTIONS: dict[str, Section] = {
     "node_rounds": _section(rounds.NodeRounds, lambda of: list(of.rounds.nodes), _put_node_rounds),
     "commitments": _table(rounds.Commitment, lambda of: of.rounds.commitments),
     "rivalry": _table(rivalry.Account, lambda of: of.rivalry.table),
+    "ordered": _table(rivalry.Ordered, lambda of: of.rivalry.ordered),
     "undecided": _ordered(lambda of: of.rounds.undecided),
     "open": _ordered(lambda of: of.rounds.open),
     "log": _table(state.LogHead, lambda of: of.log),

@@ -94,8 +94,9 @@ class Check(Value, frozen=True, kw_only=True):
 
 class Weighed(Value, frozen=True, kw_only=True):
     """A model on the scales of a round: its figures on the ranking cases, the champion's too.
-    `is_front` says that no other has all of error, latency and bytes lower; `shifted_error` is the
-    error on inputs beyond those that models are trained on, None where there are none."""
+    `is_front` says that no other is as good in error, latency and bytes and better in one of them;
+    `shifted_error` is the error on inputs beyond those that models are trained on, None where there
+    are none."""
 
     candidate_id: str
     error: float

@@ -85,6 +85,8 @@ class Beat(Wire, frozen=True, kw_only=True):
     pause: str = ""
     """What the agent believes that a person wants; told to those who err."""
     executor_pid: int = 0
+    paused_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How long its executors stood still so far, while latency was measured on its machine."""
     tasks: Annotated[list[TaskBeat], msgspec.Meta(max_length=BEAT_TASKS_MAX)] = []
 
 

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from core import commands, errors, lanes, platforms, runtime, subjects, wire
 from core.accounts import Authority
-from gateway import docs, http, openapi, schemas
+from gateway import docs, http, judgement, openapi, schemas
+from gateway.champions import ChampionRoutes
 from gateway.control import Control
 from gateway.corpora import CorpusRoutes
 from gateway.http import PREFIX, Page, Route, route
@@ -158,6 +159,7 @@ def routes(
     join: JoinRoutes,
     stored: ArtifactRoutes,
     texts: CorpusRoutes,
+    champions: ChampionRoutes,
     health: HealthRoutes,
     figures: Metrics,
 ) -> list[Route | Page]:
@@ -166,7 +168,7 @@ def routes(
     def below(path: str) -> str:
         return PREFIX + path
 
-    nothing, s = schemas.Nothing, schemas
+    nothing, s, j = schemas.Nothing, schemas, judgement
     return [
         route("GET", below("/status"), network.status, nothing, s.StatusAnswer,
               "Network Status", contract=True),
@@ -197,17 +199,27 @@ def routes(
               s.TaskDetailAnswer, "Retry Task"),
         route("GET", below("/workers"), reads.workers, s.WorkersQuery, s.WorkersAnswer,
               "List Workers"),
+        route("GET", below("/workers/{worker_id}"), reads.worker, s.NoQuery,
+              s.WorkerSummaryAnswer, "Show Worker"),
         route("POST", below("/workers/{worker_id}/pause"), reads.pause, nothing,
               s.WorkerSummaryAnswer, "Pause Worker"),
         route("POST", below("/workers/{worker_id}/drain"), reads.drain, nothing,
               s.WorkerSummaryAnswer, "Drain Worker"),
         route("POST", below("/workers/{worker_id}/resume"), reads.resume, nothing,
               s.WorkerSummaryAnswer, "Resume Worker"),
-        route("GET", below("/nodes/{node_id}"), reads.node, s.NoQuery, s.NodeDetailAnswer,
+        route("GET", below("/nodes/{node_id}"), reads.node, s.NoQuery, j.NodeDetailAnswer,
               "Show Node"),
-        route("GET", below("/rounds"), reads.rounds, s.RoundsQuery, s.RoundsAnswer,
+        route("POST", below("/nodes/{node_id}/gates"), champions.set_gates, j.GatesRequest,
+              j.GatesAnswer, "Set Gates"),
+        route("GET", below("/nodes/{node_id}/candidates"), champions.candidates,
+              j.CandidatesQuery, j.CandidatesAnswer, "List Candidates"),
+        route("POST", below("/nodes/{node_id}/champion/promote"), champions.promote,
+              j.PromoteRequest, j.ChosenAnswer, "Promote Champion"),
+        route("POST", below("/nodes/{node_id}/champion/rollback"), champions.rollback,
+              j.RollbackRequest, j.ChosenAnswer, "Roll Back Champion"),
+        route("GET", below("/rounds"), reads.rounds, j.RoundsQuery, j.RoundsAnswer,
               "List Rounds"),
-        route("GET", below("/rounds/{round_id}"), reads.round, s.NoQuery, s.RoundAnswer,
+        route("GET", below("/rounds/{round_id}"), reads.round, s.NoQuery, j.RoundAnswer,
               "Show Round"),
         route("GET", below("/rivals"), reads.rivals, s.RivalsQuery, s.RivalsAnswer,
               "Rivals"),
@@ -298,7 +310,8 @@ async def serve(
     joining, health = JoinRoutes(control, nats_url), HealthRoutes(control)
     stored = ArtifactRoutes(control.sweeper)
     texts = CorpusRoutes(control.door, control.store, control.usage)
-    table = documented(routes(network, reads, joining, stored, texts, health, figures))
+    champions = ChampionRoutes(control.door, records)
+    table = documented(routes(network, reads, joining, stored, texts, champions, health, figures))
     app = http.application(table, on_answer=figures.requests.count)
     relay.mount(app, RELAY_PATH)
     measuring = asyncio.create_task(figures.delay.run())

@@ -88,6 +88,7 @@ class Heartbeats:
         held = [(one, _held(state, beat.worker_id, one)) for one in beat.tasks]
         known = [one for one, task in held if task is not None]
         self._presence.beat(beat.worker_id, runtime.now(), beat.session, beat.executor_pid, known)
+        self._presence.paused(beat.worker_id, beat.paused_seconds)
         if len(known) < len(held):
             self._correct(beat)
         for _, task in held:

@@ -214,6 +214,11 @@ class Metrics:
         yield gauge("aghsan_queue_length", "Tasks that wait to be claimed.", len(state.tasks.queue))
         online = {str(via): len(ids) for via, ids in state.workers.online_by.items()}
         yield gauges("aghsan_workers_online", "Workers online, by how they work.", "via", online)
+        yield counter(
+            "aghsan_paused_seconds_total",
+            "Seconds that executors stood still while latency was measured beside them.",
+            self._control.presence.paused_seconds,
+        )
         yield gauge("aghsan_workers", "Workers ever seen.", len(state.workers.table))
         yield gauge("aghsan_nodes", "Specializations of the tree.", len(state.graph.nodes))
         yield gauge("aghsan_champions", "Nodes with a champion.", len(state.graph.champions))

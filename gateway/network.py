@@ -151,7 +151,7 @@ class NetworkRoutes:
         self, request: web.Request, asked: schemas.EnqueueRequest
     ) -> schemas.TaskAnswer:
         """Queue a task; the same request under the same Idempotency-Key gives the same task."""
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         needs = asked.requires or schemas.Requires()
         command = commands.EnqueueTask(
             task_id=f"task-{secrets.token_hex(6)}",
@@ -275,7 +275,7 @@ def _open(state: State, task_id: str) -> Task:
     return task
 
 
-def _idempotency_key(request: web.Request) -> str:
+def idempotency_key(request: web.Request) -> str:
     """Its key, "" where there is none. Raises errors.Refused, Invalid."""
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:

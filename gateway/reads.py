@@ -5,25 +5,25 @@ import functools
 import itertools
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from core import commands, errors, events, runtime
+from core import commands, errors, events, lineage, runtime
 from core.decide import fitness
-from core.events import Base, Champion
-from core.lineage import Reign
+from core.events import Champion
 from core.presence import Presence
-from core.projections import rivalry, rounds
+from core.projections import rivalry
 from core.projections.graph import Node
 from core.projections.rounds import Decided, Round
 from core.projections.state import State
 from core.projections.tasks import Claim, Done, Task
 from core.projections.workers import Worker
 from core.telemetry import Curve
-from gateway import schemas, telemetry
+from core.values import Gates
+from gateway import judgement, schemas, telemetry, verdicts
 from gateway.network import BY, node_of, task_of, worker_of
 from gateway.records import Records
 from gateway.refusals import Refusals
@@ -186,9 +186,9 @@ class ReadRoutes:
                 device=task.requires.device, memory_gb=task.requires.memory_gb
             ),
             workload=workload_of(task.workload, task.workload_inherited),
-            base=_base(task.base) if task.base else None,
-            parents=[_base(one) for one in task.parents],
-            attempts=[_attempt(claim) for claim in task.claims],
+            base=verdicts.base_of(task.base) if task.base else None,
+            parents=[verdicts.base_of(one) for one in task.parents],
+            attempts=[attempt_of(claim) for claim in task.claims],
             resume=[
                 schemas.TaskCheckpoint(
                     rival=point.rival,
@@ -245,6 +245,18 @@ class ReadRoutes:
             await asyncio.sleep(0)  # the loop's turn, however many workers there were ever
         return schemas.WorkersAnswer(workers=shown)
 
+    async def worker(self, request: web.Request, _: schemas.NoQuery) -> schemas.WorkerSummaryAnswer:
+        """One worker."""
+        worker_id = request.match_info["worker_id"]
+
+        def view(state: State) -> tuple[Worker, list[str]]:
+            worker = state.workers.table.get(worker_id)
+            if worker is None:
+                raise errors.NotFound(f"there is no worker {worker_id}")
+            return worker, list(state.tasks.held.get(worker_id, ()))
+
+        return schemas.WorkerSummaryAnswer(worker=self._worker(*await self._door.read(view)))
+
     async def pause(self, request: web.Request, _: schemas.Nothing) -> schemas.WorkerSummaryAnswer:
         """Give a worker nothing more to do, and have it give back what it holds."""
         worker_id = request.match_info["worker_id"]
@@ -289,6 +301,7 @@ class ReadRoutes:
             samples_per_second=beat.samples_per_second if beat else None,
             utilisation=beat.utilisation if beat else None,
             memory_bytes=beat.memory_bytes if beat else None,
+            paused_seconds=self._presence.paused_seconds_of(worker.worker_id),
             unfit=[
                 schemas.Unfit(
                     node_id=mark.kind.node_id,
@@ -299,11 +312,17 @@ class ReadRoutes:
                 for mark in worker.unfit_at(runtime.now())
             ],
             pause=worker.pause,
+            price_per_hour=worker.price_per_hour,
+            claims=schemas.WorkerClaims(
+                judged=worker.claims.judged,
+                off=worker.claims.off,
+                doubtful=worker.claims.doubtful,
+            ),
         )
 
     # ── nodes ──
 
-    async def node(self, request: web.Request, _: schemas.NoQuery) -> schemas.NodeDetailAnswer:
+    async def node(self, request: web.Request, _: schemas.NoQuery) -> judgement.NodeDetailAnswer:
         """One node: what it trains, what it serves, and how that came about."""
         node_id = request.match_info["node_id"]
 
@@ -317,16 +336,17 @@ class ReadRoutes:
                 state.graph.champions.get(node_id),
                 [rounds[round_id] for round_id in state.rounds.of_node.get(node_id, ())],
                 *state.graph.workload(node_id),
+                *state.graph.gates_of(node_id),
             )
 
         rows = await self._door.read(view)
         # Only now: the promotion of the champion that was just read is among them.
-        reigns = await self._records.reigns(node_id)
-        return schemas.NodeDetailAnswer(node=_node(rows, reigns))
+        history = await self._records.of_node(node_id)
+        return judgement.NodeDetailAnswer(node=_node(rows, history))
 
     # ── rounds ──
 
-    async def rounds(self, _: web.Request, asked: schemas.RoundsQuery) -> schemas.RoundsAnswer:
+    async def rounds(self, _: web.Request, asked: judgement.RoundsQuery) -> judgement.RoundsAnswer:
         """A page of rounds, oldest first."""
 
         def listed(state: State) -> tuple[list[str], dict[str, Round | Decided]]:
@@ -347,15 +367,15 @@ class ReadRoutes:
 
         first = await self._door.read(start)
         found = await self._scan(listed, first, fits, asked.limit + 1)
-        shown = [_round_summary(row) for row in found[: asked.limit]]
+        shown = [verdicts.summary_of(row) for row in found[: asked.limit]]
         following = shown[-1].round_id if len(shown) < len(found) else None
         awaiting = await self._door.read(lambda state: state.rounds.awaiting_judgement)
-        return schemas.RoundsAnswer(rounds=shown, next=following, awaiting_judgement=awaiting)
+        return judgement.RoundsAnswer(rounds=shown, next=following, awaiting_judgement=awaiting)
 
-    async def round(self, request: web.Request, _: schemas.NoQuery) -> schemas.RoundAnswer:
+    async def round(self, request: web.Request, _: schemas.NoQuery) -> judgement.RoundAnswer:
         """One round whole."""
-        return schemas.RoundAnswer(
-            round=_round(await self._records.round(request.match_info["round_id"]))
+        return judgement.RoundAnswer(
+            round=verdicts.round_of(await self._records.round(request.match_info["round_id"]))
         )
 
     async def rivals(self, _: web.Request, asked: schemas.RivalsQuery) -> schemas.RivalsAnswer:
@@ -429,6 +449,8 @@ class _NodeRows(NamedTuple):
     rounds: list[Round | Decided]
     workload: events.Workload
     inherited: bool
+    gates: Gates
+    gates_inherited: bool
 
 
 def _not_after(kind: str, after: str) -> str:
@@ -500,12 +522,6 @@ def _corpus(corpus: events.Corpus) -> schemas.Corpus:
     )
 
 
-def _base(base: Base) -> schemas.Base:
-    return schemas.Base(
-        candidate_id=base.candidate_id, weights_sha256=base.weights_sha256, manifest=base.manifest
-    )
-
-
 def _curve(curve: Curve) -> schemas.RivalTelemetry:
     return schemas.RivalTelemetry(
         rival=curve.rival,
@@ -526,7 +542,8 @@ def _curve(curve: Curve) -> schemas.RivalTelemetry:
     )
 
 
-def _attempt(claim: Claim) -> schemas.Attempt:
+def attempt_of(claim: Claim) -> schemas.Attempt:
+    """A claim of a task, in the words of an answer."""
     return schemas.Attempt(
         attempt=claim.attempt,
         worker_id=claim.worker_id,
@@ -555,37 +572,20 @@ def _candidates(task: Task) -> list[schemas.TaskCandidate]:
     ]
 
 
-def _node(rows: _NodeRows, reigns: list[Reign]) -> schemas.NodeDetail:
-    return schemas.NodeDetail(
+def _node(rows: _NodeRows, history: Sequence[events.Event]) -> judgement.NodeDetail:
+    reigns = lineage.reigns(history)
+    champion = rows.champion
+    return judgement.NodeDetail(
         **_fields(node_of(rows.node)),
-        champion=None if rows.champion is None else _champion(rows.champion, reigns),
-        rounds=[_node_round(row) for row in rows.rounds],
-        lineage=[lineage_of(reign) for reign in reigns],
+        champion=None if champion is None else verdicts.champion_of(champion, reigns),
+        rounds=[verdicts.node_round_of(row) for row in rows.rounds],
+        lineage=[verdicts.lineage_of(reign) for reign in reigns],
         workload=workload_of(rows.workload, rows.inherited),
-    )
-
-
-def _champion(champion: Champion, reigns: Iterable[Reign]) -> schemas.Champion:
-    promoted = [
-        reign.promoted_at
-        for reign in reigns
-        if reign.champion.candidate_id == champion.candidate_id
-    ]
-    return schemas.Champion(
-        candidate_id=champion.candidate_id,
-        round_id=champion.round_id,
-        task_id=champion.task_id,
-        worker_id=champion.worker_id,
-        role=champion.rival,
-        weights_sha256=champion.weights_sha256,
-        manifest=champion.manifest,
-        error=champion.error,
-        baseline_error=champion.baseline_error,
-        evidence_rate=champion.evidence_rate,
-        below_baseline=champion.below_baseline,
-        params=champion.params,
-        bytes=champion.bytes,
-        promoted_at=events.isoformat(promoted[-1]) if promoted else None,
+        gates=verdicts.gates_of(rows.gates, inherited=rows.gates_inherited),
+        budgets=[
+            verdicts.throne_of(budget, lineage.reigns(history, budget.name))
+            for budget in rows.gates.budgets
+        ],
     )
 
 
@@ -617,92 +617,12 @@ def _account(one: rivalry.Account, node_id: str | None) -> schemas.RivalAccount:
         absent=one.absent,
         error_factor=one.error_factor if node_id is not None and one.replaced else None,
         device_seconds=one.held_us / 1e6,
-    )
-
-
-def lineage_of(reign: Reign) -> schemas.LineageEntry:
-    """A reign, in the words of an answer."""
-    champion = reign.champion
-    return schemas.LineageEntry(
-        candidate_id=champion.candidate_id,
-        instead_of=reign.instead_of or None,
-        round_id=champion.round_id,
-        role=champion.rival,
-        weights_sha256=champion.weights_sha256,
-        error=champion.error,
-        promoted_at=events.isoformat(reign.promoted_at),
-        task_id=champion.task_id,
-        worker_id=champion.worker_id,
-        baseline_error=champion.baseline_error,
-        evidence_rate=champion.evidence_rate,
-        below_baseline=champion.below_baseline,
-        params=champion.params,
-        bytes=champion.bytes,
-        retired_at=events.isoformat(reign.retired_at) if reign.retired_at else None,
-        reason=reign.reason,
-    )
-
-
-def _verdict(row: Round | Decided) -> str | None:
-    return row.verdict if isinstance(row, Decided) else None
-
-
-def _node_round(row: Round | Decided) -> schemas.NodeRound:
-    return schemas.NodeRound(round_id=row.round_id, status=row.status, verdict=_verdict(row))
-
-
-def _round_summary(row: Round | Decided) -> schemas.RoundSummary:
-    return schemas.RoundSummary(
-        round_id=row.round_id,
-        node_id=row.node_id,
-        status=row.status,
-        verdict=_verdict(row),
-        opened_at=events.isoformat(row.opened_at),
-        decided_at=events.isoformat(row.decided_at) if isinstance(row, Decided) else None,
-    )
-
-
-def _round(row: Round) -> schemas.RoundDetail:
-    decision = row.decision
-    return schemas.RoundDetail(
-        round_id=row.round_id,
-        node_id=row.node_id,
-        status=row.status,
-        commitment=row.commitment,
-        secret=(decision.secret or None) if decision else None,
-        base=_base(row.base) if row.base else None,
-        candidates=[_round_candidate(standing, decision) for standing in row.standings],
-        verdict=decision.verdict if decision else None,
-        reasons=_reasons(decision.reasons) if decision else None,
-        decided_at=events.isoformat(decision.decided_at) if decision else None,
-    )
-
-
-def _round_candidate(
-    standing: rounds.Standing, decision: rounds.Decision | None
-) -> schemas.RoundCandidate:
-    candidate = standing.candidate
-    said = next(
-        (
-            one
-            for one in (decision.candidates if decision else ())
-            if one.candidate_id == candidate.candidate_id
+        priced_seconds=one.priced_us / 1e6,
+        cost=one.cost_micro / 1e6 if one.priced_us else None,
+        recent=schemas.RecentRounds(
+            rounds=one.recent_rounds,
+            won=one.recent_won,
+            replaced=one.recent_replaced,
+            gain=one.recent_gain,
         ),
-        None,
     )
-    return schemas.RoundCandidate(
-        candidate_id=candidate.candidate_id,
-        task_id=standing.task_id,
-        worker_id=standing.worker_id,
-        role=candidate.rival,
-        weights_sha256=candidate.weights_sha256,
-        verdict=said.verdict if said else None,
-        reasons=_reasons(said.reasons) if said else None,
-        error=said.error if said else None,
-        evidence_rate=said.evidence_rate if said else None,
-        ratio_upper=said.ratio_upper if said else None,
-    )
-
-
-def _reasons(reasons: events.Reasons) -> schemas.Reasons:
-    return schemas.Reasons(ar=reasons.ar, en=reasons.en)

@@ -4,7 +4,7 @@ import logging
 
 import msgspec
 
-from core import chunks, errors, events, lineage, subjects
+from core import chunks, errors, events, subjects
 from core.chunks import ChunkStore
 from core.log import HISTORY_MAX, Log
 from core.projections import rounds, tasks
@@ -59,9 +59,9 @@ class Records:
         assert whole is not None, "a round that has a row has a history"
         return whole
 
-    async def reigns(self, node_id: str) -> list[lineage.Reign]:
-        """A node's champions, past and present."""
-        return lineage.reigns(await self._history("node", node_id))
+    async def of_node(self, node_id: str) -> list[events.Event]:
+        """What happened to a node, its reigns among that. Raises LogUnavailable."""
+        return await self._history("node", node_id)
 
     async def _history(self, kind: str, identity: str) -> list[events.Event]:
         """What the state took of an aggregate: not what it quarantined, nor what it has not seen

@@ -252,15 +252,6 @@ class WorkersQuery(Query, frozen=True, kw_only=True):
     limit: Page | None = None
 
 
-class RoundsQuery(Query, frozen=True, kw_only=True):
-    """Which rounds to list; `after` is the `next` of the page before, or a round_id."""
-
-    status: RoundStatus | None = None
-    node_id: str | None = None
-    after: str | None = None
-    limit: Page = 100
-
-
 class RivalsQuery(Query, frozen=True, kw_only=True):
     """Of which specialization; without one, all. `after` is the `next` of the page before."""
 
@@ -475,13 +466,6 @@ class Workload(Part, frozen=True, kw_only=True):
     base_model: BaseModel | msgspec.UnsetType = msgspec.UNSET
 
 
-class Reasons(Part, frozen=True, kw_only=True):
-    """Why, in words."""
-
-    ar: str
-    en: str
-
-
 class Base(Part, frozen=True, kw_only=True):
     """A model that something starts from, learns from, is made of, or is measured against."""
 
@@ -636,8 +620,21 @@ class Unfit(Part, frozen=True, kw_only=True):
     reason: str
 
 
+class WorkerClaims(Part, frozen=True, kw_only=True):
+    """Of how many candidates a judge measured what the worker had claimed, and how often that was
+    `off`: better than measured, by more than other cases explain. It is `doubtful` where that was
+    so for 3 of the last 8."""
+
+    judged: int
+    off: int
+    doubtful: bool
+
+
 class WorkerSummary(Worker, frozen=True, kw_only=True):
-    """A worker in the list of all, with the tasks it holds and where the last of them stands."""
+    """A worker in the list of all, with the tasks it holds and where the last of them stands.
+    `paused_seconds`: how long its trainings stood still since it began, while latency was measured
+    on its machine. `price_per_hour` is what it says that it costs, in the unit that all prices here
+    are in."""
 
     via: str
     lane: str
@@ -650,8 +647,11 @@ class WorkerSummary(Worker, frozen=True, kw_only=True):
     samples_per_second: float | None
     utilisation: float | None
     memory_bytes: int | None
+    paused_seconds: float
     unfit: list[Unfit]
     pause: Pause
+    price_per_hour: float | None
+    claims: WorkerClaims
 
 
 class WorkerSummaryAnswer(Answer, frozen=True, kw_only=True):
@@ -666,124 +666,14 @@ class WorkersAnswer(Answer, frozen=True, kw_only=True):
     workers: list[WorkerSummary]
 
 
-class Champion(Part, frozen=True, kw_only=True):
-    """The model a node serves, measured on hidden cases."""
+class RecentRounds(Part, frozen=True, kw_only=True):
+    """The same counts where a round of 20 rounds ago counts half, and so on. `gain` is the sum of
+    -ln of what each win over a champion made of its error."""
 
-    candidate_id: str
-    round_id: str
-    task_id: str
-    worker_id: str
-    role: str
-    weights_sha256: str
-    manifest: str
-    error: float
-    baseline_error: float
-    evidence_rate: float
-    below_baseline: bool
-    params: int
-    bytes: int
-    promoted_at: str | None
-
-
-class NodeRound(Part, frozen=True, kw_only=True):
-    """A round in a node's list."""
-
-    round_id: str
-    status: RoundStatus
-    verdict: str | None
-
-
-class LineageEntry(Part, frozen=True, kw_only=True):
-    """One champion of a node's past and present, whom it replaced, and when and why its reign ended
-    without a successor."""
-
-    candidate_id: str
-    instead_of: str | None
-    round_id: str
-    role: str
-    weights_sha256: str
-    error: float
-    promoted_at: str
-    task_id: str
-    worker_id: str
-    baseline_error: float
-    evidence_rate: float
-    below_baseline: bool
-    params: int
-    bytes: int
-    retired_at: str | None
-    reason: str
-
-
-class NodeDetail(Node, frozen=True, kw_only=True):
-    """A specialization with what it trains, what it serves and how that came about."""
-
-    champion: Champion | None
-    rounds: list[NodeRound]
-    lineage: list[LineageEntry]
-    workload: Workload
-
-
-class NodeDetailAnswer(Answer, frozen=True, kw_only=True):
-    """One node."""
-
-    node: NodeDetail
-
-
-class RoundSummary(Part, frozen=True, kw_only=True):
-    """A round in a list."""
-
-    round_id: str
-    node_id: str
-    status: RoundStatus
-    verdict: str | None
-    opened_at: str
-    decided_at: str | None
-
-
-class RoundsAnswer(Answer, frozen=True, kw_only=True):
-    """A page of rounds, oldest first; `next` is null on the last. `awaiting_judgement` counts the
-    closed rounds that no judge has decided, of all nodes."""
-
-    rounds: list[RoundSummary]
-    next: str | None
-    awaiting_judgement: int
-
-
-class RoundCandidate(Part, frozen=True, kw_only=True):
-    """A model standing in a round, and what was said of it."""
-
-    candidate_id: str
-    task_id: str
-    worker_id: str
-    role: str
-    weights_sha256: str
-    verdict: str | None
-    reasons: Reasons | None
-    error: float | None
-    evidence_rate: float | None
-    ratio_upper: float | None
-
-
-class RoundDetail(Part, frozen=True, kw_only=True):
-    """A round. `commitment` is the SHA-256 of the 32 bytes that `secret` reveals, both hex."""
-
-    round_id: str
-    node_id: str
-    status: RoundStatus
-    commitment: str
-    secret: str | None
-    base: Base | None
-    candidates: list[RoundCandidate]
-    verdict: str | None
-    reasons: Reasons | None
-    decided_at: str | None
-
-
-class RoundAnswer(Answer, frozen=True, kw_only=True):
-    """One round."""
-
-    round: RoundDetail
+    rounds: float
+    won: float
+    replaced: float
+    gain: float
 
 
 class RivalAccount(Part, frozen=True, kw_only=True):
@@ -792,7 +682,8 @@ class RivalAccount(Part, frozen=True, kw_only=True):
     Of the decided `rounds` it entered it `won` some, was measured and `lost` others, and was
     `absent` from the rest. `error_factor` is by what its promotions multiplied the error of the
     champions before, null where it replaced none, and of sums; `device_seconds` is for how long
-    workers held its tasks.
+    workers held its tasks. `cost` is that of the `priced_seconds` among them, whose workers had
+    told a price per hour, in the unit of that; null where none had.
     """
 
     node_id: str | None
@@ -803,6 +694,9 @@ class RivalAccount(Part, frozen=True, kw_only=True):
     absent: int
     error_factor: float | None
     device_seconds: float
+    priced_seconds: float
+    cost: float | None
+    recent: RecentRounds
 
 
 class RivalsAnswer(Answer, frozen=True, kw_only=True):

@@ -4,51 +4,23 @@ In the environment that the verdict records every bit has to be the same. In ano
 differ by ROUNDING, and where so little can turn a verdict, nobody can tell it from there.
 """
 
-import re
+import dataclasses
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
 from core import events, wire
-from core.events import CandidateVerdict, Reasons
-from core.projections.rounds import Round
-from orchestrator import gate, judge
+from core.events import Reasons, replace
+from orchestrator import bounds, consensus, figures, trial
+from orchestrator.contest import Contest, Meeting
+from orchestrator.figures import PROMOTION, ROUNDING, Difference, Recorded
 
-ROUNDING = 1e-4
-"""By so much of themselves figures of another environment may differ."""
-NUMBER_CHARS_MAX = 40
-"""Of a number in words: beyond that it is none of ours."""
-CASES_TURNED = 2
-"""So many cases may count as evidence in one environment and not in the other."""
 ENVIRONMENT = ("torch", "numpy", "threads", "cpu_capability", "machine")
 """What the bits of a figure depend on, of what a verdict records."""
 
 Kind: TypeAlias = Literal["agrees", "differs", "gone", "unclear"]
-Value: TypeAlias = str | int | float | None
-PROMOTION = "promotion: "
-"""Before what the log says of the champion that a verdict made."""
-_find_numbers = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-
-
-class Recorded(NamedTuple):
-    """A decided round as the log tells of it; `champion` is whom it made one."""
-
-    row: Round
-    decided: events.RoundDecided
-    champion: events.Champion | None
-
-
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure that is recorded otherwise than it is found; of the round where no candidate is
-    named."""
-
-    candidate_id: str = ""
-    what: str
-    recorded: Value
-    found: Value
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,62 +41,19 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[Reasons] = []
 
 
-class _Figure(NamedTuple):
-    """One value as recorded and as found. `scale` is that of the errors it is drawn from, `cases`
-    how many there were where it is a share of them."""
-
-    difference: Difference
-    scale: float = 0.0
-    cases: int = 0
-
-    def agrees(self, exact: bool) -> bool:
-        """Whether they are the same, or may be in another environment."""
-        one, other = self.difference.recorded, self.difference.found
-        if exact or one == other:
-            return one == other
-        if isinstance(one, str) and isinstance(other, str):
-            return _words_agree(one, other, self.scale)
-        if isinstance(one, float) and isinstance(other, float):
-            turned = CASES_TURNED / self.cases if self.cases else 0.0
-            return abs(one - other) <= turned + ROUNDING * max(abs(one), abs(other))
-        return False
-
-
-def _words_agree(one: str, other: str, scale: float) -> bool:
-    """Whether words differ by no more than the rounding of the numbers in them."""
-    if _find_numbers.split(one) != _find_numbers.split(other):
-        return False
-    pairs = zip(_find_numbers.findall(one), _find_numbers.findall(other), strict=True)
-    return all(_numbers_agree(*pair, scale) for pair in pairs)
-
-
-def _numbers_agree(one: str, other: str, scale: float) -> bool:
-    if one == other:
-        return True
-    if "." not in one + other and "e" not in one + other:
-        return False  # counts and looks are not rounded
-    try:
-        values = [Decimal(text.replace(",", "")[:NUMBER_CHARS_MAX]) for text in (one, other)]
-        finest = min(10.0 ** int(value.as_tuple().exponent) for value in values)
-    except ArithmeticError:
-        return False  # no figure of ours is as large as that
-    first, second = map(float, values)
-    return abs(first - second) <= 1.001 * finest + ROUNDING * (scale + max(first, second))
-
-
-def compare(recorded: Recorded, trace: judge.Trace, gone: Mapping[str, str]) -> Outcome:
+def compare(recorded: Recorded, trace: trial.Trace, gone: Mapping[str, str]) -> Outcome:
     """What is recorded against what was found. `gone` are models whose files are not stored any
     more, and why: what does not depend on them is compared all the same."""
     decided, found = recorded.decided, trace.verdict
     away = {**gone, **trace.lacking}
     environment = _environment(decided.environment, found.environment)
-    picked = _picked(decided)
-    is_gone = bool(picked) and (picked in away or found.against in away)
+    picked = figures.picked(decided)
+    is_gone = bool(picked) and not away.keys().isdisjoint({*picked, *_opponents(recorded)})
     is_back = _was_unjudged(decided) and found.verdict != "void"
-    told = _of_ranking if is_gone or is_back else _of_judgement
-    figures = list(told(recorded, trace, away))
-    wrong = [one.difference for one in figures if not one.agrees(exact=not environment)]
-    notes = list(_notes_on_away(decided, found, away, picked))
+    told = figures.of_ranking if is_gone or is_back else figures.of_judgement
+    asked = list(told(recorded, trace, away))
+    wrong = [one.difference for one in asked if not one.agrees(exact=not environment)]
+    notes = list(_notes_on_away(recorded, found, away, picked))
     outcome: Kind = "agrees"
     if wrong and environment and all(_may_be_turned(one, recorded, trace) for one in wrong):
         outcome, notes = "unclear", [_NEAR, *notes]
@@ -134,7 +63,7 @@ def compare(recorded: Recorded, trace: judge.Trace, gone: Mapping[str, str]) -> 
         outcome, notes = "unclear", [_BACK, *notes]
     elif is_gone:
         outcome = "gone"
-    return _outcome(recorded, outcome, len(figures), wrong, environment, notes)
+    return _outcome(recorded, outcome, len(asked), wrong, environment, notes)
 
 
 def of_wrong_secret(recorded: Recorded, commitment: str) -> Outcome:
@@ -175,10 +104,10 @@ def _environment(recorded: dict[str, str], found: dict[str, str]) -> dict[str, t
     }
 
 
-def _picked(decided: events.RoundDecided) -> str:
-    """Whom the recorded judgement put to the gate, "" for nobody."""
-    to_gate = (one for one in decided.candidates if one.verdict in ("better", "reject"))
-    return next((one.candidate_id for one in to_gate), "")
+def _opponents(recorded: Recorded) -> list[str]:
+    """Whom those that were put to the gate had to meet."""
+    known = (recorded.row.champion, recorded.row.best)
+    return [one.candidate_id for one in known if one is not None]
 
 
 def _was_unjudged(decided: events.RoundDecided) -> bool:
@@ -186,177 +115,101 @@ def _was_unjudged(decided: events.RoundDecided) -> bool:
     return any(one.verdict == "unjudged" for one in decided.candidates)
 
 
-# ── figures ──
-
-
-def _of_judgement(
-    recorded: Recorded, trace: judge.Trace, away: Mapping[str, str]
-) -> Iterator[_Figure]:
-    """All that a verdict says, but for what it says of models that are away."""
-    decided, found = recorded.decided, trace.verdict
-    scale = _scale(decided)
-    for what, one, other in (
-        ("verdict", decided.verdict, found.verdict),
-        ("promoted", decided.promoted, found.promoted),
-        ("look", decided.look, recorded.row.look),
-        ("alpha", decided.alpha, found.alpha),
-        ("cases", decided.cases, found.cases),
-        ("champion error", decided.champion_error, found.champion_error),
-        ("baseline error", decided.baseline_error, found.baseline_error),
-        ("reasons, en", decided.reasons.en, found.reasons.en),
-        ("reasons, ar", decided.reasons.ar, found.reasons.ar),
-    ):
-        yield _Figure(Difference(what=what, recorded=one, found=other), scale)
-    picked = _picked(decided)
-    for before, after in _pairs(decided, found):
-        if after.candidate_id not in away:
-            cases = decided.cases if after.candidate_id == picked else trace.ranked_on
-            yield from _of_candidate(before, after, scale, cases)
-    yield from _of_champion(recorded, found)
-
-
-def _of_ranking(
-    recorded: Recorded, trace: judge.Trace, away: Mapping[str, str]
-) -> Iterator[_Figure]:
-    """What does not depend on the gate: the ranking of those that it was not asked about, who was
-    refused, and what the look left to spend."""
-    decided, look = recorded.decided, recorded.row.look
-    yield _Figure(Difference(what="look", recorded=decided.look, found=look))
-    if decided.cases:
-        alpha = gate.alpha_at(look)
-        yield _Figure(Difference(what="alpha", recorded=decided.alpha, found=alpha))
-    for before, after in _pairs(decided, trace.verdict):
-        if before.verdict == "refused" and before.candidate_id not in away:
-            yield from _of_candidate(before, after, _scale(decided), trace.ranked_on)
-        elif before.verdict in ("outranked", "unjudged") and before.candidate_id in trace.ranked:
-            error, rate = trace.ranked[before.candidate_id]
-            figures = {"error": error, "evidence rate": rate}
-            asked = {"error": before.error, "evidence rate": before.evidence_rate}
-            for what, value in figures.items():
-                one = Difference(
-                    candidate_id=before.candidate_id, what=what, recorded=asked[what], found=value
-                )
-                yield _Figure(one, cases=trace.ranked_on if what == "evidence rate" else 0)
-
-
-def _pairs(
-    decided: events.RoundDecided, found: wire.Verdict
-) -> Iterator[tuple[CandidateVerdict, CandidateVerdict]]:
-    """What is recorded and found of each candidate; nothing in place of what there is not."""
-    before, after = (
-        {one.candidate_id: one for one in verdicts}
-        for verdicts in (decided.candidates, found.candidates)
-    )
-    for name in {**after, **before}:
-        nothing = CandidateVerdict(candidate_id=name, verdict="", reasons=Reasons(en="", ar=""))
-        yield before.get(name, nothing), after.get(name, nothing)
-
-
-def _of_candidate(
-    before: CandidateVerdict, after: CandidateVerdict, scale: float, cases: int
-) -> Iterator[_Figure]:
-    for what, one, other, share_of in (
-        ("verdict", before.verdict, after.verdict, 0),
-        ("error", before.error, after.error, 0),
-        ("evidence rate", before.evidence_rate, after.evidence_rate, cases),
-        ("ratio", before.ratio, after.ratio, 0),
-        ("ratio's bound", before.ratio_upper, after.ratio_upper, 0),
-        ("params", before.params, after.params, 0),
-        ("bytes", before.bytes, after.bytes, 0),
-        ("reasons, en", before.reasons.en, after.reasons.en, 0),
-        ("reasons, ar", before.reasons.ar, after.reasons.ar, 0),
-    ):
-        told = Difference(candidate_id=after.candidate_id, what=what, recorded=one, found=other)
-        yield _Figure(told, scale, share_of)
-
-
-def _of_champion(recorded: Recorded, found: wire.Verdict) -> Iterator[_Figure]:
-    """What the log says of whom it promoted, right after the verdict. It may be missing where the
-    end of the log was lost: `aghsan audit` tells that."""
-    champion, decided = recorded.champion, recorded.decided
-    if champion is None or not decided.promoted:
-        return
-    own = next((one for one in found.candidates if one.candidate_id == found.promoted), None)
-    for what, one, other, share_of in (
-        ("candidate", champion.candidate_id, found.promoted, 0),
-        ("error", champion.error, own.error if own else None, 0),
-        ("baseline error", champion.baseline_error, found.baseline_error, 0),
-        ("evidence rate", champion.evidence_rate, own.evidence_rate if own else None, 1),
-        ("below baseline", champion.below_baseline, found.below_baseline, 0),
-        ("params", champion.params, own.params if own else None, 0),
-        ("bytes", champion.bytes, own.bytes if own else None, 0),
-    ):
-        told = Difference(what=PROMOTION + what, recorded=one, found=other)
-        yield _Figure(told, cases=share_of * decided.cases)
-
-
-def _scale(decided: events.RoundDecided) -> float:
-    """The largest error that words speak of."""
-    told = [decided.champion_error, *(one.error for one in decided.candidates)]
-    return max((error for error in told if error is not None), default=0.0)
-
-
 # ── what nobody can tell ──
 
 
 _RULING = {"verdict", "promoted", "reasons, en", "reasons, ar"}
-_FIXED = {"look", "alpha", "baseline error", "params", "bytes"}
+_ADVICE = ("recommendation: ", "budget ")
+_FIXED = {"look", "alpha", "params", "bytes"}
 """Neither who is picked nor where a judgement ends changes these."""
 
 
-def _may_be_turned(one: Difference, recorded: Recorded, trace: judge.Trace) -> bool:
+def _may_be_turned(one: Difference, recorded: Recorded, trace: trial.Trace) -> bool:
     """Whether rounding may have brought a difference about, by turning who was picked or how the
     gate ruled, when it looked in the other environment."""
-    is_of_promotion = one.what.startswith(PROMOTION)
+    is_of_promotion = one.what.startswith((PROMOTION, *_ADVICE))
     if one.what == PROMOTION + "below baseline" and _is_as_the_baseline(trace):
         return True
-    tied = _tied(trace)
+    is_fixed = one.what in _FIXED or one.what.startswith("weighed: ")
+    tied = _tied(recorded, trace)
     if len(tied) > 1:
         is_concerned = one.candidate_id in {"", *tied}
-        return is_of_promotion or (is_concerned and one.what not in _FIXED)
-    if not _is_near(recorded.row.look, trace):
+        return is_of_promotion or (is_concerned and not is_fixed)
+    near = {contest.own for contest in trace.contests if _is_near(contest)}
+    if not near:
         return False
-    if one.candidate_id not in ("", _picked(recorded.decided)):
+    if one.candidate_id not in {"", *near}:
         return False
-    if recorded.decided.cases != trace.verdict.cases:
-        return is_of_promotion or one.what not in _FIXED
+    if recorded.decided.cases != trace.verdict.cases or one.candidate_id:
+        return is_of_promotion or not is_fixed
     return is_of_promotion or one.what in _RULING
 
 
-def _is_as_the_baseline(trace: judge.Trace) -> bool:
+def _is_as_the_baseline(trace: trial.Trace) -> bool:
     baseline = trace.verdict.baseline_error or 0.0
-    own = (float(one.own.mean()) for one in trace.meetings[:1])
-    return any(abs(mean - baseline) <= 2 * ROUNDING * baseline for mean in own)
+    first = [met for contest in trace.contests for met in contest.meetings[:1]]
+    return any(abs(met.own.mean() - baseline) <= 2 * ROUNDING * baseline for met in first)
 
 
-def _tied(trace: judge.Trace) -> set[str]:
+def _tied(recorded: Recorded, trace: trial.Trace) -> set[str]:
     """Candidates of which rounding decides who is picked."""
-    errors_found = {name: error for name, (error, _) in trace.ranked.items()}
-    least = min(errors_found.values(), default=0.0)
-    return {name for name, error in errors_found.items() if error <= least * (1 + 2 * ROUNDING)}
+    told = {one.candidate_id: one for one in trace.verdict.weighed}
+    champion = told.get(trace.verdict.against)
+    rivals = {
+        name: replace(told[name], error=error)
+        for name, (error, _) in trace.ranked.items()
+        if name in told
+    }
+    outcomes = {
+        consensus.picks(
+            [
+                replace(one, error=one.error * (factor if name == turned else 1.0))
+                for name, one in rivals.items()
+            ],
+            champion,
+            recorded.row.gates,
+        )
+        for turned in rivals
+        for factor in (1.0 - 2 * ROUNDING, 1.0, 1.0 + 2 * ROUNDING)
+    }
+    return {name for names in outcomes for name in names} if len(outcomes) > 1 else set()
 
 
-def _is_near(look: int, trace: judge.Trace) -> bool:
+def _is_near(contest: Contest) -> bool:
     """Whether the gate rules otherwise at some stage when the errors are greater or smaller by
     ROUNDING. Errors that are 0 or 1 are counts, and are not rounded."""
-    for stage, own, opponent in trace.meetings:
-        if not np.isfinite(own).all():
+    for met in contest.meetings:
+        if not np.isfinite(met.own).all():
             continue
-        rulings = set()
-        for factor in (1.0, 1.0 - ROUNDING, 1.0 + ROUNDING):
-            # Equal errors stay equal, and what says 0 or 1 alone still does.
-            is_kept = (own == opponent) | (own == 0.0) | (own == 1.0)
-            ruling = gate.decide(
-                np.where(is_kept, own, own * factor),
-                opponent,
-                tolerance=trace.tolerance,
-                look=look,
-                stage=stage,
-            )
-            rulings.add((ruling.verdict, ruling.settled))
+        rulings = {
+            (ruling.verdict, ruling.settled)
+            for factor in (1.0, 1.0 - ROUNDING, 1.0 + ROUNDING)
+            for ruling in [_turned(contest, factor).ruled(_nudged(met, factor))]
+        }
         if len(rulings) > 1:
             return True
     return False
+
+
+def _nudged(met: Meeting, factor: float) -> Meeting:
+    """Errors as another environment may round them."""
+    return met._replace(own=_times(met.own, met.opponent, factor))
+
+
+def _turned(contest: Contest, factor: float) -> Contest:
+    """The same question, with the errors on shifted inputs rounded as another may round them."""
+    costs = contest.costs
+    if costs is None or costs.shifted is None:
+        return contest
+    own, other = costs.shifted
+    rounded = costs._replace(shifted=(_times(own, other, factor), other))
+    return dataclasses.replace(contest, costs=rounded)
+
+
+def _times(own: bounds.Floats, other: bounds.Floats, factor: float) -> bounds.Floats:
+    """Equal errors stay equal, and what says 0 or 1 alone still does."""
+    is_kept = (own == other) | (own == 0.0) | (own == 1.0)
+    return np.where(is_kept, own, own * factor)
 
 
 _WRONG_SECRET = Reasons(
@@ -379,21 +232,26 @@ _BACK = Reasons(
 
 
 def _notes_on_away(
-    decided: events.RoundDecided, found: wire.Verdict, away: Mapping[str, str], picked: str
+    recorded: Recorded, found: wire.Verdict, away: Mapping[str, str], picked: list[str]
 ) -> Iterator[Reasons]:
     """Which models cannot be measured any more, of those that once were."""
-    agreeing = {one.candidate_id for one, other in _pairs(decided, found) if one == other}
+    pairs = figures.pairs(recorded.decided, found)
+    agreeing = {one.candidate_id for one, other in pairs if one == other}
+    opponents = {one.candidate_id: one for one in (recorded.row.best, recorded.row.champion) if one}
     for name, why in away.items():
-        if name == found.against and picked:
+        if name in opponents and picked:
+            is_champion = opponents[name] == recorded.row.champion
+            what_en = "champion" if is_champion else "best ever"
+            what_ar = "البطل" if is_champion else "الأفضل على الإطلاق"
             yield Reasons(
-                en=f"The champion {name} cannot be measured any more, and with it the gate's"
+                en=f"The {what_en} {name} cannot be measured any more, and with it the gate's"
                 f" ruling: {why}",
-                ar=f"لم يعد قياس البطل {name} ممكنًا، ولا قياس حكم البوابة معه: {why}",
+                ar=f"لم يعد قياس {what_ar} {name} ممكنًا، ولا قياس حكم البوابة معه: {why}",
             )
-        elif name != found.against and name not in agreeing:
-            and_en = ", and with it the gate's ruling" if name == picked else ""
-            and_ar = "، ولا قياس حكم البوابة معه" if name == picked else ""
+        elif name not in opponents and name not in agreeing:
+            and_en = ", and with it the gate's ruling" if name in picked else ""
+            and_ar = "، ولا قياس حكم البوابة معه" if name in picked else ""
             yield Reasons(
-                en=f"The candidate {name} cannot be measured any more{and_en}: {why}",
-                ar=f"لم يعد قياس المرشح {name} ممكنًا{and_ar}: {why}",
+                en=f"The model {name} cannot be measured any more{and_en}: {why}",
+                ar=f"لم يعد قياس النموذج {name} ممكنًا{and_ar}: {why}",
             )

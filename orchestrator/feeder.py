@@ -1,26 +1,49 @@
-"""Keeps the queue from running dry: which node to train next, for the most expected gain."""
+"""Keeps the queue from running dry: which node to train next and by which rival, for the most
+expected gain per cost, as the ledger of rivals has it.
+
+A rival's success rate is the mean of a Beta posterior over its recent rounds (Laplace's rule of
+succession), older rounds counting less, as in the discounted bandits of Garivier and Moulines
+(2008): models get better, and what won once wins more rarely. Exploration is by turns and not by
+a bonus: UCB1's (Auer, Cesa-Bianchi and Fischer 2002) is larger than any difference between some
+dozens of arms of a few rounds each, and would come to taking them in turn; and turns draw no random
+number, and bound how long nobody is tried.
+"""
 
 import asyncio
 import hashlib
 import heapq
 import itertools
 import logging
+import math
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from core import errors, plans, workloads
 from core.decide import fitness
-from core.projections.rounds import RIVALS
+from core.events import Rival, Role
+from core.projections.rivalry import Account, Ordered
+from core.projections.rounds import RIVALS, rivals_of
 from core.projections.state import State
 from orchestrator.merger import Merger
 
 log = logging.getLogger(__name__)
 
+ROLES: tuple[Role, ...] = ("dual", "evolver", "reinventor")
+"""What is ordered; of equals the first."""
 EXPLORE_EVERY = 4
+"""Every so manieth order goes to the node that has waited longest, where one has for long."""
+COST_MOST = 10.0
+"""By so much at most is a dear node explored more rarely than a usual one."""
+ROLE_EVERY = 12
+"""A role that a node has not had in so many of its tasks comes next: each has one of any 15."""
+ROUND_SECONDS = 10.0
+"""What a round costs beside training: its judge's time, and a look at the champion."""
+GAIN_USUAL = 0.2
+"""What the first win over a champion is expected to make of its error: e ** -0.2 of it."""
 UNJUDGED_MAX = 16
 UNJUDGED_FEW = 8
 """The judges count as no longer behind: else each verdict would be told as a change."""
@@ -31,27 +54,33 @@ PRIORITY_BESIDE_PEOPLE = 3
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """What the feeder weighs of one node."""
+    """What the feeder weighs of one node: the accounts of its rivals, and whose turn was when."""
 
     node_id: str
     name: str
     own_workload: bool
     open_tasks: int
-    rounds: int
-    promotions: int
     champion: bool
     below_baseline: bool
+    evolver: Account
+    reinventor: Account
+    ordered: Ordered
     budget_seconds_min: float = 0.0
     """Least budget of a rival that teaches it anything; 0: any."""
 
+    def account(self, rival: Rival) -> Account:
+        """Of one of its two rivals."""
+        return self.evolver if rival == "evolver" else self.reinventor
+
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """What the feeder sees of the whole."""
+    """What the feeder sees of the whole; `tasks` were queued ever."""
 
     queued: int
     workers_online: int
     unjudged: int
     nodes: list[Standing]
+    tasks: int = 0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,28 +88,106 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     node_id: str
     topic: str
+    role: Role = "dual"
     budget_seconds: float | None = None
     """Of the whole task; None: what its agent gives to any."""
 
 
-def expected_gain(node: Standing) -> float:
-    """Expected gain of one more task: headroom x success rate, shared among its open tasks.
+class Terms(NamedTuple):
+    """What costs are reckoned by: the seconds that a task usually takes, and what a second costs on
+    average, 0 where no price is known."""
+
+    usual_seconds: float
+    price: float
+
+
+def terms(nodes: Iterable[Standing], given_seconds: float) -> Terms:
+    """`given_seconds` is what agents give to any task, 0 where that is not known."""
+    accounts = [node.account(rival) for node in nodes for rival in RIVALS]
+    priced = sum(one.priced_us for one in accounts)
+    cost = sum(one.cost_micro for one in accounts)
+    return Terms(given_seconds or USUAL_SECONDS, cost / priced if priced else 0.0)
+
+
+def expected_gain(node: Standing, rival: Rival) -> float:
+    """Of one more round, in powers of e by which the error falls: success rate x gain of a success,
+    both shrunk to what is usual by one round's weight.
+
+    A node without a champion takes whoever comes first, so any win is a success there; else only
+    one over a champion, since a first one says nothing of how hard that is.
+    """
+    account = node.account(rival)
+    successes = account.recent_replaced if node.champion else account.recent_won
+    rate = (successes + 1) / (account.recent_rounds + 2)
+    return rate * (account.recent_gain + GAIN_USUAL) / (account.recent_replaced + 1)
+
+
+def expected_cost(node: Standing, rival: Rival, by: Terms) -> float:
+    """Device seconds of one more round, of what a second costs on average; shrunk to the usual as
+    gains are. Where workers of unlike prices do a node's work, the dearer are more seconds."""
+    account = node.account(rival)
+    usual = max(by.usual_seconds / len(RIVALS), node.budget_seconds_min)
+    seconds = (account.held_us / 1e6 + usual) / (account.rounds + 1)
+    if not by.price:
+        return seconds
+    priced = account.priced_us / 1e6 + usual
+    return seconds * (account.cost_micro / 1e6 / by.price + usual) / priced
+
+
+def value(node: Standing, role: Role, by: Terms) -> float:
+    """Expected gain per cost of one more task of this role."""
+    rivals = rivals_of(role)
+    gain = sum(expected_gain(node, rival) for rival in rivals)
+    return gain / (ROUND_SECONDS + sum(expected_cost(node, rival, by) for rival in rivals))
+
+
+def role_of(node: Standing, by: Terms) -> Role:
+    """The role of the node's next task: the one that it has not had for longest where that is too
+    long, else the one of most value."""
+    turns = node.ordered
+    waited = {role: turns.tasks - int(getattr(turns, role)) for role in ROLES}
+    overdue = max(ROLES, key=lambda role: waited[role])
+    if waited[overdue] >= ROLE_EVERY:
+        return overdue
+    return max(ROLES, key=lambda role: value(node, role, by))
+
+
+def promise(node: Standing, by: Terms) -> float:
+    """How much one more task of a node promises: headroom x value, shared among its open tasks.
 
     Headroom is 1 without a champion, 0.7 for one still worse than the baseline of record, else
-    0.3. The success rate is Laplace's rule of succession over the node's rounds. A node that
-    only inherits its workload counts half: its twin learns the same.
+    0.3. A node that only inherits its workload counts half: its twin learns the same.
     """
     headroom = 1.0 if not node.champion else 0.7 if node.below_baseline else 0.3
-    success = (node.promotions + 1) / (node.rounds + 2)
-    return headroom * success * (1.0 if node.own_workload else 0.5) / (1 + node.open_tasks)
+    best = max(value(node, role, by) for role in ROLES)
+    return headroom * best * (1.0 if node.own_workload else 0.5) / (1 + node.open_tasks)
+
+
+def neglected(nodes: Sequence[Standing], tasks: int, by: Terms) -> Standing | None:
+    """The node that has waited longest for a task, in tasks of all nodes, of which there were
+    `tasks`; None where each of n nodes had one within the last n.
+
+    One that costs c times the usual waits c times as long, COST_MOST at most. So where only this
+    feeder orders, each node is tried within EXPLORE_EVERY x n x (2 + c) orders: of those that come
+    before it, n at most never had a task, and the others have waited as long in their own measure,
+    which none can twice within n such turns.
+    """
+
+    def waited(node: Standing) -> float:
+        if not node.ordered.newest:
+            return math.inf
+        cost = sum(expected_cost(node, rival, by) for rival in RIVALS) / by.usual_seconds
+        return (tasks - node.ordered.newest) / min(max(cost, 1.0), COST_MOST)
+
+    longest = min(nodes, key=lambda node: (-waited(node), node.node_id))
+    return longest if waited(longest) >= len(nodes) else None
 
 
 def plan(
     fleet: Fleet, *, min_queue: int, burst: int, turn: int, given_seconds: float = 0.0
 ) -> list[Order]:
-    """The tasks to enqueue now: of the most expected gain per second, none while the queue is long
-    enough, nobody works, or the judges are behind. Every fourth choice explores: the node that the
-    least time was spent on, by its rounds and open tasks.
+    """The tasks to enqueue now: those that promise most, none while the queue is long enough,
+    nobody works, or the judges are behind. Every fourth order goes to whom they neglect.
 
     `given_seconds` is what agents give to any task, 0 where that is not known.
     """
@@ -88,27 +195,32 @@ def plan(
     if missing <= 0 or not fleet.nodes or not fleet.workers_online or backlog(fleet.unjudged):
         return []
     nodes = {node.node_id: node for node in fleet.nodes}
-    usual_seconds = given_seconds or USUAL_SECONDS
-
-    def cost(node: Standing) -> float:
-        return max(1.0, _needed_seconds(node) / usual_seconds)
-
-    promising = _Ranking(nodes, lambda node: -expected_gain(node) / cost(node))
-    neglected = _Ranking(nodes, lambda node: (1 + node.rounds + node.open_tasks) * cost(node))
+    by = terms(fleet.nodes, given_seconds)
+    promising = _Ranking(nodes, lambda node: -promise(node, by))
     orders: list[Order] = []
     for number in range(turn, turn + missing):
+        tasks = fleet.tasks + len(orders)
         explores = number % EXPLORE_EVERY == EXPLORE_EVERY - 1
-        chosen = (neglected if explores else promising).first()
-        needed = _needed_seconds(chosen)
-        orders.append(
-            Order(
-                node_id=chosen.node_id,
-                topic=f"جولة تدريب: {chosen.name}",
-                budget_seconds=needed if needed > given_seconds else None,
-            )
+        forgotten = neglected(list(nodes.values()), tasks, by) if explores else None
+        chosen = forgotten or promising.first()
+        order = _order(chosen, role_of(chosen, by), given_seconds)
+        orders.append(order)
+        nodes[chosen.node_id] = msgspec.structs.replace(
+            chosen,
+            open_tasks=chosen.open_tasks + 1,
+            ordered=chosen.ordered.with_one(order.role, tasks + 1),
         )
-        nodes[chosen.node_id] = msgspec.structs.replace(chosen, open_tasks=chosen.open_tasks + 1)
     return orders
+
+
+def _order(node: Standing, role: Role, given_seconds: float) -> Order:
+    needed = len(rivals_of(role)) * node.budget_seconds_min
+    return Order(
+        node_id=node.node_id,
+        topic=f"جولة تدريب: {node.name}",
+        role=role,
+        budget_seconds=needed if needed > given_seconds else None,
+    )
 
 
 def backlog(unjudged: int) -> str:
@@ -119,10 +231,6 @@ def backlog(unjudged: int) -> str:
         f"{unjudged} rounds wait for the judge (its log: logs/judge.log of the data directory); "
         f"until fewer than {UNJUDGED_MAX} do, the orchestrator orders no training"
     )
-
-
-def _needed_seconds(node: Standing) -> float:
-    return len(RIVALS) * node.budget_seconds_min
 
 
 class _Ranking:
@@ -158,10 +266,11 @@ def survey(state: State, now: int) -> Fleet:
             name=node.name,
             own_workload=node.workload is not None,
             open_tasks=state.tasks.open_of_node.get(node.node_id, 0) - closed[node.node_id],
-            rounds=len(state.rounds.of_node.get(node.node_id, ())),
-            promotions=state.graph.promotions.get(node.node_id, 0),
             champion=node.node_id in state.graph.champions,
             below_baseline=_below_baseline(state, node.node_id),
+            evolver=state.rivalry.of(node.node_id, "evolver"),
+            reinventor=state.rivalry.of(node.node_id, "reinventor"),
+            ordered=state.rivalry.turns(node.node_id),
             budget_seconds_min=least_budget(state.graph.workload(node.node_id)[0].specialist),
         )
         for node in state.graph.nodes
@@ -172,6 +281,7 @@ def survey(state: State, now: int) -> Fleet:
         workers_online=state.workers.online,
         unjudged=state.rounds.awaiting_judgement,
         nodes=nodes,
+        tasks=len(state.tasks.ids),
     )
 
 
@@ -188,6 +298,7 @@ def foresee(fleet: Fleet, given_seconds: float = 0.0) -> plans.Order:
     return plans.Order(
         node_id=order.node_id,
         name=next(node.name for node in fleet.nodes if node.node_id == order.node_id),
+        role=order.role,
         budget_seconds=order.budget_seconds or 0.0,
     )
 

@@ -1,100 +1,32 @@
-"""The gate: is a candidate's error on the hidden cases surely lower than the champion's?
+"""The gate: is a candidate surely better than the champion, or as good and surely cheaper?
 
 Paired differences on the same cases (`orchestrator.bounds`), with the significance spent over the
 looks taken at one champion, so that trying again and again does not wear the gate down: the k-th
 look gets α_k = 0.05·6/(π²k²), and all looks together 0.05. A look adds cases until its verdict is
 clear or there are no more. Pure functions of their arguments, with no chance in them.
+
+Conditions that all have to hold share no significance: where one does not, its own test errs at
+most as often as said. Nor do the two questions about one model, since whoever is surely better is
+surely within the margin too. Two models at one look halve it (`share`).
 """
 
 import math
-from typing import Literal
 
 import msgspec
 import numpy as np
 
-from core.events import Reasons
-from orchestrator import bounds
+from core.values import Check, CheckVerdict, Gates
+from orchestrator import bounds, paired, vetoes, wording
 from orchestrator.bounds import Floats, Stage
+from orchestrator.rulings import Against, Costs, Failed, Question, Ruling, Verdict
 
 ALPHA_TOTAL = 0.05
-RATIO_MAX = 0.99
-"""A better candidate's error is surely below this many times the champion's."""
-EVIDENCE_DROP_MAX = 0.01
-ERROR_FLOOR = 1e-9
-"""Errors below this count as this under the logarithm."""
-ERROR_MAX = 1e100
-"""Errors above this count as this, so that no sum of them overflows."""
-RATIO_SAID_MAX = 1_000
-
-Against = Literal["champion", "trivial"]
-Method = Literal["log-ratio", "mean-difference"]
-
-
-class Ruling(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate measured and decided. Bounds are ends of two-sided intervals at the stage's
-    share of `alpha`; where the verdict is not `settled`, more cases may change it.
-
-    `ratio` compares the errors: the geometric mean of the cases' ratios, or the ratio of the means
-    where the method is "mean-difference"; `ratio_upper` is surely not exceeded. Both are None where
-    the errors cannot be compared.
-    """
-
-    verdict: Literal["better", "reject"]
-    settled: bool
-    method: Method
-    alpha: float
-    cases: int
-    error: float | None
-    opponent_error: float
-    evidence_rate: float
-    opponent_evidence_rate: float
-    reasons: Reasons
-    ratio: float | None = None
-    ratio_upper: float | None = None
-    difference_upper: float | None = None
-    evidence_lower: float | None = None
-    """How much the evidence rate surely did not fall below: negative where it may have fallen."""
 
 
 def alpha_at(look: int) -> float:
     """The significance of the k-th look, from 1; over all looks they sum to 0.05 (Basel sum)."""
     assert look >= 1, "looks are counted from 1"
     return ALPHA_TOTAL * 6.0 / (math.pi**2 * look**2)
-
-
-def log_ratios(new: Floats, opponent: Floats) -> Floats:
-    """log(new / opponent) of each case, both errors floored at 1e-9."""
-    ratio = np.maximum(new, ERROR_FLOOR) / np.maximum(opponent, ERROR_FLOOR)
-    return np.log(ratio)
-
-
-def method_for(new: Floats, opponent: Floats) -> Method:
-    """Ratios say nothing where most errors of either are exactly 0, or where all are 0 or 1."""
-    mostly_zero = max(float(np.mean(new == 0)), float(np.mean(opponent == 0))) > 0.5
-    return "mean-difference" if mostly_zero or _is_binary(new, opponent) else "log-ratio"
-
-
-def _is_binary(new: Floats, opponent: Floats) -> bool:
-    return bool(np.isin(new, (0.0, 1.0)).all() and np.isin(opponent, (0.0, 1.0)).all())
-
-
-def tail_of_signs(new: Floats, opponent: Floats) -> float:
-    """How likely equal models are to differ so one-sidedly: the exact sign test.
-
-    For errors of 0 and 1 this is McNemar's test (1947). Other errors weigh differently, so of them
-    only the number of differing cases is used: m of them cannot show more than 2^-m.
-    An interval needs this beside it: from five differing cases out of 2,048, all in the candidate's
-    favour, it excludes 0, though one pair of equal models in 32 does that.
-    """
-    better, differing = int(np.sum(new < opponent)), int(np.sum(new != opponent))
-    if not _is_binary(new, opponent):
-        better = differing
-    term = at_least = math.comb(differing, better)
-    for wins in range(better, differing):
-        term = term * (differing - wins) // (wins + 1)
-        at_least += term
-    tail: float = at_least / 2**differing
-    return tail
 
 
 def decide(
@@ -105,263 +37,273 @@ def decide(
     look: int,
     stage: Stage | None = None,
     against: Against = "champion",
+    gates: Gates | None = None,
+    best: Floats | None = None,
+    costs: Costs | None = None,
+    share: float = 1.0,
 ) -> Ruling:
     """The ruling on a candidate's errors against the champion's (or, where a node has none, the
-    trivial predictor's) on the same cases; both are [cases], all those of the look up to this
+    trivial predictor's) on the same cases; all are [cases], all those of the look up to this
     stage, by default its only one.
 
+    `best` are the errors of the best ever where that is not the champion. Without `costs` it is
+    only asked whether the candidate is better; what it costs vetoes nothing then.
+
     An error up to `tolerance` is evidence. A candidate with an error that is no number at least 0
-    loses; the opponent's errors must be numbers.
+    loses; the others' errors must be numbers.
     """
     assert new.shape == opponent.shape, "errors are compared on the same cases"
     assert new.ndim == 1, "one error a case"
-    assert _unusable(opponent) == 0, "the opponent's errors are numbers"
-    stage = stage or Stage(0, len(new), len(new))
+    others = [opponent] if best is None else [opponent, best]
+    assert not any(map(paired.unusable, others)), "the others' errors are numbers"
+    stage, gates = stage or Stage(0, len(new), len(new)), gates or Gates()
     assert stage.cases == len(new), "a stage has all cases up to it"
-    alpha = alpha_at(look)
-    unusable = _unusable(new)
-    if unusable:
-        return _without_numbers(new, opponent, unusable, tolerance, alpha)
-    new, opponent = np.minimum(new, ERROR_MAX), np.minimum(opponent, ERROR_MAX)
-    measured, failed = _measured(new, opponent, tolerance, alpha, stage)
-    differing = int(np.sum(new != opponent))
-    reasons = _reasons(measured, failed, look, differing, against)
-    return msgspec.structs.replace(measured, reasons=reasons)
+    alpha = alpha_at(look) * share
+    if unusable := paired.unusable(new):
+        return _without_numbers(new, opponent, unusable, tolerance, alpha, against)
+    trial = _Trial(new, opponent, best, tolerance, gates, stage, alpha)
+    ruling, failed = _ruled(trial, against, costs)
+    reasons = wording.of_ruling(ruling, failed, look, trial.differing, against, gates)
+    return msgspec.structs.replace(ruling, reasons=reasons)
 
 
-class _Failed(msgspec.Struct, frozen=True, kw_only=True):
-    ratio: bool
-    few: bool
-    difference: bool
-    evidence: bool
+class _Trial:
+    """One candidate's errors at one stage, and what is asked of them."""
+
+    def __init__(
+        self,
+        new: Floats,
+        opponent: Floats,
+        best: Floats | None,
+        tolerance: float,
+        gates: Gates,
+        stage: Stage,
+        alpha: float,
+    ) -> None:
+        self.new, self.opponent = (
+            np.minimum(new, paired.ERROR_MAX),
+            np.minimum(opponent, paired.ERROR_MAX),
+        )
+        self.best = None if best is None else np.minimum(best, paired.ERROR_MAX)
+        self.tolerance, self.gates, self.stage, self.alpha = tolerance, gates, stage, alpha
+        self.spent = alpha * stage.share
+        self.differing = int(np.sum(self.new != self.opponent))
+
+    def fall(self, other: Floats) -> paired.Limit:
+        """How far the evidence rate may have fallen below another's."""
+        fell = (other <= self.tolerance).astype(np.float64) - (self.new <= self.tolerance)
+        return paired.Limit(fell, self.gates.evidence_drop)
+
+    def lower(self) -> list[paired.Limit]:
+        """What a better one's errors are surely below: by their ratio, and by their mean."""
+        return [
+            paired.limit_of_ratio(self.new, self.opponent, self.gates.better_ratio),
+            paired.Limit(self.new - self.opponent, 0.0),
+        ]
+
+    def within(self, other: Floats) -> list[paired.Limit]:
+        """What the errors of one that is not worse are surely below.
+
+        Of answers that are right or wrong not many more may be wrong than of evidence may be lost;
+        a ratio of few wrong ones proves nothing. Of other errors that are mostly 0 the means are
+        compared alone.
+        """
+        new, margin = self.new, self.gates.margin
+        if paired.is_binary(new, other):
+            return [paired.Limit(new - other, self.gates.evidence_drop, unseen=1.0)]
+        above = new - margin * other
+        if paired.method_for(new, other) == "log-ratio":
+            return [
+                paired.Limit(paired.log_ratios(new, other), math.log(margin)),
+                paired.Limit(above, 0.0),
+            ]
+        return [paired.Limit(above, 0.0, unseen=float(max(new.max(), other.max())))]
+
+    def of_best(self) -> list[paired.Limit]:
+        """What is asked against the best ever, where that is another model."""
+        return [] if self.best is None else [*self.within(self.best), self.fall(self.best)]
+
+    def meets(self, limits: list[paired.Limit]) -> bool:
+        """Whether all means are surely at most their limits."""
+        return all(one.upper(self.spent) <= one.limit for one in limits)
+
+    def is_hopeless(self, limits: list[paired.Limit]) -> bool:
+        """Whether one of them will hardly be."""
+        return any(one.is_hopeless(self.stage, self.alpha) for one in limits)
+
+    def counts_as_within(self, other: Floats) -> bool:
+        """Of right and wrong answers: whether no more are wrong than the margin has it, to the next
+        whole case. What is surely so is far less, where nearly all are right."""
+        if not paired.is_binary(self.new, other):
+            return True
+        return bool(self.new.sum() <= math.ceil(self.gates.margin * other.sum()))
+
+    def is_within(self, other: Floats) -> bool:
+        """Whether the errors are surely not above another's by more than the margin."""
+        return self.counts_as_within(other) and self.meets(self.within(other))
+
+    def fails(self, question: Question) -> Failed:
+        """Which conditions are not met."""
+        first, *more = self.lower() if question == "better" else self.within(self.opponent)
+        is_strict = question == "better"
+        upper = first.upper(self.spent)
+        is_lower = upper < first.limit if is_strict else upper <= first.limit
+        is_enough = True
+        if is_strict and is_lower:
+            is_enough = paired.tail_of_signs(self.new, self.opponent) <= self.spent / 2
+        is_counted = is_strict or self.counts_as_within(self.opponent)
+        is_best_kept = self.best is None or (
+            self.is_within(self.best) and self.meets([self.fall(self.best)])
+        )
+        return Failed(
+            ratio=not is_lower or not is_counted,
+            few=not is_enough,
+            difference=not self.meets(more),
+            evidence=not self.meets([self.fall(self.opponent)]),
+            best=not is_best_kept,
+        )
+
+    def may_yet(self, question: Question) -> bool:
+        """Whether more cases may come to meet all conditions of a question."""
+        asked = self.lower() if question == "better" else self.within(self.opponent)
+        limits = [*asked, self.fall(self.opponent), *self.of_best()]
+        return not self.stage.is_last and not self.is_hopeless(limits)
 
 
-def _measured(
-    new: Floats, opponent: Floats, tolerance: float, alpha: float, stage: Stage
-) -> tuple[Ruling, _Failed]:
-    """The ruling but for its reasons, and which conditions failed."""
-    method = method_for(new, opponent)
-    by_ratios = method == "log-ratio"
-    compared = log_ratios(new, opponent) if by_ratios else new - RATIO_MAX * opponent
-    fall = (opponent <= tolerance).astype(np.float64) - (new <= tolerance)
-    limits = [
-        (compared, math.log(RATIO_MAX) if by_ratios else 0.0),
-        (new - opponent, 0.0),
-        (fall, EVIDENCE_DROP_MAX),
-    ]
-    spent = alpha * stage.share
-    compared_upper, difference_upper, fall_upper = (
-        bounds.upper(values, spent) for values, _ in limits
-    )
-    is_lower = compared_upper < limits[0][1]
-    failed = _Failed(
-        ratio=not is_lower,
-        few=is_lower and tail_of_signs(new, opponent) > spent / 2,
-        difference=difference_upper > 0,
-        evidence=fall_upper > EVIDENCE_DROP_MAX,
-    )
-    is_rejected = any(msgspec.structs.astuple(failed))
-    error, opponent_error = float(new.mean()), float(opponent.mean())
-    ratio, ratio_upper = _ratios(by_ratios, compared, compared_upper, error, opponent_error)
+def _ruled(trial: _Trial, against: Against, costs: Costs | None) -> tuple[Ruling, Failed]:
+    """The ruling but for its reasons, and which conditions on the errors failed."""
+    gates = trial.gates
+    ratio, ratio_upper = paired.ratios(trial.new, trial.opponent, gates.better_ratio, trial.spent)
+    factor = vetoes.growth(gates, ratio_upper) if costs else 1.0
+    question, failed = _question(trial, costs)
+    factor = factor if question == "better" else 1.0
+    asked = vetoes.checks_of(costs, gates, factor) if costs else ()
+    verdict = _verdict(question, failed, asked, costs, gates)
+    fall_upper = trial.fall(trial.opponent).upper(trial.spent)
+    best = trial.opponent if trial.best is None and against == "champion" else trial.best
     ruling = Ruling(
-        verdict="reject" if is_rejected else "better",
-        settled=not is_rejected or stage.is_last or _is_hopeless(limits, stage, alpha),
-        method=method,
-        alpha=alpha,
-        cases=len(new),
-        error=error,
-        opponent_error=opponent_error,
-        evidence_rate=float(np.mean(new <= tolerance)),
-        opponent_evidence_rate=float(np.mean(opponent <= tolerance)),
-        reasons=Reasons(ar="", en=""),
+        verdict=verdict,
+        settled=not any(failed) or not _may_yet_win(trial, costs),
+        question=question,
+        against=against,
+        method=paired.method_for(trial.new, trial.opponent),
+        alpha=trial.alpha,
+        cases=len(trial.new),
+        error=float(trial.new.mean()),
+        opponent_error=float(trial.opponent.mean()),
+        evidence_rate=float(np.mean(trial.new <= trial.tolerance)),
+        opponent_evidence_rate=float(np.mean(trial.opponent <= trial.tolerance)),
+        reasons=wording.NONE,
         ratio=ratio,
         ratio_upper=ratio_upper,
-        difference_upper=difference_upper,
+        difference_upper=bounds.upper(trial.new - trial.opponent, trial.spent),
         evidence_lower=-fall_upper,
+        best_upper=None if best is None else _surely(trial, best),
+        factor=factor,
     )
-    return ruling, failed
+    checks = (*_of_errors(trial, question, failed, ruling, best), *asked)
+    return msgspec.structs.replace(ruling, checks=checks), failed
 
 
-def _is_hopeless(limits: list[tuple[Floats, float]], stage: Stage, alpha: float) -> bool:
-    return any(
-        bounds.hope(values, limit, stage, alpha) < bounds.HOPE_LEAST for values, limit in limits
+def _surely(trial: _Trial, best: Floats) -> float | None:
+    """What the ratio to the errors of the best ever surely does not exceed, neither case by case
+    nor that of the means: else who is lower by the one would make the other rise, again and again.
+    """
+    ratio_upper = paired.ratios(trial.new, best, 1.0, trial.spent)[1]
+    mean = float(best.mean())
+    if ratio_upper is None or not mean:
+        return None
+    return max(ratio_upper, 1.0 + bounds.upper(trial.new - best, trial.spent) / mean)
+
+
+def _question(trial: _Trial, costs: Costs | None) -> tuple[Question, Failed]:
+    """Which of the two questions is answered: the second one where the first is not met, and what
+    the candidate costs allows to ask it."""
+    failed = trial.fails("better")
+    if any(failed) and costs and vetoes.may_be_cheaper(costs, trial.gates):
+        return "cheaper", trial.fails("cheaper")
+    return "better", failed
+
+
+def _verdict(
+    question: Question,
+    failed: Failed,
+    asked: tuple[Check, ...],
+    costs: Costs | None,
+    gates: Gates,
+) -> Verdict:
+    if any(failed):
+        return "reject"
+    told = {one.verdict for one in asked}
+    if question == "cheaper" and costs:
+        told.add(vetoes.is_cheap(costs, gates))
+    if "fail" in told:
+        return "trade-off" if question == "better" else "reject"
+    return "undecided" if "undecided" in told else question
+
+
+def _may_yet_win(trial: _Trial, costs: Costs | None) -> bool:
+    if trial.may_yet("better"):
+        return True
+    may_be_cheaper = costs is not None and vetoes.may_be_cheaper(costs, trial.gates)
+    return may_be_cheaper and trial.may_yet("cheaper")
+
+
+# ── what is told of the errors ──
+
+
+def _of_errors(
+    trial: _Trial, question: Question, failed: Failed, ruling: Ruling, best: Floats | None
+) -> list[Check]:
+    gates = trial.gates
+    holds = not (failed.ratio or failed.few or failed.difference)
+    asked = gates.better_ratio if question == "better" else gates.margin
+    told = [_told(trial, "error", trial.opponent, asked, holds, question)]
+    if best is not None:
+        kept = not failed.best if trial.best is not None else trial.is_within(best)
+        told.append(_told(trial, "best", best, gates.margin, kept, "cheaper"))
+    evidence = Check(
+        name="evidence",
+        verdict="fail" if failed.evidence else "pass",
+        value=ruling.evidence_rate - ruling.opponent_evidence_rate,
+        bound=-gates.evidence_drop,
+        lower=ruling.evidence_lower,
     )
+    return [*told, evidence]
 
 
-def _ratios(
-    by_ratios: bool, compared: Floats, upper: float, error: float, opponent_error: float
-) -> tuple[float | None, float | None]:
-    """The ratio of the errors, and what it surely does not exceed; None where there is none."""
-    if by_ratios:
-        return math.exp(float(compared.mean())), math.exp(upper)
-    if opponent_error:
-        # Linear in the bound, so that it is below 0.99 exactly where the bound is below 0.
-        return error / opponent_error, RATIO_MAX + upper / opponent_error
-    return None, None
-
-
-def _unusable(errors: Floats) -> int:
-    return int(np.sum(~(np.isfinite(errors) & (errors >= 0))))
+def _told(
+    trial: _Trial, name: str, other: Floats, ratio: float, holds: bool, question: Question
+) -> Check:
+    """The check of a ratio; of right and wrong answers within a margin, that of a difference."""
+    verdict: CheckVerdict = "pass" if holds else "fail"
+    if question == "cheaper" and paired.is_binary(trial.new, other):
+        (limit,) = trial.within(other)
+        value, upper = float(limit.values.mean()), limit.upper(trial.spent)
+        return Check(name=name, verdict=verdict, value=value, bound=limit.limit, upper=upper)
+    value_or_none, upper_or_none = paired.ratios(trial.new, other, ratio, trial.spent)
+    return Check(name=name, verdict=verdict, value=value_or_none, bound=ratio, upper=upper_or_none)
 
 
 def _without_numbers(
-    new: Floats, opponent: Floats, unusable: int, tolerance: float, alpha: float
+    new: Floats,
+    opponent: Floats,
+    unusable: int,
+    tolerance: float,
+    alpha: float,
+    against: Against,
 ) -> Ruling:
     return Ruling(
         verdict="reject",
         settled=True,
+        against=against,
         method="log-ratio",
         alpha=alpha,
         cases=len(new),
         error=None,
-        opponent_error=float(np.minimum(opponent, ERROR_MAX).mean()),
+        opponent_error=float(np.minimum(opponent, paired.ERROR_MAX).mean()),
         evidence_rate=float(np.mean(new <= tolerance)),
         opponent_evidence_rate=float(np.mean(opponent <= tolerance)),
-        reasons=Reasons(
-            en=f"Rejected: on {unusable:,} of {len(new):,} hidden cases its error is not a finite "
-            "number of at least 0.",
-            ar=f"مرفوض: في {unusable:,} من أصل {len(new):,} حالة مخفية ليس خطؤه عددًا منتهيًا "
-            "لا يقل عن الصفر.",
-        ),
+        reasons=wording.of_no_numbers(unusable, len(new)),
+        checks=(Check(name="error", verdict="fail"),),
     )
-
-
-_OPPONENT: dict[Against, Reasons] = {
-    "champion": Reasons(en="the champion", ar="البطل"),
-    "trivial": Reasons(en="the trivial predictor", ar="المتنبئ البديهي"),
-}
-
-
-def _reasons(
-    ruling: Ruling, failed: _Failed, look: int, differing: int, against: Against
-) -> Reasons:
-    whom = _OPPONENT[against]
-    if ruling.verdict == "better":
-        head_en, head_ar = f"Better than {whom.en}", f"أفضل من {whom.ar}"
-    else:
-        head_en, head_ar = f"Not surely better than {whom.en}", f"لم يثبت أنه أفضل من {whom.ar}"
-    measured = _comparison(ruling, differing, whom)
-    en = (
-        f"{head_en}: on {ruling.cases:,} hidden cases {measured.en}, at look {look}, "
-        f"α = {ruling.alpha:.2g}. "
-    )
-    ar = (
-        f"{head_ar}: على {ruling.cases:,} حالة مخفية {measured.ar}، في النظرة {look}، "
-        f"α = {ruling.alpha:.2g}. "
-    )
-    told = [*_faults(ruling, failed, differing)] or [_praise(ruling)]
-    return Reasons(
-        en=en + " ".join(reason.en for reason in told),
-        ar=ar + " ".join(reason.ar for reason in told),
-    )
-
-
-def _comparison(ruling: Ruling, differing: int, whom: Reasons) -> Reasons:
-    """What was measured. Where one of the two makes no error, there is no ratio to speak of."""
-    own, opponent = f"{ruling.error:.4g}", f"{ruling.opponent_error:.4g}"
-    if not differing and not ruling.error:
-        return Reasons(
-            en=f"neither this candidate nor {whom.en} makes an error",
-            ar=f"لا يخطئ هذا المرشح ولا {whom.ar}",
-        )
-    if not differing:
-        return Reasons(
-            en=f"its errors are exactly those of {whom.en} (mean error {own})",
-            ar=f"أخطاؤه هي أخطاء {whom.ar} نفسها تمامًا (متوسط الخطأ {own})",
-        )
-    if not ruling.opponent_error:
-        return Reasons(
-            en=f"{whom.en} makes no error, and this candidate's mean error is {own}",
-            ar=f"لا يخطئ {whom.ar}، ومتوسط خطأ هذا المرشح {own}",
-        )
-    if not ruling.error:
-        return Reasons(
-            en=f"this candidate makes no error, and the mean error of {whom.en} is {opponent}",
-            ar=f"لا يخطئ هذا المرشح، ومتوسط خطأ {whom.ar} {opponent}",
-        )
-    assert ruling.ratio is not None, "errors above 0 have a ratio"
-    ratio = _rounded(ruling.ratio, ".3g")
-    kind_en, kind_ar = (
-        ("the geometric mean", "المتوسط الهندسي")
-        if ruling.method == "log-ratio"
-        else ("the ratio of the means", "نسبة المتوسطين")
-    )
-    return Reasons(
-        en=f"its error is {ratio.en} times that of {whom.en} ({kind_en}; mean errors {own} "
-        f"against {opponent})",
-        ar=f"نسبة خطئه إلى خطأ {whom.ar} {ratio.ar} ({kind_ar}؛ متوسط الخطأ {own} مقابل "
-        f"{opponent})",
-    )
-
-
-def _rounded(ratio: float, form: str) -> Reasons:
-    """A ratio; beyond a thousand either way nobody reads its digits."""
-    if ratio < 1 / RATIO_SAID_MAX:
-        return Reasons(en=f"less than {1 / RATIO_SAID_MAX:g}", ar=f"أقل من {1 / RATIO_SAID_MAX:g}")
-    if ratio > RATIO_SAID_MAX:
-        return Reasons(en=f"more than {RATIO_SAID_MAX:,}", ar=f"أكثر من {RATIO_SAID_MAX:,}")
-    return Reasons(en=f"{ratio:{form}}", ar=f"{ratio:{form}}")
-
-
-def _praise(ruling: Ruling) -> Reasons:
-    evidence = f"{ruling.evidence_rate:.3f}", f"{ruling.opponent_evidence_rate:.3f}"
-    assert ruling.ratio_upper is not None, "nothing is better than no error"
-    upper = f"{max(ruling.ratio_upper, 1 / RATIO_SAID_MAX):.4g}"
-    return Reasons(
-        en=f"The ratio is surely below {upper}, and {RATIO_MAX} was asked for; its "
-        f"evidence rate is {evidence[0]} against {evidence[1]}.",
-        ar=f"النسبة دون {upper} يقينًا، والمطلوب أن تكون دون {RATIO_MAX}؛ ونسبة الإجابات "
-        f"المثبتة {evidence[0]} مقابل {evidence[1]}.",
-    )
-
-
-def _not_lower(ruling: Ruling, differing: int) -> Reasons:
-    """Why the error is not surely lower."""
-    if not ruling.opponent_error:
-        return Reasons(en="No error is lower than none.", ar="وليس دون الصفر خطأ.")
-    if not differing:
-        return Reasons(en="Equal errors are no improvement.", ar="وتساوي الأخطاء ليس تحسنًا.")
-    if not ruling.error:
-        return _too_few(differing)
-    assert ruling.ratio_upper is not None, "errors above 0 have a ratio"
-    upper = _rounded(ruling.ratio_upper, ".4g")
-    return Reasons(
-        en=f"The ratio must surely be below {RATIO_MAX}, and may be {upper.en}.",
-        ar=f"والواجب أن تكون النسبة دون {RATIO_MAX} يقينًا، وقد تبلغ {upper.ar}.",
-    )
-
-
-def _too_few(differing: int) -> Reasons:
-    cases = "1 case" if differing == 1 else f"{differing:,} cases"
-    return Reasons(
-        en=f"The two differ on {cases} only, too few or too evenly to tell them apart.",
-        ar=f"عدد الحالات التي يختلفان فيها {differing:,} فقط، وهذا لا يكفي للتمييز بينهما.",
-    )
-
-
-def _faults(ruling: Ruling, failed: _Failed, differing: int) -> list[Reasons]:
-    faults = []
-    if failed.ratio:
-        faults.append(_not_lower(ruling, differing))
-    if failed.few:
-        faults.append(_too_few(differing))
-    if failed.difference and ruling.error and ruling.opponent_error:
-        faults.append(
-            Reasons(
-                en=f"Its mean error may be higher by {ruling.difference_upper:.3g}.",
-                ar=f"قد يزيد متوسط خطئه بمقدار {ruling.difference_upper:.3g}.",
-            )
-        )
-    if failed.evidence:
-        fall = -(ruling.evidence_lower or 0.0)
-        faults.append(
-            Reasons(
-                en=f"Its evidence rate, {ruling.evidence_rate:.3f} against "
-                f"{ruling.opponent_evidence_rate:.3f}, may be lower by {fall:.3f}; "
-                f"{EVIDENCE_DROP_MAX} is the most allowed.",
-                ar=f"قد تنخفض نسبة إجاباته المثبتة ({ruling.evidence_rate:.3f} مقابل "
-                f"{ruling.opponent_evidence_rate:.3f}) بمقدار {fall:.3f}، وأقصى المسموح "
-                f"{EVIDENCE_DROP_MAX}.",
-            )
-        )
-    return faults

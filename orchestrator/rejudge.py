@@ -1,7 +1,7 @@
 """A decided round judged again, from the log, the artifacts and the revealed secret.
 
 Whoever has a data directory can do it: the secret that the log reveals draws the hidden cases
-anew, and `orchestrator.judge` measures the stored models on them. `orchestrator.comparison` says
+anew, and `orchestrator.trial` measures the stored models on them. `orchestrator.comparison` says
 what that means for what is recorded.
 """
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from core import chunks, errors, events, subjects, wire
 from core.log import HISTORY_MAX, Log
 from core.projections import rounds
-from orchestrator import comparison, judge
-from orchestrator.comparison import Outcome, Recorded
+from orchestrator import comparison, keys, models, trial
+from orchestrator.comparison import Outcome
+from orchestrator.figures import Recorded
 
 
 async def read_round(log: Log, round_id: str) -> Recorded:
@@ -31,7 +32,7 @@ async def read_round(log: Log, round_id: str) -> Recorded:
         assert isinstance(event.data, events.OfRounds), "other events have other subjects"
         row = rounds.evolve(row, event.at, event.data)
         if isinstance(event.data, events.RoundDecided):
-            recorded = Recorded(row, event.data, await _promoted(log, event.seq + 1))
+            recorded = Recorded(row, event.data, await _promotions(log, event.seq + 1))
             _require_measured(recorded)
             return recorded
     if unreadable:
@@ -43,13 +44,18 @@ async def read_round(log: Log, round_id: str) -> Recorded:
     raise errors.Conflict(f"{round_id} is {row.status}; only decided rounds can be judged again")
 
 
-async def _promoted(log: Log, seq: int) -> events.Champion | None:
-    """Whom the record right after a verdict makes the champion."""
-    record = await log.get(seq)
-    event = events.decode(*record) if record else None
-    if isinstance(event, events.Event) and isinstance(event.data, events.ChampionPromoted):
-        return event.data.champion
-    return None
+async def _promotions(log: Log, seq: int) -> tuple[events.ChampionPromoted, ...]:
+    """Whom the records right after a verdict make champion, of the node or of budgets."""
+    told = []
+    while record := await log.get(seq):
+        event = events.decode(*record)
+        if not isinstance(event, events.Event) or not isinstance(
+            event.data, events.ChampionPromoted
+        ):
+            break
+        told.append(event.data)
+        seq += 1
+    return tuple(told)
 
 
 def _require_measured(recorded: Recorded) -> None:
@@ -70,13 +76,13 @@ def _require_measured(recorded: Recorded) -> None:
             f"{row.round_id} was decided before any judge took it; `aghsan audit` tells more"
         )
     rules = decided.environment.get("rules", "")
-    if rules != judge.RULES:
+    if rules != trial.RULES:
         raise errors.Conflict(
             f"{row.round_id} was judged by {f'the rules {rules}' if rules else 'older rules'}, and"
-            f" this program judges by the rules {judge.RULES}: judge it again with the one of then"
+            f" this program judges by the rules {trial.RULES}: judge it again with the one of then"
         )
     cuda = decided.environment.get("cuda", "")
-    if row.workload.base_model is not None and cuda != judge.environment()["cuda"]:
+    if row.workload.base_model is not None and cuda != trial.environment()["cuda"]:
         raise errors.Conflict(
             f"{row.round_id} was judged on a machine {'with' if cuda == 'yes' else 'without'} CUDA,"
             " unlike this one, so its base model was loaded in another precision: judge it again on"
@@ -90,16 +96,19 @@ async def again(
     """Fetch what stood in a round, measure it in a thread, and compare; texts are kept in the
     folder.
 
-    Raises Unavailable when the store does not answer; judge.Abandoned as `go_on` does.
+    Raises Unavailable when the store does not answer; trial.Abandoned as `go_on` does.
     """
     row, decided = recorded.row, recorded.decided
     secret, found = _opened(decided.secret)
     if found != row.commitment:
         return comparison.of_wrong_secret(recorded, found)
     brief = wire.brief_of(row)
-    stored = await judge.gather(brief, store)
-    texts = await judge.gather_texts(brief, store, folder)
-    trace = await asyncio.to_thread(judge.trace, brief, stored, secret, row.judge, go_on, texts)
+    stored = await models.gather(brief, store)
+    texts = await models.gather_texts(brief, store, folder)
+    timing = trial.as_recorded(decided.weighed)
+    trace = await asyncio.to_thread(
+        trial.trace, brief, stored, secret, row.judge, go_on, texts, timing
+    )
     gone = {name: str(one) for name, one in stored.items() if isinstance(one, errors.NotFound)}
     return comparison.compare(recorded, trace, gone)
 
@@ -110,4 +119,4 @@ def _opened(secret: str) -> tuple[bytes, str]:
         found = bytes.fromhex(secret)
     except ValueError:
         return b"", ""
-    return found, judge.commitment_to(found)
+    return found, keys.commitment_to(found)

@@ -33,6 +33,7 @@ class RuntimeTarget:
             node_id=order.node_id,
             topic=order.topic,
             priority=priority,
+            role=order.role,
             budget_seconds=order.budget_seconds,
             seed=secrets.randbits(63),
             is_seed_drawn=True,

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import msgspec
 
 from agent import limits
-from agent.executors import jobs, ranks
+from agent.executors import jobs, ranks, standstill
 from core import errors, platforms
 
 TRACE_CHARS_MAX = 4_000
@@ -35,11 +35,14 @@ class _Inbox:
     def _read(self, stream: BinaryIO, followers: ranks.Followers) -> None:
         for line in stream:
             request = _decode(line)
-            if isinstance(request, jobs.Stop):
-                self._stop = request
-            else:
-                followers.send(line)
-                self.jobs.put(request)
+            match request:
+                case jobs.Stop():
+                    self._stop = request
+                case jobs.Paused():
+                    standstill.note(request.seconds)
+                case jobs.Job():
+                    followers.send(line)
+                    self.jobs.put(request)
         # The agent is gone: what it began is of no use to anybody.
         os._exit(0)
 

@@ -50,6 +50,12 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     save: bool
 
 
+class Paused(msgspec.Struct, frozen=True, kw_only=True, tag="paused"):
+    """The process stood still for so many seconds, which are not to count as training."""
+
+    seconds: float
+
+
 class Warmed(msgspec.Struct, frozen=True, kw_only=True, tag="warmed"):
     """The process has imported what it needs and waits for jobs."""
 
@@ -177,7 +183,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     is_other: bool = False
 
 
-Request: TypeAlias = Job | Stop
+Request: TypeAlias = Job | Stop | Paused
 Report: TypeAlias = (
     Warmed
     | Taken

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import msgspec
@@ -77,6 +78,11 @@ class Executor:
         self._ended = asyncio.Event()
         self._left: jobs.Stopped | None = None
         """What a job leaves whose process was ended since it did not stop."""
+        self._suspended: dict[int, psutil.Process] = {}
+        self._suspending = threading.Lock()
+        self._is_awaited = False
+        """It is to end its job, or itself, so nothing makes it stand still."""
+        self._suspended_at = self._paused_seconds = 0.0
         self._step = 0
         self.saved = jobs.Stopped(directory="", step=0)
         """The last state that the job wrote."""
@@ -216,13 +222,16 @@ class Executor:
     async def _next_report(self, process: subprocess.Popen[bytes]) -> jobs.Report | None:
         every = self.idle_seconds_max / LOOKS
         used, silent, idle = _used_seconds(process.pid), 0.0, 0.0
+        paused = self.paused_seconds
         while silent < self.silence_seconds_max and idle < self.idle_seconds_max:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every):
                     return await self._reports.get()
             before, used = used, _used_seconds(process.pid)
-            silent += every
-            idle = 0.0 if used > before or _is_busy(process.pid) else idle + every
+            earlier, paused = paused, self.paused_seconds
+            passed = max(0.0, every - (paused - earlier))
+            silent += passed
+            idle = 0.0 if used > before or _is_busy(process.pid) else idle + passed
         process.kill()
         await self._ending(process)
         was_idle = idle >= self.idle_seconds_max
@@ -238,6 +247,12 @@ class Executor:
         job, process = self._job, self._process
         if job is None or process is None:
             return
+        with self._awake():
+            await self._stop(job, process, save=save, at_once=at_once)
+
+    async def _stop(
+        self, job: jobs.Job, process: subprocess.Popen[bytes], *, save: bool, at_once: bool
+    ) -> None:
         self._send(jobs.Stop(number=job.number, save=save))
         is_lossless = not save or self._step <= self.saved.step
         is_short = at_once or is_lossless
@@ -257,11 +272,63 @@ class Executor:
         assert process.stdin is not None, "asked for"
         with contextlib.suppress(OSError):
             process.stdin.close()
+        with self._awake():
+            try:
+                await asyncio.to_thread(process.wait, CLOSE_SECONDS_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+
+    # ── quiet ──
+
+    def suspend(self) -> None:
+        """Let its processes stand still, one that was started since the last call, too; not one
+        that is to end. From any thread."""
+        with self._suspending:
+            pid = self.pid
+            if self._is_awaited or pid is None or pid in self._suspended:
+                return
+            with contextlib.suppress(psutil.NoSuchProcess):
+                first = psutil.Process(pid)
+                self._suspended_at = self._suspended_at or time.monotonic()
+                for process in (first, *first.children(recursive=True)):
+                    self._suspended[process.pid] = process
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.suspend()
+
+    def resume(self) -> None:
+        """Let them go on. From any thread."""
+        with self._suspending:
+            self._wake()
+
+    @property
+    def paused_seconds(self) -> float:
+        """How long its processes stood still up to now."""
+        since = self._suspended_at
+        return self._paused_seconds + (time.monotonic() - since if since else 0.0)
+
+    def _wake(self) -> None:
+        if not self._suspended:
+            return
+        seconds = time.monotonic() - self._suspended_at
+        self._paused_seconds, self._suspended_at = self._paused_seconds + seconds, 0.0
+        if self._process is not None and self._process.pid in self._suspended:
+            self._send(jobs.Paused(seconds=seconds))
+        for process in self._suspended.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._suspended.clear()
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Its processes may do as they are told."""
+        with self._suspending:
+            self._is_awaited = True
+            self._wake()
         try:
-            await asyncio.to_thread(process.wait, CLOSE_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
+            yield
+        finally:
+            self._is_awaited = False
 
     def _send(self, request: jobs.Request) -> None:
         process = self._process

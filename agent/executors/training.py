@@ -27,6 +27,7 @@ from agent.executors import (
     pace,
     quantizing,
     saving,
+    standstill,
     stepping,
 )
 from agent.executors.stepping import Wish
@@ -120,7 +121,7 @@ class _Training:
     """One job at work."""
 
     def __init__(self, job: jobs.Job) -> None:
-        self._began = time.monotonic()
+        self._began = standstill.now()
         self._job = job
         self._specialist: Specialist = registry.get(
             job.specialist, job.parameters, job.corpus, job.base_model
@@ -399,7 +400,7 @@ class _Training:
             if self.is_first and now - reported >= PROGRESS_SECONDS:
                 reported = now
                 report(self._progress(loss, report))
-            is_late = now >= deadline
+            is_late = standstill.now() >= deadline
             is_milestone = saving.is_milestone(self.step, self.total_steps)
             is_due = is_due or is_milestone or now - saved >= self._job.checkpoint_seconds
             self._tell(report, wait=is_milestone)
@@ -458,7 +459,7 @@ class _Training:
         )
 
     def _elapsed(self) -> float:
-        return self._elapsed_before + time.monotonic() - self._began
+        return self._elapsed_before + standstill.now() - self._began
 
     def _begin_save(self) -> bool:
         """Begin to write the state; whether the one before was written already."""

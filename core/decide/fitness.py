@@ -102,7 +102,8 @@ def others_can(state: State, task: Task, lanes: set[str], now: int) -> bool:
 
 
 def stuck_nodes(state: State, now: int) -> set[str]:
-    """Nodes whose usual tasks, dual and auto, no agent online that is given work is fit for.
+    """Nodes whose usual tasks no agent online that is given work is fit for: those of both rivals,
+    or of one alone, by any method (auto).
 
     A worker over HTTP may train them, once it holds a task: others say hello and never ask.
     """
@@ -115,11 +116,15 @@ def stuck_nodes(state: State, now: int) -> set[str]:
     for agent in agents[1:]:
         found = [mark.kind for mark in agent.unfit_at(now)]
         kinds = [kind for kind in kinds if kind in found]
-    return {kind.node_id for kind in kinds if kind == _usual_kind(state, kind.node_id)}
+    return {kind.node_id for kind in kinds if _is_usual(state, kind)}
 
 
-def _usual_kind(state: State, node_id: str) -> Kind:
-    workload = state.graph.workload(node_id)[0]
-    base = state.graph.base(node_id, workload)
-    models = (base.candidate_id,) if base else ()
-    return Kind(node_id=node_id, workload=workload, role="dual", method="auto", models=models)
+def _is_usual(state: State, kind: Kind) -> bool:
+    if kind.role == "merge":
+        return False
+    workload = state.graph.workload(kind.node_id)[0]
+    base = state.graph.base(kind.node_id, workload)
+    models = (base.candidate_id,) if base and methods.takes_base(kind.role, "auto") else ()
+    return kind == Kind(
+        node_id=kind.node_id, workload=workload, role=kind.role, method="auto", models=models
+    )

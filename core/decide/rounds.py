@@ -292,6 +292,12 @@ def decide_round(state: State, command: commands.DecideRound) -> list[events.Eve
     return happened
 
 
+def is_best(against: str, best_upper: float | None) -> bool:
+    """Whether a promoted model is the best that its node ever had: the first, or one whose errors
+    surely lie below those of the best before."""
+    return not against or (best_upper is not None and best_upper < 1.0)
+
+
 def _require_opened(state: State, row: Round, command: commands.DecideRound) -> None:
     """The secret opens the commitment; without one a withdrawn round ends, and nothing else."""
     if not command.secret and row.index < state.rounds.withdrawn_before:

@@ -169,6 +169,7 @@ def claim(state: State, command: commands.ClaimTask, now: int) -> list[events.Ev
             session=command.session,
             base=base,
             resume=list(task.resume) if command.via == "nats" else [],
+            price_per_hour=state.workers.table.rows[command.worker_id].price_per_hour,
         )
     ]
 

@@ -5,7 +5,7 @@ import msgspec
 from core import commands, errors, events
 from core.projections.state import State
 from core.projections.tasks import Task, token_of
-from core.projections.workers import Worker
+from core.projections.workers import PRICE_MAX, Worker, told_price
 
 WORKERS_MAX = 100_000
 HOLDING_MAX = 64
@@ -14,9 +14,10 @@ HOLDING_MAX = 64
 
 def register(state: State, command: commands.RegisterWorker) -> list[events.EventData]:
     """Replace the worker's record. Raises Conflict for the id of an agent that is online,
-    QuotaExceeded for one stranger too many."""
+    QuotaExceeded for one stranger too many, Invalid for a price that is none."""
     _require_no_agent(state, command.worker_id)
     _require_room(state, command.worker_id)
+    _require_price(command.capabilities)
     return [
         events.WorkerRegistered(
             worker_id=command.worker_id,
@@ -34,6 +35,16 @@ def _require_no_agent(state: State, worker_id: str) -> None:
         )
 
 
+def _require_price(capabilities: bytes) -> None:
+    try:
+        told_price(capabilities)
+    except msgspec.ValidationError as error:
+        raise errors.Invalid(
+            f"capabilities.price_per_hour is a number from 0 to {PRICE_MAX:,.0f}, or absent where "
+            f"the price is not known: {error}"
+        ) from error
+
+
 def _require_room(state: State, worker_id: str) -> None:
     if len(state.workers.table) >= WORKERS_MAX and worker_id not in state.workers.table:
         raise errors.QuotaExceeded(
@@ -43,8 +54,10 @@ def _require_room(state: State, worker_id: str) -> None:
 
 
 def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventData]:
-    """Record what a heartbeat changes; one that changes nothing leaves no event."""
+    """Record what a heartbeat changes; one that changes nothing leaves no event. Raises as
+    `register` does."""
     _require_no_agent(state, command.worker_id)
+    _require_price(command.capabilities or b"{}")
     worker = state.workers.table.get(command.worker_id)
     if worker is None or worker.via == "nats":
         # The name of an agent that is away is free; its own session ends with that.
@@ -72,10 +85,12 @@ def heartbeat(state: State, command: commands.Heartbeat) -> list[events.EventDat
 def open_session(state: State, command: commands.OpenSession) -> list[events.EventData]:
     """Begin a session; the worker's claims that it does not list are released at once.
 
-    Raises QuotaExceeded for one stranger too many, SupersededSession for a hello that arrives after
+    Raises QuotaExceeded for one stranger too many, Invalid for a price that is none,
+    SupersededSession for a hello that arrives after
     one which the same process said later: the network held it up, and its agent waits no more.
     """
     _require_room(state, command.worker_id)
+    _require_price(command.capabilities)
     worker = state.workers.table.get(command.worker_id)
     if (
         worker is not None

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from core import errors, events, subjects
 from core.events import Event, Undecodable
+from core.projections import claims
 from core.projections.graph import Graph
 from core.projections.rivalry import Rivalry
 from core.projections.rounds import Round, Rounds, Waiting
@@ -116,7 +117,7 @@ class State:
             events.WorkloadChanged: self.graph.workload_changed,
             events.ChampionRetired: self.graph.retired,
             events.GatesChanged: self.graph.gates_changed,
-            events.TaskQueued: tasks,
+            events.TaskQueued: self._task_queued,
             events.TaskClaimed: self._task_claimed,
             events.ClaimAdopted: tasks,
             events.ClaimExpired: self._claim_changed,
@@ -151,6 +152,10 @@ class State:
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
+
+    def _task_queued(self, seq: int, at: int, data: events.TaskQueued) -> None:
+        self.tasks.apply(seq, at, data)
+        self.rivalry.queued(data, len(self.tasks.ids))
 
     def _task_claimed(self, seq: int, at: int, data: events.TaskClaimed) -> None:
         self.tasks.apply(seq, at, data)
@@ -193,6 +198,8 @@ class State:
         self.rounds.apply(seq, at, data)
         assert isinstance(before, Round), "only an open round is decided"
         self.rivalry.decided(before, data)
+        for worker_id, is_off in claims.judged(before, data):
+            self.workers.measured(worker_id, is_off)
 
     def _writer_started(self, seq: int, at: int, data: events.WriterStarted) -> None:
         self.log.put("writer", LogHead(epoch=data.epoch, process=data.process))
@@ -232,6 +239,7 @@ class State:
             self.rounds.nodes,
             self.rounds.commitments,
             self.rivalry.table,
+            self.rivalry.ordered,
             self.log,
             self.seals,
             self.quarantine,

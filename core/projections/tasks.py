@@ -45,6 +45,7 @@ class Claim(events.Value, frozen=True, kw_only=True):
     ended_at: int = 0
     reason: str = ""
     resumed_from: int = 0
+    price_per_hour: float | None = None
 
 
 class Result(events.Value, frozen=True, kw_only=True):
@@ -185,6 +186,7 @@ def _claimed(task: Task, seq: int, at: int, data: events.TaskClaimed) -> Task:
         claimed_at=at,
         lease_seconds=data.lease_seconds,
         resumed_from=sum(point.step for point in data.resume) if data.resume else 0,
+        price_per_hour=data.price_per_hour,
     )
     claims = (*task.claims[1 - CLAIMS_KEPT :], claim)
     return events.replace(task, status="running", updated_at=at, claims=claims, base=data.base)

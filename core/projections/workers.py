@@ -1,6 +1,6 @@
 """Who may work: registrations, sessions, online and offline."""
 
-from typing import Literal, assert_never
+from typing import Annotated, Literal, assert_never
 
 import msgspec
 
@@ -15,6 +15,41 @@ UNFIT_SECONDS = 600
 """So long what a worker found itself unfit for is believed: memory may have been wanting for a
 moment. Of each kind it is asked, and tries in vain, no more often."""
 REASON_CHARS_MAX = 300
+PRICE_MAX = 1_000_000.0
+"""Per hour; a worker that costs more is refused."""
+CLAIMS_KEPT = 16
+DOUBTFUL_OF = 8
+DOUBTFUL_FROM = 3
+"""A worker is doubtful from so many claims that were off, of its last DOUBTFUL_OF."""
+
+
+class _Told(msgspec.Struct):
+    price_per_hour: Annotated[float, msgspec.Meta(ge=0, le=PRICE_MAX)] | None = None
+
+
+def told_price(capabilities: msgspec.Raw | bytes) -> float | None:
+    """What a worker says that it costs per hour, None where it does not say. Raises
+    msgspec.ValidationError for what is no price."""
+    return msgspec.json.decode(capabilities, type=_Told).price_per_hour
+
+
+class Claims(events.Value, frozen=True, kw_only=True):
+    """What came of a worker's own measurements: how many of its candidates were measured by a judge
+    too, how many of its claims were `off`, and of the `last` ones which (the newest last)."""
+
+    judged: int = 0
+    off: int = 0
+    last: tuple[bool, ...] = ()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether its claims keep disagreeing with what judges measure."""
+        return sum(self.last[-DOUBTFUL_OF:]) >= DOUBTFUL_FROM
+
+    def and_one(self, is_off: bool) -> "Claims":
+        """With one more claim that was held against a measurement."""
+        last = (*self.last, is_off)[-CLAIMS_KEPT:]
+        return Claims(judged=self.judged + 1, off=self.off + is_off, last=last)
 
 
 class Unfit(events.Value, frozen=True, kw_only=True):
@@ -44,6 +79,15 @@ class Worker(events.Value, frozen=True, kw_only=True):
     unfit: tuple[Unfit, ...] = ()
     """In this session; also what is no longer believed."""
     pause: events.Pause | Literal[""] = ""
+    claims: Claims = Claims()
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """What it says that it costs; None where it does not say, or said what is no price."""
+        try:
+            return told_price(self.capabilities)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     def unfit_at(self, now: int) -> list[Unfit]:
         """What it counts as unfit for at this time, microseconds since 1970."""
@@ -62,6 +106,7 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
                 via="http",
                 changed_at=at,
                 pause=worker.pause if worker else "",
+                claims=worker.claims if worker else Claims(),
             )
         case events.SessionOpened():
             return Worker(
@@ -77,6 +122,7 @@ def evolve(worker: Worker | None, at: int, data: events.OfWorkers) -> Worker:
                 process=data.process,
                 number=data.number,
                 pause=worker.pause if worker else "",
+                claims=worker.claims if worker else Claims(),
             )
     if worker is None:
         raise errors.UnfitEvent(f"{type(data).__name__} of a worker that never came")
@@ -129,6 +175,12 @@ class Workers:
         others = [one for one in before.unfit if one.kind != kind]
         unfit = tuple([*others, mark][-UNFIT_MAX:])
         self.table.put(worker_id, events.replace(before, unfit=unfit))
+
+    def measured(self, worker_id: str, is_off: bool) -> None:
+        """Fold that a judge measured what a worker had claimed."""
+        before = self.table.get(worker_id)
+        if before is not None:
+            self.table.put(worker_id, events.replace(before, claims=before.claims.and_one(is_off)))
 
     def restore(self, rows: list[Worker]) -> None:
         """Put back rows of a snapshot."""

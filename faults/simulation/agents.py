@@ -77,7 +77,7 @@ class Training(Executor):
         save_every = max(1, int(job.checkpoint_seconds / STEP_SECONDS))
         while step < total:
             if await self._stopped(STEP_SECONDS):
-                return self._stop(job, folder, step)
+                return self._stopped_at(job, folder, step)
             if self._fails():
                 raise errors.TrainingError("out of memory\nlast words")
             step += 1
@@ -92,7 +92,7 @@ class Training(Executor):
             await asyncio.wait_for(self._asked_to_stop.wait(), seconds)
         return self._asked_to_stop.is_set()
 
-    def _stop(self, job: jobs.Job, folder: Path, step: int) -> jobs.Stopped:
+    def _stopped_at(self, job: jobs.Job, folder: Path, step: int) -> jobs.Stopped:
         at = str(self._save(job, folder, step)) if self._saves and step else ""
         return jobs.Stopped(directory=at, step=step)
 

@@ -19,7 +19,7 @@ from agent.executors import device, jobs, pace, training
 from agent.specialists import bases, registry
 from core import errors, events, wire, workloads
 from core.events import BaseModel
-from orchestrator import judge
+from orchestrator import models, trial
 from tests import base_models, texts
 
 torch.set_num_threads(1)
@@ -65,9 +65,9 @@ def finished(one: jobs.Job) -> jobs.Result:
     return result
 
 
-def stored(result: jobs.Result) -> judge.Files:
+def stored(result: jobs.Result) -> models.Files:
     folder = Path(result.candidate_directory)
-    return judge.Files(
+    return models.Files(
         (folder / checkpoints.WEIGHTS_FILE).read_bytes(),
         (folder / checkpoints.CONFIG_FILE).read_bytes(),
     )
@@ -87,9 +87,9 @@ def test_only_adapters_are_stored_and_a_judge_with_the_base_measures_the_same_by
     assert all(".lora_" in name for name in tensors)
     assert sum(one.numel() for one in tensors.values()) * 4 < adapted.bytes < 0.9 * base.bytes
     specialist = registry.get(workloads.TEXT, {}, str(corpus), base)
-    model = judge.load(specialist, files, adapted.weights_sha256)
+    model = models.load(specialist, files, adapted.weights_sha256)
     cases = specialist.cases(1, 20, "hidden")
-    found = judge.errors_of(specialist, model, cases)
+    found = models.errors_of(specialist, model, cases)
     fresh = specialist.build(specialist.families("evolver")[0])
     with torch.inference_mode():
         before = specialist.errors(fresh, cases)
@@ -260,7 +260,7 @@ def test_adapters_over_another_base_are_refused(
     other = msgspec.structs.replace(base, digest="0" * 64)
     specialist = registry.get(workloads.TEXT, {}, str(corpus), other)
     with pytest.raises(errors.ArtifactError, match="adapters over the base model"):
-        judge.load(specialist, stored(adapted), adapted.weights_sha256)
+        models.load(specialist, stored(adapted), adapted.weights_sha256)
 
 
 def test_a_judge_without_the_base_says_that_it_lacks_it(
@@ -287,7 +287,7 @@ def test_a_judge_without_the_base_says_that_it_lacks_it(
         champion=None,
         candidates=[wire.Brought(candidate=brought, task_id="t", worker_id="a")],
     )
-    found = judge.trace(brief, {"c": files._replace(config=config)}, b"s", "j", texts=str(corpus))
+    found = trial.trace(brief, {"c": files._replace(config=config)}, b"s", "j", texts=str(corpus))
     assert "put the very same files there" in found.lacking["c"]
     assert found.verdict.candidates[0].verdict == "refused"
 

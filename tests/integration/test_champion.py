@@ -23,7 +23,7 @@ from core.chunks_jetstream import JetStreamChunks
 from core.commands import AnyCommand
 from core.projections.rounds import Round
 from core.runtime import Runtime, new_meta
-from orchestrator import judge
+from orchestrator import hidden
 from tests import nats_fixture, texts
 from tests.integration.test_replay_audit import (
     TOKEN,
@@ -108,7 +108,7 @@ class Builder:
                 if isinstance(row, Round)
             )
         )
-        stages = itertools.islice(judge.gate_cases(one, secret, node_id, round_id), STAGES)
+        stages = itertools.islice(hidden.gate_cases(one, secret, node_id, round_id), STAGES)
         parts = [cases for _, cases in stages]
         cases = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         measured = evaluation.evaluate(one, module, cases)

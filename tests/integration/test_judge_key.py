@@ -13,13 +13,13 @@ from core import commands, errors, events
 from core.chunks_jetstream import JetStreamChunks
 from core.projections.rounds import Decided, Round
 from gateway.work import Judgements
-from orchestrator import judge
+from orchestrator import judge, keys
 from tests.integration.gateway_stack import Stack, started
 from tests.integration.test_desk import Agents, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-OLD, NEW = b"o" * judge.KEY_BYTES, b"n" * judge.KEY_BYTES
+OLD, NEW = b"o" * keys.KEY_BYTES, b"n" * keys.KEY_BYTES
 COMMITTED = 3
 
 
@@ -29,9 +29,7 @@ async def agents(tmp_path: Path) -> AsyncIterator[Agents]:
         offering = asyncio.ensure_future(
             Judgements(stack.parts.door, stack.parts.connections.control).run()
         )
-        commitments = [
-            judge.commitment_to(judge.secret_of(OLD, index)) for index in range(COMMITTED)
-        ]
+        commitments = [keys.commitment_to(keys.secret_of(OLD, index)) for index in range(COMMITTED)]
         await stack.do(commands.DepositCommitments(judge="old", first=0, commitments=commitments))
         try:
             yield one
@@ -102,7 +100,7 @@ async def test_once_it_is_said_that_the_key_is_lost_its_rounds_end_void_and_othe
         later = await closed_round(agents)
         assert (await decided(stack, later)).verdict == "void"
         shown = (await stack.get(f"/rounds/{later}")).json["round"]
-        assert shown["secret"] == judge.secret_of(NEW, COMMITTED).hex()
+        assert shown["secret"] == keys.secret_of(NEW, COMMITTED).hex()
         one.stop()
         await running
     assert stack.parts.door.state.rounds.awaiting_judgement == 0

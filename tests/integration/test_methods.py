@@ -12,7 +12,7 @@ from agent.executors import device, jobs, methods, training
 from agent.specialists import forms, registry
 from agent.specialists.base import Config
 from core import errors
-from orchestrator import judge
+from orchestrator import models
 
 NODE = "root-math"
 STEPS = 12
@@ -53,14 +53,14 @@ def config(result: jobs.Result) -> Config:
     return checkpoints.read_config(Path(result.candidate_directory) / checkpoints.CONFIG_FILE)
 
 
-def judged(result: jobs.Result) -> judge.Model:
+def judged(result: jobs.Result) -> models.Model:
     """The model as a judge loads it."""
     folder = Path(result.candidate_directory)
-    stored = judge.Files(
+    stored = models.Files(
         (folder / checkpoints.WEIGHTS_FILE).read_bytes(),
         (folder / checkpoints.CONFIG_FILE).read_bytes(),
     )
-    return judge.load(registry.get(NODE), stored, result.weights_sha256)
+    return models.load(registry.get(NODE), stored, result.weights_sha256)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_quantized_champion_is_smaller_loads_again_and_is_measured_against_wha
     found = judged(small)
     assert found.params >= base.params
     cases = registry.get(NODE).cases(1, 16)
-    errs = judge.errors_of(registry.get(NODE), found, cases)
+    errs = models.errors_of(registry.get(NODE), found, cases)
     assert errs.shape == (16,)
     evolved = finished(job(tmp_path / "evolved", base=small.candidate_directory, steps=1))
     assert config(evolved) == config(base)

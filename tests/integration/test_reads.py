@@ -279,7 +279,19 @@ async def test_workers_are_listed_with_what_they_hold(stack: Stack) -> None:
         *("worker_id", "hostname", "capabilities", "status", "last_seen"),
         *("via", "lane", "reason", "tasks", "rival", "step", "total_steps", "loss"),
         *("samples_per_second", "utilisation", "memory_bytes", "unfit", "pause"),
+        *("price_per_hour", "claims"),
     ]
+    assert (await stack.get(f"/workers/{quoted('عامل ١')}")).json["worker"] == listed
+    assert (await stack.get("/workers/nobody")).status == 404
+    assert listed["claims"] == {"judged": 0, "off": 0, "doubtful": False}
+    await stack.register("عامل ١", {"price_per_hour": 2})
+    (listed,) = (await stack.get("/workers")).json["workers"]
+    assert listed["price_per_hour"] == 2.0
+    reply = await stack.post(
+        "/workers/register",
+        {"worker_id": "w", "hostname": "h", "capabilities": {"price_per_hour": -1}},
+    )
+    assert (reply.status, "price_per_hour" in words(reply)) == (422, True)
     assert (listed["worker_id"], listed["via"], listed["tasks"]) == ("عامل ١", "http", [task_id])
     assert listed["step"] is None
 
@@ -396,6 +408,9 @@ REASONS = {"ar": "أفضل", "en": "better"}
 async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> None:
     task_id, round_id = await judged(stack)
     before = (await stack.get(f"/rounds/{round_id}")).json["round"]
+    opened, closes = before.pop("opened_at"), before.pop("closes_at")
+    assert opened < closes
+    assert before.pop("gates")["better_ratio"] == 0.99
     assert before == {
         "round_id": round_id,
         "node_id": "opt-convex",
@@ -412,12 +427,34 @@ async def test_a_round_keeps_its_secret_until_it_is_decided(stack: Stack) -> Non
                 "error": None,
                 "evidence_rate": None,
                 "ratio_upper": None,
+                "ratio": None,
+                "params": 0,
+                "bytes": 5,
+                "gates": [],
+                "claimed": {"loss": None, "evidence_rate": None},
             }
         ],
         "verdict": None,
         "reasons": None,
         "decided_at": None,
-    }
+        "entries": [
+            {"role": "evolver", "task_id": task_id, "state": "closed",
+             "reason": "the task was completed without a candidate for this role"},
+            {"role": "reinventor", "task_id": task_id, "state": "admitted", "reason": ""},
+        ],
+        "close_reason": "both rivals are in",
+        "judge": "j",
+        "look": 1,
+        "champion": None,
+        "best": None,
+        "alpha": None,
+        "cases": None,
+        "champion_error": None,
+        "baseline_error": None,
+        "weighed": [],
+        "recommendation": None,
+        "budgets": [],
+    }  # fmt: skip
     await decide(stack, round_id)
     after = (await stack.get(f"/rounds/{round_id}")).json["round"]
     assert (after["status"], after["verdict"], after["reasons"]) == ("decided", "promote", REASONS)
@@ -462,7 +499,10 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
         if one["node_id"] == "opt-convex"
     ]
     assert {key: node[key] for key in graphed} == graphed
-    assert list(node)[len(graphed) :] == ["champion", "rounds", "lineage", "workload"]
+    assert list(node)[len(graphed) :] == [
+        *("champion", "rounds", "lineage", "workload"),
+        *("gates", "budgets"),
+    ]
     champion = node["champion"]
     promoted_at = champion.pop("promoted_at")
     assert champion == {
@@ -480,7 +520,8 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
     assert node["rounds"] == [{"round_id": round_id, "status": "decided", "verdict": "promote"}]
     del champion["manifest"]
     ending = {"instead_of": None, "retired_at": None, "reason": ""}
-    assert node["lineage"] == [champion | ending | {"promoted_at": promoted_at}]
+    by = {"by": "judge", "choice": "", "because": ""}
+    assert node["lineage"] == [champion | ending | by | {"promoted_at": promoted_at}]
 
 
 async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> None:
@@ -504,6 +545,9 @@ async def test_rivals_are_shown_with_what_they_won_and_cost(stack: Stack) -> Non
         "lost": 0,
         "absent": 0,
         "error_factor": None,
+        "priced_seconds": 0.0,
+        "cost": None,
+        "recent": {"rounds": 1.0, "won": 1.0, "replaced": 0.0, "gain": 0.0},
     }
     assert (both["evolver"]["absent"], both["evolver"]["device_seconds"]) == (1, seconds)
     assert told["total"] == [{**one, "node_id": None} for one in told["rivals"]]

@@ -393,6 +393,12 @@ class Network(RuleBasedStateMachine):
             )
         )
 
+    @rule(data=st.data(), worker_id=agents, node_id=nodes)
+    def goes_all_the_way(self, data: Any, worker_id: str, node_id: str) -> None:
+        self.gets_to_work(worker_id, node_id, "dual")
+        self.complete(*self.tokens[-1], {"evolver", "reinventor"})
+        self.judges(data, "j", honest=1)
+
     # ── people ──
 
     @rule(

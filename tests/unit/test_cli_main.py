@@ -17,7 +17,7 @@ from core import errors
 
 def test_the_help_says_of_worker_that_it_pauses_and_resumes_too() -> None:
     shown = CliRunner().invoke(main.aghsan, ["--help"]).stdout
-    assert "List, pause and resume workers." in shown
+    assert "List, show, pause and resume workers." in shown
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)

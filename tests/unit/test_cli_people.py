@@ -22,6 +22,8 @@ from cli import main, terminal
 from cli.client import Client
 from cli.merging import ServerMerges
 from cli.orchestrator import ServerTarget
+from core.projections.rivalry import Account
+from orchestrator.feeder import Order
 
 PREFIX = "/api/v1/network"
 
@@ -653,6 +655,8 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
         "absent": 1,
         "error_factor": 0.25,
         "device_seconds": 7_500.0,
+        "priced_seconds": 3_000.0,
+        "cost": 1.25,
     }
     answer = {
         "status": "ok",
@@ -662,7 +666,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
     }
     stub.says("GET", "/rivals", answer)
     shown = _run(stub, "rivals", "n1").stdout
-    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min"):
+    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min", "1.25 for 40%"):
         assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"]}
     assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]
@@ -670,10 +674,23 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
     assert _run(stub, "rivals").stderr == "no rival has been trained yet\n"
 
 
+def test_a_worker_is_shown_with_what_it_costs_and_how_its_claims_fare(stub: Stub) -> None:
+    claims = {"judged": 9, "off": 4, "doubtful": True}
+    worker = {"worker_id": "a1", "status": "online", "price_per_hour": 2.5, "claims": claims}
+    stub.says("GET", "/workers/a1", {"status": "ok", "worker": worker})
+    stub.says("GET", "/workers", {"status": "ok", "workers": [worker]})
+    shown = _run(stub, "worker", "show", "a1").stdout
+    assert "2.5 an hour" in shown
+    assert "9 judged, 4 off, doubtful" in shown
+    assert "4 of 9 off, doubtful" in _run(stub, "worker", "ls").stdout
+    assert json.loads(_run(stub, "worker", "show", "a1", "--json").stdout) == worker
+
+
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE})
     assert "cand-1" in _run(stub, "champion", "show", "n1").stdout
-    assert json.loads(_run(stub, "champion", "show", "n1", "--json").stdout) == CHAMPION
+    told = json.loads(_run(stub, "champion", "show", "n1", "--json").stdout)
+    assert told == {**CHAMPION, "budgets": [], "waits": None}
 
 
 def test_the_history_of_a_node_is_told_for_people_and_for_programs(stub: Stub) -> None:
@@ -951,6 +968,7 @@ async def test_the_orchestrator_neither_orders_nor_counts_what_nobody_online_can
     stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK], "next": None})
     stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     fleet = await ServerTarget(Client(stub.address)).survey()
     assert [node.node_id for node in fleet.nodes] == ["opt-convex"]
     assert fleet.queued == 4
@@ -999,3 +1017,31 @@ async def test_the_orchestrator_merges_nothing_where_only_merges_stood_in_the_la
     _tells_of_rounds(stub, role="merge")
     stub.answers["GET", "/rounds/r1"][1]["round"]["candidates"].pop()
     assert await ServerMerges(Client(stub.address)).merges() == []
+
+
+async def test_the_orchestrator_weighs_the_ledger_of_its_server_and_orders_roles(
+    stub: Stub,
+) -> None:
+    recent = {"rounds": 3.0, "won": 2.5, "replaced": 2.0, "gain": 0.5}
+    figures = {"rounds": 3, "won": 3, "device_seconds": 60.0, "priced_seconds": 30.0, "cost": 0.5}
+    account = {"node_id": "opt-convex", "rival": "reinventor", **figures, "recent": recent}
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/workers", {"status": "ok", "workers": []})
+    stub.says(
+        "GET", "/graph", {"status": "ok", "graph": {"nodes": [NODE | {"node_id": "opt-convex"}]}}
+    )
+    stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
+    stub.says("GET", "/tasks", {"status": "ok", "tasks": [], "next": None})
+    stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
+    stub.says("GET", "/rivals", {"status": "ok", "rivals": [account], "total": [], "next": None})
+    stub.says("POST", "/training/enqueue", {"status": "ok", "task": TASK})
+    target = ServerTarget(Client(stub.address))
+    (node,) = (await target.survey()).nodes
+    assert node.evolver == Account(node_id="opt-convex", rival="evolver")
+    assert (node.reinventor.held_us, node.reinventor.cost_micro) == (60_000_000, 500_000)
+    assert (node.reinventor.recent_replaced, node.reinventor.recent_gain) == (2.0, 0.5)
+    order = Order(node_id="opt-convex", topic="topic", role="reinventor")
+    await target.enqueue(order, 3, "key")
+    assert stub.asked[-1][3]["role"] == "reinventor"
+    fleet = await target.survey()
+    assert (fleet.tasks, fleet.nodes[0].ordered.newest) == (1, 1)

@@ -570,6 +570,12 @@ def test_test_becomes_pytest_with_its_arguments(checkout: Path) -> None:
     assert machine.pips
 
 
+def test_all_tests_are_spread_over_two_processes(checkout: Path) -> None:
+    machine = Machine(checkout)
+    assert _run(checkout, machine, "test") == 0
+    assert machine.became[2:] == ["pytest", "-n", "2", "--dist", "loadfile"]
+
+
 def test_on_windows_programs_lie_in_scripts(checkout: Path) -> None:
     machine = Machine(checkout, windows=True)
     assert _run(checkout, machine, "up") == 0

@@ -7,23 +7,53 @@ import msgspec
 import pytest
 
 from core import errors, plans
+from core.events import Rival
+from core.projections.rivalry import Account, Ordered
 from orchestrator import feeder
 from orchestrator.feeder import Feeder, Fleet, Order, Standing
-from tests.build import World
+from tests.build import SECOND, World
 
 
-def _node(node_id: str, **more: object) -> Standing:
+def _account(rival: Rival, rounds: int = 0, won: int = 0, gain: float = 0.2) -> Account:
+    """Of a rival that won some of its rounds over champions, none long ago, at 15 s a round."""
+    return Account(
+        node_id="",
+        rival=rival,
+        rounds=rounds,
+        won=won,
+        held_us=rounds * 15 * SECOND,
+        recent_rounds=rounds,
+        recent_won=won,
+        recent_replaced=won,
+        recent_gain=won * gain,
+    )
+
+
+def _node(
+    node_id: str,
+    evolver: tuple[int, int] = (0, 0),
+    reinventor: tuple[int, int] = (0, 0),
+    **more: object,
+) -> Standing:
+    """A node whose rivals have had so many rounds, and have won so many."""
     values: dict[str, object] = {
         "node_id": node_id,
         "name": node_id,
         "own_workload": True,
         "open_tasks": 0,
-        "rounds": 0,
-        "promotions": 0,
         "champion": False,
         "below_baseline": False,
+        "evolver": _account("evolver", *evolver),
+        "reinventor": _account("reinventor", *reinventor),
+        "ordered": Ordered(node_id=node_id),
     }
     return Standing(**{**values, **more})  # type: ignore[arg-type]
+
+
+def _with(node: Standing, account: Account) -> Standing:
+    if account.rival == "evolver":
+        return msgspec.structs.replace(node, evolver=account)
+    return msgspec.structs.replace(node, reinventor=account)
 
 
 def _fleet(*nodes: Standing, queued: int = 0, workers: int = 1, unjudged: int = 0) -> Fleet:
@@ -68,12 +98,13 @@ def test_a_task_for_which_its_agent_gives_more_than_its_node_needs_names_no_budg
 
 def test_what_takes_long_comes_later_and_is_explored_more_rarely() -> None:
     fleet = _fleet(_node("a", budget_seconds_min=60.0), _node("b"), _node("c"))
-    orders = feeder.plan(fleet, min_queue=24, burst=24, turn=0, given_seconds=10.0)
+    orders = feeder.plan(fleet, min_queue=120, burst=120, turn=0, given_seconds=10.0)
     counts = Counter(order.node_id for order in orders)
     assert orders[0].node_id == "b"
-    # Twelve times as dear: about a twelfth as often as each of the others.
-    assert counts["a"] == 1
-    assert abs(counts["b"] - counts["c"]) <= 1
+    assert 3 * counts["a"] < counts["b"]
+    assert abs(counts["b"] - counts["c"]) <= 4
+    explored = Counter(order.node_id for order in orders[3 :: feeder.EXPLORE_EVERY])
+    assert 0 < explored["a"] < explored["b"]
 
 
 def test_the_root_is_never_ordered_for_less_than_it_needs() -> None:
@@ -94,47 +125,114 @@ def test_tasks_that_nobody_is_given_any_more_leave_their_place_to_others() -> No
 
 
 def test_a_node_without_a_champion_comes_before_one_that_is_good_already() -> None:
-    fleet = _fleet(_node("good", champion=True, rounds=4, promotions=2), _node("new"))
+    fleet = _fleet(_node("good", (4, 2), champion=True), _node("new"))
     assert feeder.plan(fleet, min_queue=1, burst=1, turn=0)[0].node_id == "new"
 
 
 def test_a_node_worse_than_its_baseline_comes_before_one_that_is_better() -> None:
-    better = _node("better", champion=True, rounds=1, promotions=1)
-    worse = _node("worse", champion=True, below_baseline=True, rounds=1, promotions=1)
+    better = _node("better", (1, 1), champion=True)
+    worse = _node("worse", (1, 1), champion=True, below_baseline=True)
     fleet = _fleet(better, worse)
     assert feeder.plan(fleet, min_queue=1, burst=1, turn=0)[0].node_id == "worse"
 
 
-def test_every_fourth_choice_explores_the_node_tried_least() -> None:
-    hopeless = _node("hopeless", own_workload=False, champion=True, rounds=0)
-    fleet = _fleet(_node("best", rounds=9, promotions=9), hopeless)
+def test_every_fourth_choice_goes_to_the_node_that_waited_longest() -> None:
+    hopeless = _node("hopeless", (30, 0), (30, 0), own_workload=False, champion=True)
+    fleet = _fleet(_node("best", (9, 9)), hopeless)
     chosen = [order.node_id for order in feeder.plan(fleet, min_queue=4, burst=4, turn=0)]
     assert chosen[3] == "hopeless"
+
+
+def _followed(nodes: list[Standing], count: int, given: float) -> list[Order]:
+    """What is ordered one by one, each survey seeing what was ordered before."""
+    standing = {node.node_id: node for node in nodes}
+    orders: list[Order] = []
+    for turn in range(count):
+        fleet = Fleet(
+            queued=0, workers_online=1, unjudged=0, nodes=list(standing.values()), tasks=turn
+        )
+        (order,) = feeder.plan(fleet, min_queue=1, burst=1, turn=turn, given_seconds=given)
+        one = standing[order.node_id]
+        standing[order.node_id] = msgspec.structs.replace(
+            one,
+            open_tasks=one.open_tasks + 1,
+            ordered=one.ordered.with_one(order.role, turn + 1),
+        )
+        orders.append(order)
+    return orders
 
 
 def test_a_long_plan_chooses_as_weighing_all_nodes_anew_each_time_would() -> None:
     nodes = [
         _node(
             f"n{n:02}",
+            (n % 7, n % 2),
+            (n % 5, n % 3 // 2),
             own_workload=n % 3 > 0,
             open_tasks=n % 5,
-            rounds=n % 7,
             champion=n % 2 > 0,
-            promotions=n % 2,
+            budget_seconds_min=20.0 * (n % 4),
         )
         for n in range(30)
     ]
-    orders = feeder.plan(_fleet(*nodes), min_queue=90, burst=90, turn=1)
-    standing = {node.node_id: node for node in nodes}
-    for number, order in enumerate(orders, 1):
-        if number % feeder.EXPLORE_EVERY == feeder.EXPLORE_EVERY - 1:
-            best = min(
-                standing.values(), key=lambda one: (one.rounds + one.open_tasks, one.node_id)
-            )
-        else:
-            best = min(standing.values(), key=lambda one: (-feeder.expected_gain(one), one.node_id))
-        assert order.node_id == best.node_id
-        standing[best.node_id] = msgspec.structs.replace(best, open_tasks=best.open_tasks + 1)
+    orders = feeder.plan(_fleet(*nodes), min_queue=90, burst=90, turn=0, given_seconds=10.0)
+    assert orders == _followed(nodes, 90, 10.0)
+
+
+def test_where_only_the_reinventor_wins_it_is_ordered_alone_more_often() -> None:
+    wins = _node("n", (12, 0), (12, 6), champion=True)
+    even = _node("n", (12, 3), (12, 3), champion=True)
+    alone = Counter(order.role for order in _followed([wins], 30, 30.0))
+    assert alone["reinventor"] > alone["dual"] + alone["evolver"]
+    together = Counter(order.role for order in _followed([even], 30, 30.0))
+    assert together["dual"] > together["reinventor"] + together["evolver"]
+
+
+def test_a_node_that_stagnates_is_ordered_less() -> None:
+    grows = _node("grows", (10, 5), (10, 2), champion=True)
+    stagnates = _node("stagnates", (40, 0), (40, 0), champion=True)
+    counts = Counter(order.node_id for order in _followed([stagnates, grows], 40, 30.0))
+    assert counts["grows"] > 2 * counts["stagnates"] > 0
+
+
+def test_a_win_that_was_large_counts_more() -> None:
+    small = _with(_node("small", champion=True), _account("evolver", 9, 3, gain=0.05))
+    large = _with(_node("large", champion=True), _account("evolver", 9, 3, gain=1.0))
+    assert feeder.plan(_fleet(small, large), min_queue=1, burst=1, turn=0)[0].node_id == "large"
+
+
+def test_a_first_champion_says_nothing_of_how_hard_the_next_is() -> None:
+    first = msgspec.structs.replace(
+        _account("reinventor", 1), won=1, recent_won=1.0, recent_replaced=0.0
+    )
+    node = _with(_node("n", (1, 0), champion=True), first)
+    assert feeder.expected_gain(node, "evolver") == feeder.expected_gain(node, "reinventor")
+
+
+def test_what_took_longer_and_what_costs_more_promises_less() -> None:
+    def spent(node_id: str, seconds: int, price: float | None) -> Standing:
+        account = msgspec.structs.replace(
+            _account("evolver", 9, 3),
+            held_us=seconds * SECOND,
+            priced_us=0 if price is None else seconds * SECOND,
+            cost_micro=0 if price is None else round(seconds * SECOND * price / 3600),
+        )
+        return _with(_node(node_id, champion=True), account)
+
+    usual = spent("b", 135, None)
+    assert feeder.plan(_fleet(spent("a", 400, None), usual), min_queue=1, burst=1, turn=0)[
+        0
+    ].node_id == ("b")
+    dear, cheap = spent("a", 135, 3.0), spent("b", 135, 1.0)
+    assert feeder.plan(_fleet(dear, cheap), min_queue=1, burst=1, turn=0)[0].node_id == "b"
+    free = [spent("a", 135, 0.0), spent("b", 135, 0.0)]
+    assert len(feeder.plan(_fleet(*free), min_queue=4, burst=4, turn=0)) == 4
+
+
+def test_a_task_of_one_rival_gets_what_that_one_needs() -> None:
+    node = _node("n", (12, 0), (12, 9), champion=True, budget_seconds_min=60.0)
+    (order,) = feeder.plan(_fleet(node), min_queue=1, burst=1, turn=0, given_seconds=30.0)
+    assert (order.role, order.budget_seconds) == ("reinventor", 60.0)
 
 
 def test_a_long_plan_reaches_every_node() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator import bounds, gate
+from orchestrator import bounds, gate, paired, rulings
 
 CASES = 2_048
+RATIO_MAX = 0.99
 ARABIC = re.compile(r"[\u0600-\u06ff]")
 Floats = npt.NDArray[np.float64]
 
@@ -29,7 +30,7 @@ def _pair(seed: int, factor: float = 1.0) -> tuple[Floats, Floats]:
     return _errors(draw, hardness, factor)[:, 0], _errors(draw, hardness)[:, 0]
 
 
-def _decide(new: Floats, old: Floats, look: int = 1, tolerance: float = 0.02) -> gate.Ruling:
+def _decide(new: Floats, old: Floats, look: int = 1, tolerance: float = 0.02) -> rulings.Ruling:
     return gate.decide(new, old, tolerance=tolerance, look=look)
 
 
@@ -53,9 +54,9 @@ def test_ten_looks_at_equal_models_err_in_at_most_five_percent_of_trials() -> No
         new, old = _errors(draw, hardness), _errors(draw, hardness)
         swapped = draw.random(trials) < 0.5
         new, old = np.where(swapped, old, new), np.where(swapped, new, old)
-        ratio = _upper(gate.log_ratios(new, old), gate.alpha_at(look))
+        ratio = _upper(paired.log_ratios(new, old), gate.alpha_at(look))
         higher = _upper(new - old, gate.alpha_at(look))
-        passed |= (ratio < math.log(gate.RATIO_MAX)) & (higher <= 0)
+        passed |= (ratio < math.log(RATIO_MAX)) & (higher <= 0)
         told_lower |= ratio < 0
     assert told_lower.mean() <= 0.05
     assert passed.mean() <= 0.01
@@ -74,8 +75,8 @@ def test_equal_models_with_few_wrong_answers_pass_in_at_most_five_percent_of_tri
         new, old = (
             np.stack(side, axis=1) for side in zip(*(_answers(*t) for t in tables), strict=True)
         )
-        lower = _upper(new - gate.RATIO_MAX * old, alpha) < 0
-        tails = [gate.tail_of_signs(*pair) for pair in zip(new.T, old.T, strict=True)]
+        lower = _upper(new - RATIO_MAX * old, alpha) < 0
+        tails = [paired.tail_of_signs(*pair) for pair in zip(new.T, old.T, strict=True)]
         assert np.mean(lower & (np.array(tails) <= alpha / 2)) <= 0.05
 
 
@@ -102,7 +103,7 @@ def test_errors_of_zero_and_one_are_compared_by_their_means() -> None:
     assert ruling.verdict == "better"
     assert ruling.ratio == pytest.approx(920 / 1300)
     assert ruling.ratio_upper is not None
-    assert 920 / 1300 < ruling.ratio_upper < gate.RATIO_MAX
+    assert 920 / 1300 < ruling.ratio_upper < RATIO_MAX
 
 
 def test_mostly_exact_answers_are_compared_by_their_means() -> None:
@@ -135,7 +136,7 @@ def test_a_better_ratio_with_a_worse_mean_is_rejected() -> None:
     new[:40] = 40.0
     ruling = _decide(new, old)
     assert ruling.ratio_upper is not None
-    assert ruling.ratio_upper < gate.RATIO_MAX
+    assert ruling.ratio_upper < RATIO_MAX
     assert ruling.verdict == "reject"
     assert "mean error may be higher" in ruling.reasons.en
 

@@ -19,10 +19,10 @@ import torch
 from agent import artifacts, tensors
 from agent.specialists import base, registry
 from core import bus, chunks, errors, events, wire
-from orchestrator import bounds, judge
+from orchestrator import bounds, contest, hidden, judge, keys, models, trial
 
 WRITER = "agent-1"
-SECRET = judge.secret_of(b"k" * judge.KEY_BYTES, 3)
+SECRET = keys.secret_of(b"k" * keys.KEY_BYTES, 3)
 NODE = "stats-bayesian"
 BAYES = registry.get(NODE, {})
 SMALL = BAYES.families("reinventor")[0]
@@ -50,13 +50,13 @@ class Shelf:
         self._count += 1
         directory = self._directory / str(self._count)
         directory.mkdir()
-        path = directory / judge.WEIGHTS_FILE
+        path = directory / models.WEIGHTS_FILE
         if weights is None:
             assert module is not None, "a model or its bytes"
             weights = safetensors.torch.save(module.state_dict())
         path.write_bytes(weights)
         written = config if isinstance(config, bytes) else msgspec.json.encode(config)
-        (directory / judge.CONFIG_FILE).write_bytes(written)
+        (directory / models.CONFIG_FILE).write_bytes(written)
         if not sha256:
             try:
                 sha256 = tensors.weights_sha256_of_file(path)
@@ -92,7 +92,7 @@ def brief(*candidates: events.Candidate, **more: object) -> wire.RoundBrief:
         "round_id": "round-1",
         "node_id": NODE,
         "index": 3,
-        "commitment": judge.commitment_to(SECRET),
+        "commitment": keys.commitment_to(SECRET),
         "workload": events.Workload(specialist=NODE),
         "look": 1,
         "champion": None,
@@ -174,7 +174,7 @@ def test_a_candidate_better_than_the_champion_is_promoted(
     assert verdict.verdict == "promote"
     assert verdict.promoted == candidate.candidate_id
     assert verdict.against == champion.candidate_id
-    assert verdict.cases == judge.HIDDEN_CASES
+    assert verdict.cases == hidden.HIDDEN_CASES
     assert verdict.alpha == pytest.approx(0.0304 / 4, rel=0.01)
     assert verdict.secret == SECRET.hex()
     measured = only(verdict)
@@ -219,12 +219,12 @@ def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
 
 def test_stages_add_cases_that_are_new_and_that_nobody_was_ranked_on() -> None:
     for name, ranked, gated in (
-        ("stats-bayesian", judge.HIDDEN_CASES, bounds.CASES_MAX),
+        ("stats-bayesian", hidden.HIDDEN_CASES, bounds.CASES_MAX),
         ("root-math", 697, 2_094),
     ):
         specialist = registry.get(name)
-        first = judge.rank_cases(specialist, SECRET, name, "round")
-        parts = list(judge.gate_cases(specialist, SECRET, name, "round"))
+        first = hidden.rank_cases(specialist, SECRET, name, "round")
+        parts = list(hidden.gate_cases(specialist, SECRET, name, "round"))
         (field, *_) = first
         rows = [cases[field].flatten(1) for cases in (first, *(cases for _, cases in parts))]
         assert (len(rows[0]), parts[-1][0].cases) == (ranked, gated)
@@ -235,17 +235,25 @@ def test_stages_add_cases_that_are_new_and_that_nobody_was_ranked_on() -> None:
 def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_any(
     monkeypatch: pytest.MonkeyPatch, better: torch.nn.Module
 ) -> None:
-    said = iter([np.ones(5), np.array([1.0, np.nan, 1.0])])
-    monkeypatch.setattr(judge, "errors_of", lambda *_: next(said))
-    opponent = judge._Opponent(BAYES, judge.Model(better, 0, 0), lambda: None)
-    first, second = BAYES.cases(1, 5), BAYES.cases(2, 3)
+    said = {
+        0: iter([np.ones(5), np.array([1.0, np.nan, 1.0])]),
+        1: iter([np.ones(5), np.ones(3)]),
+    }
+    monkeypatch.setattr(models, "errors_of", lambda _, model, *__: next(said[model.bytes]))
+    known = {"king": models.Model(better, 0, 0), "rival": models.Model(better, 0, 1)}
+    answers = contest.Answers(BAYES, known)
+    asked = contest.Contest(own="rival", look=1, opponent="king", against="champion")
+    parts = BAYES.cases(1, 5), BAYES.cases(2, 3)
     told = []
-    for cases in (first, second):
-        opponent.meet(cases)
-        told.append((opponent.against, [len(part) for part in opponent.errors]))
-    assert told == [("champion", [5]), ("trivial", [5, 3])]
-    for cases, errors_told in zip((first, second), opponent.errors, strict=True):
-        assert errors_told.tolist() == BAYES.baseline_errors(cases)["trivial"].tolist()
+    for stage, cases in zip((bounds.Stage(0, 5, 8), bounds.Stage(5, 8, 8)), parts, strict=True):
+        answers.meet(cases)
+        asked.go_on(stage, answers)
+        told.append(asked.against)
+    assert told == ["champion", "trivial"]
+    trivial = [BAYES.baseline_errors(cases)["trivial"] for cases in parts]
+    assert asked.meetings[-1].opponent.tolist() == torch.cat(trivial).tolist()
+    # Nothing is as bad as nonsense.
+    assert asked.best_upper == 0.0
 
 
 def test_the_first_champion_need_only_beat_the_trivial_predictor(
@@ -420,7 +428,7 @@ class _Control:
     inbox_prefix = "_INBOX_judge"
 
 
-def sitting(shelf: Shelf, key: bytes = b"k" * judge.KEY_BYTES) -> judge.Judge:
+def sitting(shelf: Shelf, key: bytes = b"k" * keys.KEY_BYTES) -> judge.Judge:
     return judge.Judge(cast("bus.Bus", _Control()), shelf.store, key, "j", Path())
 
 
@@ -452,7 +460,7 @@ def test_a_round_that_trips_the_judge_again_and_again_ends_void(
     def trip(*_: object) -> None:
         raise ZeroDivisionError("unforeseen")
 
-    monkeypatch.setattr(judge, "measure", trip)
+    monkeypatch.setattr(trial, "measure", trip)
     one, standing = sitting(shelf), brief(shelf.put(better))
     with pytest.raises(errors.Unavailable, match="unforeseen"):
         asyncio.run(one._verdict(standing, judge.DELIVERIES_MAX - 1))
@@ -467,7 +475,7 @@ def test_no_round_ends_void_for_want_of_room_on_the_judges_disk(
     def trip(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(judge, "measure", trip)
+    monkeypatch.setattr(trial, "measure", trip)
     with pytest.raises(errors.Unavailable, match="No space left"):
         asyncio.run(sitting(shelf)._verdict(brief(shelf.put(better)), judge.DELIVERIES_MAX))
 
@@ -475,18 +483,18 @@ def test_no_round_ends_void_for_want_of_room_on_the_judges_disk(
 def test_a_judge_whose_key_does_not_open_the_newest_commitment_does_not_judge(
     shelf: Shelf,
 ) -> None:
-    newest = wire.Commitment(index=3, commitment=judge.commitment_to(SECRET))
+    newest = wire.Commitment(index=3, commitment=keys.commitment_to(SECRET))
     sitting(shelf)._require_key(newest)
-    sitting(shelf, b"x" * judge.KEY_BYTES)._require_key(None)
+    sitting(shelf, b"x" * keys.KEY_BYTES)._require_key(None)
     with pytest.raises(errors.DataDirectoryError, match="does not open commitment 3"):
-        sitting(shelf, b"x" * judge.KEY_BYTES)._require_key(newest)
+        sitting(shelf, b"x" * keys.KEY_BYTES)._require_key(newest)
 
 
 def test_a_judge_asked_to_stop_abandons_the_round(shelf: Shelf, better: torch.nn.Module) -> None:
     def stop() -> None:
-        raise judge.Abandoned
+        raise trial.Abandoned
 
-    with pytest.raises(judge.Abandoned):
+    with pytest.raises(trial.Abandoned):
         asyncio.run(
             judge.judge_round(brief(shelf.put(better)), shelf.store, SECRET, "j", Path(), stop)
         )
@@ -504,12 +512,12 @@ def test_the_other_specialists_are_judged_too(shelf: Shelf, name: str) -> None:
     )
     assert verdict.verdict in ("promote", "keep")
     assert only(verdict).error is not None
-    assert verdict.cases == judge.HIDDEN_CASES
+    assert verdict.cases == hidden.HIDDEN_CASES
 
 
 def test_rank_and_gate_draw_different_cases_in_every_round() -> None:
     seeds = {
-        judge.seed_of(secret, label, node, round_id)
+        keys.seed_of(secret, label, node, round_id)
         for secret in (SECRET, b"x" * 32)
         for label in ("rank", "gate")
         for node in ("a", "b")
@@ -520,19 +528,19 @@ def test_rank_and_gate_draw_different_cases_in_every_round() -> None:
 
 
 def test_a_secret_opens_its_commitment_and_no_other() -> None:
-    key = b"k" * judge.KEY_BYTES
-    commitments = {judge.commitment_to(judge.secret_of(key, index)) for index in range(100)}
+    key = b"k" * keys.KEY_BYTES
+    commitments = {keys.commitment_to(keys.secret_of(key, index)) for index in range(100)}
     assert len(commitments) == 100
-    assert hashlib.sha256(SECRET).hexdigest() == judge.commitment_to(SECRET)
-    assert judge.secret_of(key, 3) == SECRET
+    assert hashlib.sha256(SECRET).hexdigest() == keys.commitment_to(SECRET)
+    assert keys.secret_of(key, 3) == SECRET
     assert len(SECRET) == 32
 
 
 def test_the_key_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "judge" / "key"
-    key = judge.load_key(path)
-    assert len(key) == judge.KEY_BYTES
-    assert judge.load_key(path) == key
+    key = keys.load_key(path)
+    assert len(key) == keys.KEY_BYTES
+    assert keys.load_key(path) == key
     if sys.platform != "win32":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -540,14 +548,14 @@ def test_the_key_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:
 def test_no_key_is_made_where_another_was_committed_with(tmp_path: Path) -> None:
     path = tmp_path / "key"
     with pytest.raises(errors.DataDirectoryError, match="restore it from a backup"):
-        judge.load_key(path, 128)
+        keys.load_key(path, 128)
     assert not path.exists()
-    key = judge.load_key(path)
-    assert judge.load_key(path, 128) == key
+    key = keys.load_key(path)
+    assert keys.load_key(path, 128) == key
 
 
 def test_a_key_of_the_wrong_length_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b"short")
     with pytest.raises(errors.DataDirectoryError, match="5 bytes, not 32"):
-        judge.load_key(path)
+        keys.load_key(path)

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from core.methods import METHODS, PARENTS_MAX
-from gateway import http, openapi, schemas
+from gateway import http, judgement, openapi, schemas
 from gateway.schemas import Nothing
 
 
@@ -39,9 +39,9 @@ ROUTES: list[http.Route | http.Page] = [
         ("POST", "/tasks/{task_id}/cancel", schemas.CancelRequest, schemas.TaskDetailAnswer, False),
         ("POST", "/tasks/{task_id}/retry", Nothing, schemas.TaskDetailAnswer, False),
         ("GET", "/workers", Nothing, schemas.WorkersAnswer, False),
-        ("GET", "/nodes/{node_id}", Nothing, schemas.NodeDetailAnswer, False),
-        ("GET", "/rounds", schemas.RoundsQuery, schemas.RoundsAnswer, False),
-        ("GET", "/rounds/{round_id}", Nothing, schemas.RoundAnswer, False),
+        ("GET", "/nodes/{node_id}", Nothing, judgement.NodeDetailAnswer, False),
+        ("GET", "/rounds", judgement.RoundsQuery, judgement.RoundsAnswer, False),
+        ("GET", "/rounds/{round_id}", Nothing, judgement.RoundAnswer, False),
         ("GET", "/log/state", Nothing, schemas.LogStateAnswer, False),
         ("POST", "/artifacts/gc", schemas.SweepRequest, schemas.SweepAnswer, False),
         ("GET", "/log/refusals", schemas.RefusalsQuery, schemas.RefusalsAnswer, False),

@@ -239,8 +239,10 @@ def test_open_tasks_come_first_and_many_are_counted() -> None:
 def test_whose_turn_it_is_is_told() -> None:
     own = plans.Order(node_id="stats-time-series", name="السلاسل الزمنية", budget_seconds=120.0)
     other = plans.Order(node_id="root-math", name="الرياضيات")
+    alone = plans.Order(node_id="root-math", name="الرياضيات", role="evolver")
     turn = "The orchestrator's next task would be one of"
     assert f"{turn} this node, of 120 s." in told(situation(order=own))[1]
+    assert "الرياضيات, for the evolver alone: it" in told(situation(order=alone))[0]
     assert f"{turn} الرياضيات: it expects more of that." in told(situation(order=other))[0]
     assert "orchestrator" not in told(situation())[0]
     for obstacle, words in (("workers", "no worker"), ("judges", "judge"), ("nodes", "no node")):

@@ -1,6 +1,7 @@
 """A decided round judged again: what is altered is found, and what cannot be told is said."""
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,15 @@ from core import chunks, commands, errors, events, wire
 from core.log import Message
 from core.log_memory import MemoryLog
 from core.projections.rounds import Round
-from orchestrator import bounds, comparison, judge, rejudge
-from orchestrator.comparison import Outcome, Recorded
+from orchestrator import bounds, comparison, contest, figures, judge, keys, models, rejudge, trial
+from orchestrator.comparison import Outcome
+from orchestrator.figures import Recorded
 from tests.build import World
 from tests.unit.test_judge import Shelf, trained
 
 torch.set_num_threads(1)
-KEY = b"k" * judge.KEY_BYTES
-SECRETS = [judge.secret_of(KEY, index) for index in range(4)]
+KEY = b"k" * keys.KEY_BYTES
+SECRETS = [keys.secret_of(KEY, index) for index in range(4)]
 WRITER = "a1"
 
 
@@ -33,7 +35,7 @@ class Court:
         self.shelf = Shelf(folder)
         self.store = self.shelf.store
         self.world = World().seeded()
-        commitments = [judge.commitment_to(secret) for secret in SECRETS]
+        commitments = [keys.commitment_to(secret) for secret in SECRETS]
         self.world.do(commands.DepositCommitments(judge="j", first=0, commitments=commitments))
         self.session = self.world.agent(WRITER)
 
@@ -85,11 +87,11 @@ class Court:
         """Judge it again, as anybody would."""
         return asyncio.run(rejudge.again(self.store, recorded, Path(), lambda: None))
 
-    def trace(self, round_id: str) -> judge.Trace:
+    def trace(self, round_id: str) -> trial.Trace:
         """What judging it again finds."""
         recorded = self.recorded(round_id)
         brief, secret = wire.brief_of(recorded.row), bytes.fromhex(recorded.decided.secret)
-        return judge.trace(brief, asyncio.run(judge.gather(brief, self.store)), secret, "j")
+        return trial.trace(brief, asyncio.run(models.gather(brief, self.store)), secret, "j")
 
 
 def _round_of(data: events.EventData) -> str:
@@ -103,7 +105,7 @@ class Judged(NamedTuple):
     court: Court
     first: str
     second: str
-    trace: judge.Trace
+    trace: trial.Trace
     """Of the first."""
 
 
@@ -293,15 +295,17 @@ def test_figures_of_another_environment_that_differ_by_more_are_found(judged: Ju
 def test_words_agree_where_their_numbers_are_rounded_otherwise(
     one: str, other: str, agree: bool
 ) -> None:
-    assert comparison._words_agree(one, other, 0.0) is agree
+    assert figures._words_agree(one, other, 0.0) is agree
 
 
-def near_the_limit(trace: judge.Trace, under: float) -> judge.Trace:
+def near_the_limit(trace: trial.Trace, under: float) -> trial.Trace:
     """With errors that lie so far below what the gate asks for."""
     opponent = np.linspace(0.5, 1.5, bounds.CASES_MIN)
     own = opponent * 0.99 * (1 - under)
     stage = bounds.Stage(0, len(own), bounds.CASES_MAX)
-    return trace._replace(meetings=[judge.Meeting(stage, own, opponent)])
+    (asked,) = trace.contests
+    met = contest.Meeting(stage, own, opponent)
+    return trace._replace(contests=[dataclasses.replace(asked, meetings=[met])])
 
 
 def kept(data: events.EventData) -> events.EventData:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from core import commands, events
+from core import commands, errors, events
 from core.events import CandidateVerdict, Reasons, Rival
 from core.projections import rivalry
 from core.projections.rounds import Round
@@ -150,3 +150,102 @@ def test_sums_are_those_of_the_accounts() -> None:
     doubled = rivalry.total([one, one])
     assert (doubled.rounds, doubled.won, doubled.held_us) == (2, 2, 2 * one.held_us)
     assert doubled.rival == "evolver"
+
+
+def price(made: World, capabilities: bytes) -> None:
+    """A new session of the agent, which says this of itself."""
+    made.do(
+        commands.OpenSession(
+            worker_id="a1",
+            session="another",
+            hostname="host",
+            lane="cpu-16",
+            protocol=1,
+            capabilities=capabilities,
+        )
+    )
+
+
+def test_time_costs_what_its_worker_said_as_it_claimed_and_else_nothing_is_known() -> None:
+    made = world()
+    train(made, "t0", candidate("e0", "evolver"), seconds=36)
+    assert (account(made, "evolver").priced_us, account(made, "evolver").cost_micro) == (0, 0)
+    price(made, b'{"price_per_hour":2.5}')
+    train(made, "t1", candidate("e1", "evolver"), seconds=72)
+    one = account(made, "evolver")
+    assert one.held_us == pytest.approx(54 * SECOND, abs=10)
+    assert one.priced_us == pytest.approx(36 * SECOND, abs=10)
+    assert one.cost_micro == pytest.approx(25_000, abs=10)
+    assert rivalry.total([one, one]).cost_micro == 2 * one.cost_micro
+
+
+def test_a_revived_claim_costs_once_though_its_worker_named_another_price_meanwhile() -> None:
+    made = world()
+    price(made, b'{"price_per_hour":3600}')
+    made.task("t1", role="evolver")
+    token = made.claim("a1", "c1")
+    assert token is not None
+    made.later(10)
+    made.do(commands.ExpireClaim(token=token, reason="silence"))
+    price(made, b'{"price_per_hour":1}')
+    made.do(commands.ReattachClaim(token=token, worker_id="a1", session="another"))
+    assert account(made, "evolver").cost_micro == 0
+    made.later(5)
+    made.do(commands.CancelTask(task_id="t1"))
+    assert account(made, "evolver").cost_micro == pytest.approx(15e6, abs=10)
+
+
+@pytest.mark.parametrize("told", [b"-1", b'"2"', b"true", b"1e7", b"[1]"])
+def test_what_is_no_price_is_refused_whoever_tells_it(told: bytes) -> None:
+    made = world()
+    capabilities = b'{"price_per_hour":' + told + b"}"
+    with pytest.raises(errors.Invalid, match="price_per_hour is a number from 0 to 1,000,000"):
+        price(made, capabilities)
+    for command in (
+        commands.RegisterWorker(worker_id="w", hostname="h", capabilities=capabilities),
+        commands.Heartbeat(worker_id="w", capabilities=capabilities),
+    ):
+        with pytest.raises(errors.Invalid, match="price_per_hour"):
+            made.do(command)
+
+
+def test_older_rounds_count_less_and_one_of_20_rounds_ago_half() -> None:
+    made = world()
+    decide(made, train(made, "t0", candidate("r", "reinventor"), candidate("e", "evolver")), "r")
+    assert account(made, "reinventor").recent_won == 1.0
+    for number in range(20):
+        lost = candidate(f"r{number}", "reinventor"), candidate(f"e{number}", "evolver")
+        hashes = [hashlib.sha256(bytes([8 + number]) * 32).hexdigest()]
+        deposited = made.state.rounds.next_deposit
+        made.do(commands.DepositCommitments(judge="j", first=deposited, commitments=hashes))
+        decide(made, train(made, f"t{number + 1}", *lost))
+    assert account(made, "reinventor").recent_won == pytest.approx(0.5)
+    assert account(made, "reinventor").won == 1
+    assert account(made, "evolver").recent_rounds == pytest.approx(15.17, abs=0.01)
+
+
+def test_what_a_win_gained_is_counted_within_bounds_and_to_the_same_bit_everywhere() -> None:
+    made = world()
+    first = candidate("e0", "evolver"), candidate("r0", "reinventor")
+    decide(made, train(made, "t0", *first), "e0", ratio=0.001)
+    assert account(made, "evolver").recent_gain == 0.0
+    gains = []
+    for number, ratio in enumerate((0.5, 1.01, 1e-30), 1):
+        both = candidate(f"e{number}", "evolver"), candidate(f"r{number}", "reinventor")
+        before = account(made, "evolver").recent_gain * rivalry.DECAY
+        decide(made, train(made, f"t{number}", *both), f"e{number}", ratio=ratio)
+        gains.append(account(made, "evolver").recent_gain - before)
+    assert gains[0] == 0.6931471805599453
+    assert gains[1:] == pytest.approx([rivalry.GAIN_LEAST, rivalry.GAIN_MOST])
+
+
+def test_whose_turn_was_when_is_remembered_and_merges_are_nobodys() -> None:
+    made = world()
+    for number, role in enumerate(("dual", "evolver", "dual", "reinventor")):
+        made.task(f"t{number}", role=role)
+    made.task("other", "opt-convex")
+    turns = made.state.rivalry.turns(NODE)
+    assert (turns.tasks, turns.newest) == (4, 4)
+    assert (turns.dual, turns.evolver, turns.reinventor) == (3, 2, 4)
+    assert made.state.rivalry.turns("opt-convex").newest == 5
+    assert turns.with_one("merge", 9) == turns

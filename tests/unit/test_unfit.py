@@ -196,6 +196,15 @@ def test_a_feeder_feeds_on_what_somebody_can_train() -> None:
     assert "stats-bayesian" in {node.node_id for node in fleet.nodes}
 
 
+@pytest.mark.parametrize("role", ["dual", "evolver", "reinventor"])
+def test_what_nobody_can_train_is_not_ordered_whichever_rival_it_was_asked_for(role: str) -> None:
+    world = World().seeded()
+    world.agent()
+    world.task(role=role)
+    give_back(world, "a1")
+    assert fitness.stuck_nodes(world.state, world.now) == {"stats-bayesian"}
+
+
 def test_a_worker_that_is_given_nothing_counts_for_none_that_could_train_a_task() -> None:
     world = World().seeded()
     world.agent("a1")

@@ -1,0 +1,179 @@
+"""Gates, budgets, and what a round weighed, as tables."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.table import Table
+
+from cli import figures, tables, terminal, views
+from core.gates import SETTINGS
+from core.values import Gates
+
+_DEFAULTS = Gates()
+
+
+def gates(one: views.Gates) -> Table:
+    """One gate a row: what holds, what would by default, and what it means."""
+    rows = [
+        (name, getattr(one, name), getattr(_DEFAULTS, name), setting.meaning)
+        for name, setting in SETTINGS.items()
+    ]
+    return terminal.table(["gate", "value", "default", "meaning"], rows)
+
+
+def limits(budgets: Sequence[views.Budget]) -> Table:
+    """One budget a row."""
+    return terminal.table(
+        ["latency", "bytes", "champion", "error", "budget"],
+        [
+            (
+                None if one.latency_max is None else f"≤ {one.latency_max:g} ×",
+                None if one.bytes_max is None else f"≤ {one.bytes_max:,}",
+                one.champion.candidate_id if one.champion else None,
+                one.champion.error if one.champion else None,
+                one.name,
+            )
+            for one in budgets
+        ],
+    )
+
+
+def weighed(rows: Sequence[views.Weighed], champion: str | None) -> Table:
+    """One model a row; a star says that it is on the front: no other is better in all."""
+    columns = [
+        *("model", "error", "shifted", "evidence", "latency", "surely between", "to champion"),
+        *("bytes", "memory", "params", "front"),
+    ]
+    return terminal.table(columns, [_weighed(one, champion) for one in rows])
+
+
+def _weighed(one: views.Weighed, champion: str | None) -> Sequence[object]:
+    latency = one.latency
+    name = one.candidate_id or ""
+    return (
+        f"{name} (champion)" if name and name == champion else name,
+        one.error,
+        one.shifted_error,
+        None if one.evidence_rate is None else f"{one.evidence_rate:.1%}",
+        None if latency is None else f"{latency.ratio:.3g} ×",
+        None if latency is None else _between(latency.lower, latency.upper),
+        None if latency is None or latency.against is None else f"{latency.against:.3g} ×",
+        None if one.bytes is None else f"{one.bytes:,}",
+        figures.memory(one.memory_bytes or None),
+        one.params,
+        "*" if one.is_front else None,
+    )
+
+
+def _between(lower: float | None, upper: float | None) -> str | None:
+    if lower is None and upper is None:
+        return None
+    return f"{_figure(lower)} to {_figure(upper)}"
+
+
+def _figure(value: float | None) -> str:
+    return "…" if value is None else f"{value:.4g}"
+
+
+def checks(candidates: Iterable[views.Candidate]) -> Table | None:
+    """One gate of one candidate a row; None where nobody came to a gate."""
+    rows = [
+        (
+            one.candidate_id,
+            check.name,
+            check.verdict,
+            check.value,
+            check.bound,
+            _between(check.lower, check.upper),
+        )
+        for one in candidates
+        for check in one.gates
+    ]
+    if not rows:
+        return None
+    return terminal.table(
+        ["candidate", "gate", "verdict", "value", "bound", "surely between"], rows
+    )
+
+
+def life(one: views.Round) -> list[tuple[str, object]]:
+    """How far a round is, and what it waits for."""
+    roles = [
+        f"{entry.role} {entry.state} ({entry.task_id}){f': {entry.reason}' if entry.reason else ''}"
+        for entry in one.entries
+    ]
+    is_open = one.status == "open"
+    return [
+        ("opened", terminal.when(one.opened_at)),
+        ("closes" if is_open else "deadline", terminal.when(one.closes_at)),
+        *((("roles" if not number else ""), words) for number, words in enumerate(roles)),
+        ("closed", one.close_reason),
+        ("judge", one.judge),
+        ("look", one.look or None),
+        ("against", _name(one.champion)),
+        ("best ever", _name(one.best)),
+    ]
+
+
+def _name(base: views.Base | None) -> str | None:
+    return base.candidate_id if base else None
+
+
+def outcome(one: views.Round) -> Iterator[tuple[str, object]]:
+    """The figures of a verdict, and what it recommends."""
+    if one.cases:
+        yield "cases", f"{one.cases:,}, at α = {one.alpha:.3g}" if one.alpha else one.cases
+    yield "champion's error", one.champion_error
+    yield "baseline", one.baseline_error
+    if one.recommendation is not None:
+        whom = one.recommendation.candidate_id
+        yield "recommends", f"{one.recommendation.action}{f' {whom}' if whom else ''}"
+        yield from tables.why(one.recommendation.reasons)
+
+
+def budget_verdicts(rows: Sequence[views.BudgetVerdict]) -> list[tuple[str, object]]:
+    """What a round means to each budget, in words."""
+    told: list[tuple[str, object]] = []
+    for one in rows:
+        promoted = f"{one.promoted} reigns" if one.promoted else "nobody new reigns"
+        against = f" instead of {one.against}" if one.against and one.promoted else ""
+        told += [(f"budget {one.budget}", promoted + against), *tables.why(one.reasons)]
+    return told
+
+
+def candidates(rows: Sequence[views.CandidateRecord]) -> Table:
+    """One candidate a row, its topic last."""
+    columns = [
+        *("round", "candidate", "role", "verdict", "error", "bytes", "attempts", "worker"),
+        *("task", "weights", "from", "reigns", "topic"),
+    ]
+    return terminal.table(
+        columns,
+        [
+            (
+                one.round_id,
+                one.candidate_id,
+                one.role,
+                one.verdict or one.round_status,
+                one.error,
+                one.bytes,
+                len(one.attempts),
+                one.worker_id,
+                one.task_id,
+                (one.weights_sha256 or "")[:12],
+                " ".join(base.candidate_id or "" for base in sources(one)),
+                reigns(one),
+                terminal.short(one.topic),
+            )
+            for one in rows
+        ],
+    )
+
+
+def sources(one: views.CandidateRecord) -> list[views.Base]:
+    """What a candidate was made from: the champion it started from, or the parents of a merge."""
+    return one.parents or ([one.base] if one.base else [])
+
+
+def reigns(one: views.CandidateRecord) -> str:
+    """Over what a candidate reigns now."""
+    return ", ".join(f"budget {name}" if name else "the node" for name in one.reigns)
