@@ -79,7 +79,8 @@ def test_trainings_stand_still_for_as_long_as_a_hold_is_entered(tmp_path: Path) 
 
 def test_all_agents_of_the_folder_are_waited_for(tmp_path: Path) -> None:
     child = os.fork()
-    if not child:  # another agent: one with a process id of its own
+    if not child:  # another agent: one with a process id of its own, and slower to look
+        quiet.LOOK_SECONDS = 1.0
         both = Trainings()
         with _heeding(tmp_path, both):
             ends = time.monotonic() + WAIT_SECONDS_MAX
