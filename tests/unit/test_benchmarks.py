@@ -114,7 +114,8 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are() -> None:
     assert ran.exit_code == 2
     assert (
         "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy, "
-        "death, artifacts, specialists, judgement, improvement, telemetry" in ran.output
+        "death, artifacts, specialists, judgement, merging, improvement, latency, telemetry"
+        in ran.output
     )
 
 
