@@ -42,11 +42,16 @@ from tests.integration.test_replay_audit import (
 CHECKOUT = Path(__file__).parents[2]
 NODE, RETIRED = "stats-bayesian", "opt-discrete"
 SMALL = "صغير"
+TOGETHER = "math-statistics"
+"""The node whose champion is an ensemble."""
 SECRETS = [bytes([number]) * 32 for number in range(8)]
 STAGES = 2
 """Of the judgements, where there are so many cases."""
 TOURS = Config(family="edges", sizes={"width": 4, "layers": 1})
 FILTERS = [Config(family="learned-gain", sizes={"width": width}) for width in (4, 8)]
+POSTERIORS = Config(
+    family="ensemble", members=tuple(registry.get(TOGETHER).families("reinventor")[:1] * 2)
+)
 WORDS = Config(family="gates", sizes={"width": 8, "blocks": 1})
 
 
@@ -209,6 +214,7 @@ async def crown(nats: nats_fixture.Nats, folder: Path) -> dict[str, str]:
         await builder.do(commands.BindCorpus(node_id=RETIRED, corpus=packed.corpus))
         corpus = texts.unpack(folder / "corpus", hidden=True)
         await builder.promote(RETIRED, "text", WORDS, str(corpus))
+        await builder.promote(TOGETHER, TOGETHER, POSTERIORS)
         return builder.weights
 
 
@@ -230,9 +236,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def exported(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exports of both nodes."""
+    """A folder with the exports of all nodes."""
     folder = tmp_path_factory.mktemp("exports")
-    for node in (NODE, RETIRED):
+    for node in (NODE, RETIRED, TOGETHER):
         assert champion("export", node, folder / node, "--data", built.data).exit_code == 0
     return folder
 
@@ -344,7 +350,7 @@ def test_an_export_holds_the_model_and_its_evidence(built: Built, tmp_path: Path
     assert fingerprint(built.data) == before
 
 
-@pytest.mark.parametrize("node", [NODE, RETIRED])
+@pytest.mark.parametrize("node", [NODE, RETIRED, TOGETHER])
 def test_the_cases_are_drawn_again_as_the_card_says(
     built: Built, exported: Path, node: str
 ) -> None:
@@ -551,3 +557,10 @@ def test_help_tells_of_the_example_and_loads_no_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", checked], cwd=CHECKOUT, check=False).returncode == 0
     )
+
+
+def test_an_ensemble_that_reigns_is_asked_like_any_champion(built: Built, exported: Path) -> None:
+    example = champion("run", TOGETHER, "--data", built.data, "--example").stdout
+    served = champion("run", TOGETHER, "--data", built.data, given=example)
+    saved = champion("run", TOGETHER, "--model", exported / TOGETHER, given=example)
+    assert answers(served) == answers(saved) != []
