@@ -291,7 +291,8 @@ class Executor:
             with contextlib.suppress(psutil.NoSuchProcess):
                 first = psutil.Process(pid)
                 self._suspended_at = self._suspended_at or time.monotonic()
-                for process in (first, *first.children(recursive=True)):
+                others = filter(_trains, first.children(recursive=True))
+                for process in (first, *others):
                     self._suspended[process.pid] = process
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.suspend()
@@ -366,6 +367,14 @@ def _name_of_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # most real-time signals have no name
         return str(number)
+
+
+def _trains(process: psutil.Process) -> bool:
+    """Whether it trains with the first of several. What watches that none outlives its agent (on
+    macOS a process beside each) may not stand still."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()[1:] == ["-m", limits.EXECUTOR_MODULE]
+    return False
 
 
 def _used_seconds(pid: int) -> float:

@@ -162,6 +162,17 @@ def assert_refused(verdict: wire.Verdict, *words: str) -> None:
     assert any("\u0600" <= letter <= "\u06ff" for letter in refused.reasons.ar)
 
 
+def test_an_ensemble_is_judged_like_any_model(
+    shelf: Shelf, fresh: torch.nn.Module, better: torch.nn.Module
+) -> None:
+    config = base.Config(family="ensemble", members=(SMALL, SMALL))
+    together = BAYES.ensemble([better, trained(250, seed=2)])
+    champion, candidate = shelf.put(fresh), shelf.put(together, config)
+    verdict = shelf.judged(candidate, champion=reigning(champion), look=2)
+    assert verdict.promoted == candidate.candidate_id
+    assert only(verdict).params == sum(weight.numel() for weight in together.parameters())
+
+
 def test_a_candidate_better_than_the_champion_is_promoted(
     shelf: Shelf, fresh: torch.nn.Module, better: torch.nn.Module
 ) -> None:
