@@ -25,6 +25,7 @@ NAMES = (
     "judgement",
     "merging",
     "improvement",
+    "latency",
     "telemetry",
 )
 
@@ -69,7 +70,7 @@ def main(
     quick: bool,
 ) -> None:
     """Run the benchmarks of these NAMEs, or all: http, append, offer, rebuild, snapshot,
-    busy, death, artifacts, specialists, judgement, merging, improvement, telemetry.
+    busy, death, artifacts, specialists, judgement, merging, improvement, latency, telemetry.
 
     Each compares two sides in one run, in turn, and what counts is their ratio. Its section of
     benchmarks/RESULTS.md is replaced. Let nothing else run on the machine.

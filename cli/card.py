@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cli import terminal
-from cli.card_words import RIVALS, WORKS, Words, same
+from cli.card_words import BY, CHECKS, GATES, RIVALS, WORKS, Words, same
 from cli.model import Head
 from cli.stored import Served
 from core import events, platforms
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agent.specialists.base import Field, Specialist
     from core.lineage import Reign
     from core.projections.rounds import Decision
+    from core.values import Check, Weighed
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -49,6 +50,7 @@ def write(served: Served, head: Head, specialist: "Specialist") -> str:
     sections = [
         _about(served, specialist),
         _evidence(served, specialist),
+        *_costs(served),
         _drawing(served),
         _lineage(served.node.reigns),
         _files(served),
@@ -130,6 +132,16 @@ def _about(served: Served, specialist: "Specialist") -> Section:
                     (Words("العمل", "specialist"), same(_code(specialist.name))),
                     (Words("معاملاته", "its parameters"), _parameters(champion.workload)),
                     (Words("خطؤه", "its error"), work.error),
+                    *(
+                        [
+                            (
+                                Words("بطل الميزانية", "champion of the budget"),
+                                same(_text(served.budget)),
+                            )
+                        ]
+                        if served.budget
+                        else []
+                    ),
                     (Words("المرشَّح", "candidate"), same(_code(champion.candidate_id))),
                     (Words("الدور", "rival"), RIVALS[champion.rival]),
                     (Words("المعاملات المتعلَّمة", "learned numbers"), same(f"{champion.params:,}")),
@@ -201,14 +213,26 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
             for name, value in decision.environment.items()
         ),
     ]  # fmt: skip
-    verdict = next(
-        (v for v in decision.candidates if v.candidate_id == champion.candidate_id), None
-    )
-    reasons = (verdict or decision).reasons
+    reasons = (_said(served) or decision).reasons
+    said = [Words(f"الحكم: {_text(reasons.ar)}", f"The verdict: {_text(reasons.en)}")]
+    reign = served.node.reigns[-1]
+    if reign.by == "person":
+        why = _text(reign.because)
+        said.append(
+            Words(
+                "وصار بطلًا باختيار إنسان، لا بالحكم" + (f": {why}" if why else "."),
+                "A person made it champion, not that verdict" + (f": {why}" if why else "."),
+            )
+        )
     return Section(
-        Words("الدليل على حالات مخفية", "Evidence on hidden cases"),
-        [_facts(rows), Words(f"الحكم: {_text(reasons.ar)}", f"The verdict: {_text(reasons.en)}")],
+        Words("الدليل على حالات مخفية", "Evidence on hidden cases"), [_facts(rows), *said]
     )
+
+
+def _said(served: Served) -> "events.CandidateVerdict | None":
+    """What the verdict says of it."""
+    name = served.champion.candidate_id
+    return next((one for one in _decision(served).candidates if one.candidate_id == name), None)
 
 
 def _yes(given: bool) -> Words:
@@ -219,6 +243,78 @@ def _decision(served: Served) -> "Decision":
     decision = served.round.decision
     assert decision is not None, "a round that promoted a champion is decided"
     return decision
+
+
+# ── cost ──
+
+
+def _costs(served: Served) -> Iterator[Section]:
+    """What it takes, and each gate that it came to; nothing where the log has neither."""
+    name, said = served.champion.candidate_id, _said(served)
+    weighed = next((one for one in _decision(served).weighed if one.candidate_id == name), None)
+    parts: list[Words | Table | Code] = []
+    if weighed is not None:
+        parts.append(_facts(_weight(weighed)))
+    if said is not None and said.gates:
+        parts.append(_gates(said.gates))
+    if parts:
+        yield Section(Words("الكلفة والبوابات", "Cost and gates"), parts)
+
+
+def _weight(one: "Weighed") -> Iterator[tuple[Words, Words]]:
+    if one.latency is not None:
+        timed = one.latency
+        yield (
+            Words(
+                "زمن مدخل واحد بالقياس إلى نواة المرجع (وما بينهما يقع يقينًا)",
+                "time for one input, in times of the reference kernel (surely between)",
+            ),
+            same(f"{timed.ratio:.3g} ({timed.lower:.3g}–{timed.upper:.3g})"),
+        )
+        yield (
+            Words(
+                "الوسيط والمئين 95 بالملي ثانية، على جهاز الحَكَم",
+                "median and 95th percentile, ms, on the judge's machine",
+            ),
+            same(f"{timed.p50_ms:.3g} · {timed.p95_ms:.3g}"),
+        )
+        if timed.against is not None:
+            yield (
+                Words("زمنه بالقياس إلى البطل الذي لقيه", "in times of the champion it met"),
+                same(f"{timed.against:.3g}"),
+            )
+    if one.memory_bytes:
+        yield Words("ذروة الذاكرة بالبايتات", "peak memory, bytes"), same(f"{one.memory_bytes:,}")
+    if one.shifted_error is not None:
+        yield (
+            Words("خطؤه على مدخلات خارج مجال التدريب", "error on inputs beyond those of training"),
+            _number(one.shifted_error),
+        )
+    yield (
+        Words("لا يفوقه نموذج في الخطأ والزمن والحجم معًا", "no model beats it in all of these"),
+        _yes(one.is_front),
+    )
+
+
+def _gates(checks: Sequence["Check"]) -> Table:
+    columns = (
+        Words("البوابة", "gate"),
+        Words("الحكم", "verdict"),
+        Words("القيمة", "value"),
+        Words("الحد", "bound"),
+        Words("يقع يقينًا بين", "surely between"),
+    )
+    rows = [
+        (
+            GATES.get(one.name, same(_text(one.name))),
+            CHECKS[one.verdict],
+            _number(one.value),
+            _number(one.bound),
+            same(f"{_number(one.lower).en} – {_number(one.upper).en}"),
+        )
+        for one in checks
+    ]
+    return Table(columns, rows)
 
 
 # ── drawing the cases again ──
@@ -258,6 +354,15 @@ def _drawing(served: Served) -> Section:
         config=CONFIG_FILE,
         weights=WEIGHTS_FILE,
     )
+    said = _said(served)
+    if said is not None and said.verdict == "outranked":
+        rejudge = _code(f"aghsan audit --rejudge {one.round_id}")
+        words = Words(
+            f"لم يبلغ هذا النموذج حالات البوابة: خطؤه من حالات الترتيب. ويعيد {rejudge} قياسه.",
+            "It did not come to the cases of the gate: its error is that of the cases by which its "
+            f"round ranked. {rejudge} measures it again.",
+        )
+        return Section(Words("سحب الحالات من جديد", "Drawing the cases again"), [words])
     parts: list[Words | Table | Code] = [
         Words(
             "سُحبت الحالات من سرّ التُزم ببصمته قبل التدريب وكُشف مع الحكم، فلكل أحد أن يسحبها من "
@@ -306,6 +411,7 @@ def _lineage(reigns: Sequence["Reign"]) -> Section:
         Words("خط الأساس", "baseline"),
         Words("المهمة", "task"),
         Words("العامل", "worker"),
+        Words("بقرار", "by"),
         Words("انتهى بلا خلف", "ended without successor"),
     )
     rows = [
@@ -317,6 +423,7 @@ def _lineage(reigns: Sequence["Reign"]) -> Section:
             _number(reign.champion.baseline_error),
             same(_code(reign.champion.task_id)),
             same(_code(reign.champion.worker_id)),
+            BY[reign.by],
             same(events.isoformat(reign.retired_at) if reign.retired_at else "–"),
         )
         for reign in reigns

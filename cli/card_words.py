@@ -118,3 +118,21 @@ RIVALS = {
     "reinventor": Words("المبتكِر من الصفر", "zero reinventor"),
     "merge": Words("الدمج", "merge"),
 }
+
+BY = {"judge": Words("الحَكَم", "judge"), "person": Words("إنسان", "person")}
+
+CHECKS = {
+    "pass": Words("نعم", "pass"),
+    "fail": Words("لا", "fail"),
+    "undecided": Words("لم يتضح", "undecided"),
+}
+
+GATES = {
+    "error": Words("الخطأ", "error"),
+    "best": Words("الخطأ أمام أفضل ما كان", "error against the best ever"),
+    "evidence": Words("معدل الدليل", "evidence rate"),
+    "latency": Words("الزمن", "latency"),
+    "size": Words("الحجم", "size"),
+    "memory": Words("الذاكرة", "memory"),
+    "shifted": Words("المدخلات المنزاحة", "shifted inputs"),
+}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cli import child, options
-from core import errors
+from core import errors, quiet
 
 
 @click.command()
@@ -60,7 +60,18 @@ def judge(
     try:
         has_key = key.exists()
         asyncio.run(
-            _run(nats_url, creds, fleet_creds, artifacts, key, has_key, new_key, judge_id, as_child)
+            _run(
+                nats_url,
+                creds,
+                fleet_creds,
+                artifacts,
+                key,
+                has_key,
+                new_key,
+                quiet_folder,
+                judge_id,
+                as_child,
+            )
         )
     except errors.DataDirectoryError as error:
         if not as_child:
@@ -77,6 +88,7 @@ async def _run(
     key: Path,
     has_key: bool,
     new_key: bool,
+    quiet_folder: Path | None,
     judge_id: str,
     as_child: bool,
 ) -> None:
@@ -107,7 +119,7 @@ async def _run(
         store = stores.store_of(await connect(fleet_creds, "fleet"), artifacts)
         # Hidden texts are the judge's alone, as its key is, and stay no longer than it.
         texts = stack.enter_context(tempfile.TemporaryDirectory(prefix="aghsan-judge-"))
-        one = bench.Judge(control, store, secret_key, judge_id, Path(texts))
+        one = bench.Judge(control, store, secret_key, judge_id, Path(texts), quiet.of(quiet_folder))
 
         if new_key:
             await one.withdraw("the judges' key was lost")

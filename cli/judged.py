@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
-from cli import figures, tables, terminal, views
+from cli import tables, terminal, views
 from core.gates import SETTINGS
 from core.values import Gates
 
@@ -58,7 +58,7 @@ def _weighed(one: views.Weighed, champion: str | None) -> Sequence[object]:
         None if latency is None else _between(latency.lower, latency.upper),
         None if latency is None or latency.against is None else f"{latency.against:.3g} ×",
         None if one.bytes is None else f"{one.bytes:,}",
-        figures.memory(one.memory_bytes or None),
+        f"{one.memory_bytes / 1024:,.0f} KiB" if one.memory_bytes else None,
         one.params,
         "*" if one.is_front else None,
     )

@@ -89,6 +89,7 @@ def show(node_id: str, as_json: bool, api: str) -> None:
                 ("reinventor", one.ai_zero_reinventor),
                 ("champion", one.champion.candidate_id if one.champion else "none yet"),
                 ("error", tables.against_baseline(one.champion)),
+                ("budgets", ", ".join(budget.name for budget in one.budgets)),
                 ("path", one.path),
                 ("about", one.description),
             ]

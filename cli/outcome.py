@@ -12,7 +12,7 @@ OTHERS = {
     "soup": "المزيج",
     "student": "التلميذ",
     "ensemble": "المجموعة",
-    "quantized": "المكمّم",
+    "quantized": "صيغة int8",
 }
 """What a merge makes beside its better model."""
 

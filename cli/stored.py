@@ -88,6 +88,7 @@ class Served(NamedTuple):
     champion: "events.Champion"
     round: "Round"
     files: dict[str, bytes]
+    budget: str = ""
 
 
 async def served(connected: "Connected", node_id: str, budget: str = "") -> Served:
@@ -109,7 +110,8 @@ async def served(connected: "Connected", node_id: str, budget: str = "") -> Serv
         raise errors.NotFound(
             f"the champion {champion.candidate_id} of {node_id} is not whole: {error}"
         ) from error
-    return Served(found, champion, await _round(connected.log, champion.round_id), files)
+    whole = await _round(connected.log, champion.round_id)
+    return Served(found, champion, whole, files, budget)
 
 
 async def _round(log: "Log", round_id: str) -> "Round":

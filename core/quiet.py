@@ -119,7 +119,7 @@ class Heeder:
         while not self._closing.wait(LOOK_SECONDS):
             try:
                 paused = self._heed_any()
-            except OSError as error:
+            except (OSError, psutil.Error) as error:
                 log.warning("no hold can be heeded: %s", error, extra={"action": "quiet"})
                 paused = SECONDS_MAX
             self._closing.wait(paused)

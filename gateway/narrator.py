@@ -36,18 +36,15 @@ def _text(data: events.EventData, state: State) -> str:
         case events.ChampionPromoted():
             return _promoted(data)
         case events.ChampionChosen():
-            whom = f"{data.champion.candidate_id} ({data.kind})"
-            return f"{data.node_id}: a person chose {whom}" + (
-                f": {data.reason}" if data.reason else ""
-            )
+            return _chosen(data)
         case events.GatesChanged():
-            return f"{data.node_id} is judged by other gates from now on"
+            return _gates(data)
         case events.NodeAdded():
             return f"{data.name} ({data.node_id}) grew" if data.node_id.startswith("node-") else ""
         case events.WorkloadChanged():
             return f"{data.node_id} trains {data.workload.specialist} from now on"
         case events.ChampionRetired():
-            return f"{data.node_id}: its champion retired ({data.reason})"
+            return f"{data.node_id}: its champion{_for(data.budget)} retired ({data.reason})"
         case events.LossAccepted():
             words = "; ".join(data.details)  # none where it only names more chunks
             return f"a loss was accepted: {words}" if words else ""
@@ -137,6 +134,11 @@ def _decided(data: events.RoundDecided, state: State) -> str:
         return ""
     row = state.rounds.table.get(data.round_id)
     node_id = row.node_id if row else data.round_id
+    asked = data.recommendation
+    if asked is not None and asked.action == "ask":
+        why = asked.reasons.en.partition(". ")[0].rstrip(".")
+        choose = f"`aghsan champion promote {node_id} {asked.candidate_id}`"
+        return f"judge: {node_id}, {data.verdict}, asks you · {why} · {choose}"
     judged = next((one for one in data.candidates if one.verdict == "reject"), None)
     if judged is None:
         # Nothing was compared: the reasons begin with why.
@@ -159,9 +161,29 @@ def _promoted(data: events.ChampionPromoted) -> str:
     what = "new champion" if data.instead_of else "first champion"
     side = "not yet below" if champion.below_baseline else "below"
     return (
-        f"judge: {what} of {data.node_id} · {champion.rival}, error {_figure(champion.error)}, "
-        f"{side} the baseline {_figure(champion.baseline_error)}"
+        f"judge: {what} of {data.node_id}{_for(data.budget)} · {champion.rival}, "
+        f"error {_figure(champion.error)}, {side} the baseline {_figure(champion.baseline_error)}"
     )
+
+
+def _chosen(data: events.ChampionChosen) -> str:
+    how = "lets" if data.kind == "promote" else "rolled back:"
+    reigns = "reign" if data.kind == "promote" else "reigns again"
+    why = f" · {data.reason}" if data.reason else ""
+    whom = data.champion.candidate_id
+    return f"{data.node_id}: a person {how} {whom} {reigns}{_for(data.budget)}{why}"
+
+
+def _gates(data: events.GatesChanged) -> str:
+    if data.gates is None:
+        return f"{data.node_id} is judged by its ancestor's gates from now on"
+    budgets = ", ".join(one.name for one in data.gates.budgets)
+    stated = f", for the budgets {budgets}" if budgets else ""
+    return f"{data.node_id} is judged by other gates from now on{stated}"
+
+
+def _for(budget: str) -> str:
+    return f" for the budget {budget}" if budget else ""
 
 
 class _Metrics(msgspec.Struct):

@@ -119,7 +119,6 @@ def _was_unjudged(decided: events.RoundDecided) -> bool:
 
 
 _RULING = {"verdict", "promoted", "reasons, en", "reasons, ar"}
-_ADVICE = ("recommendation: ", "budget ")
 _FIXED = {"look", "alpha", "params", "bytes"}
 """Neither who is picked nor where a judgement ends changes these."""
 
@@ -127,22 +126,29 @@ _FIXED = {"look", "alpha", "params", "bytes"}
 def _may_be_turned(one: Difference, recorded: Recorded, trace: trial.Trace) -> bool:
     """Whether rounding may have brought a difference about, by turning who was picked or how the
     gate ruled, when it looked in the other environment."""
-    is_of_promotion = one.what.startswith((PROMOTION, *_ADVICE))
     if one.what == PROMOTION + "below baseline" and _is_as_the_baseline(trace):
         return True
+    near = [contest for contest in trace.contests if _is_near(contest)]
+    close = {contest.budget for contest in near} | set(_tied_budgets(recorded, trace))
+    if any(_is_of_budget(one, budget) for budget in close):
+        return True
     is_fixed = one.what in _FIXED or one.what.startswith("weighed: ")
+    is_advice = one.what.startswith((PROMOTION, "recommendation: "))
     tied = _tied(recorded, trace)
     if len(tied) > 1:
         is_concerned = one.candidate_id in {"", *tied}
-        return is_of_promotion or (is_concerned and not is_fixed)
-    near = {contest.own for contest in trace.contests if _is_near(contest)}
-    if not near:
-        return False
-    if one.candidate_id not in {"", *near}:
+        return is_advice or (is_concerned and not is_fixed)
+    owns = {contest.own for contest in near if not contest.budget}
+    if not owns or one.candidate_id not in {"", *owns}:
         return False
     if recorded.decided.cases != trace.verdict.cases or one.candidate_id:
-        return is_of_promotion or not is_fixed
-    return is_of_promotion or one.what in _RULING
+        return is_advice or not is_fixed
+    return is_advice or one.what in _RULING
+
+
+def _is_of_budget(one: Difference, budget: str) -> bool:
+    named = (f"budget {budget}: ", f"{PROMOTION}candidate of the budget {budget}")
+    return bool(budget) and one.what.startswith(named)
 
 
 def _is_as_the_baseline(trace: trial.Trace) -> bool:
@@ -173,6 +179,15 @@ def _tied(recorded: Recorded, trace: trial.Trace) -> set[str]:
         for factor in (1.0 - 2 * ROUNDING, 1.0, 1.0 + 2 * ROUNDING)
     }
     return {name for names in outcomes for name in names} if len(outcomes) > 1 else set()
+
+
+def _tied_budgets(recorded: Recorded, trace: trial.Trace) -> Iterator[str]:
+    """Budgets of which rounding decides who is picked."""
+    for budget in recorded.row.gates.budgets:
+        fitting = [one for one in trace.verdict.weighed if consensus.fits(one, budget)]
+        first, second, *_ = [*sorted(one.error for one in fitting), np.inf, np.inf]
+        if second <= first * (1 + 2 * ROUNDING):
+            yield budget.name
 
 
 def _is_near(contest: Contest) -> bool:

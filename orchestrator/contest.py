@@ -95,6 +95,8 @@ class Contest:
     """The best ever, where that is another than the opponent."""
     gates: Gates = field(default_factory=Gates)
     costs: Costs | None = None
+    budget: str = ""
+    """For whose champion it is, "" for the node's own."""
     share: float = 1.0
     tolerance: float = 0.0
     may_fail: bool = False

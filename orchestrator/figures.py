@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from core import events, wire
-from core.decide import rounds
+from core.decide import verdicts
 from core.events import CandidateVerdict, Reasons
 from core.projections.rounds import Round
 from core.values import BudgetVerdict, Check, Recommendation, Weighed
@@ -302,7 +302,7 @@ def _of_champion(
         ("baseline error", champion.baseline_error, found.baseline_error, 0),
         ("evidence rate", champion.evidence_rate, own.evidence_rate if own else None, 1),
         ("below baseline", champion.below_baseline, found.below_baseline, 0),
-        ("is best", promoted.is_best, rounds.is_best(found.against, found.best_upper), 0),
+        ("is best", promoted.is_best, verdicts.is_best(found.against, found.best_upper), 0),
         ("params", champion.params, own.params if own else None, 0),
         ("bytes", champion.bytes, own.bytes if own else None, 0),
     ):

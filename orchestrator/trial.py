@@ -4,6 +4,7 @@ Given the secret, the stored weights, the timings and the environment that a ver
 `trace` is a pure function: `orchestrator.rejudge` repeats it.
 """
 
+import functools
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
@@ -14,9 +15,9 @@ import torch
 
 from agent.specialists import base, registry
 from core import errors, events, platforms, wire
-from core.events import CandidateVerdict, Reasons, replace
-from core.values import Budget, BudgetVerdict, Latency, Weighed
-from orchestrator import advice, bounds, consensus, gate, hidden, memory, models, paired, remarks
+from core.events import CandidateVerdict, replace
+from core.values import Latency, Weighed
+from orchestrator import bounds, budgets, consensus, gate, hidden, memory, models, paired, remarks
 from orchestrator.contest import TRIVIAL, Answers, Contest, Unmeasured, settle
 from orchestrator.latency import Timed
 from orchestrator.models import Model, Stored, Texts
@@ -138,8 +139,7 @@ class _Trial:
         self._ranked_on = 0
         self._verdicts: dict[str, CandidateVerdict] = {}
         self._contests: list[Contest] = []
-        self._for_budgets: dict[str, Contest] = {}
-        self._budgets: list[BudgetVerdict] = []
+        self._budgets: list[budgets.Entry] = []
         self._lacking: dict[str, str] = {}
         self._conclusion: consensus.Conclusion | None = None
         self._baseline_error: float | None = None
@@ -275,12 +275,19 @@ class _Trial:
             for name in self._scales
         }
         self._go_on()
-        told = self._timing(timed, self._weighed_champion, self._is_clear)
+        told = self._timed(timed)
         latencies = {name: told.get(name) for name in self._scales}
         front = consensus.fronted(
             [replace(one, latency=latencies[name]) for name, one in self._scales.items()]
         )
         self._scales = {one.candidate_id: one for one in front}
+
+    def _timed(self, timed: Mapping[str, Timed]) -> Mapping[str, Latency]:
+        try:
+            return self._timing(timed, self._weighed_champion, self._is_clear)
+        except errors.ArtifactError as error:
+            # No candidate's fault: each was asked the same before, and answered.
+            raise RuntimeError(f"a model that answered before does not: {error}") from error
 
     def _rank_champion(self, specialist: base.Specialist) -> None:
         """Measure the champion on the ranking cases. One that answers nonsense is not weighed."""
@@ -292,7 +299,10 @@ class _Trial:
         answers = Answers(specialist, self._models, self._go_on)
         answers.meet(self._rank_cases)
         if not paired.unusable(answers.of(name)):
-            weighed = self._weighed(specialist, name, self._models[name], self._rank_cases)
+            try:
+                weighed = self._weighed(specialist, name, self._models[name], self._rank_cases)
+            except errors.ArtifactError as error:
+                raise Unmeasured(name, str(error)) from error
             self._scales[name] = weighed
 
     @property
@@ -314,10 +324,10 @@ class _Trial:
         """Measure those that are picked, and whom they meet, on other hidden cases, of which there
         are more until the gate's rulings are clear. Raises Unmeasured."""
         self._contests = list(self._contests_for_node(specialist))
-        self._enter_budgets(specialist)
+        load = functools.partial(self._load_opponent, specialist)
+        self._budgets = list(budgets.entered(self._brief, self._scales, load, specialist.tolerance))
         answers = Answers(specialist, self._models, self._go_on)
-        drawn = hidden.gate_cases(specialist, *self._drawn)
-        settle([*self._contests, *self._for_budgets.values()], answers, drawn)
+        settle(self._all_contests(), answers, hidden.gate_cases(specialist, *self._drawn))
         put = []
         for one in self._contests:
             assert one.ruling is not None, "a contest is settled"
@@ -332,7 +342,10 @@ class _Trial:
         self._reasons = self._conclusion.main.ruling.reasons
         self._compare_with_baseline(specialist, answers.cases[0])
         self._record(self._conclusion)
-        self._budgets += [self._of_budget(*each) for each in self._for_budgets.items()]
+
+    def _all_contests(self) -> list[Contest]:
+        entered = (entry.contest for entry in self._budgets)
+        return [*self._contests, *(one for one in entered if one is not None)]
 
     def _contests_for_node(self, specialist: base.Specialist) -> Iterator[Contest]:
         gates, brief = self._brief.gates, self._brief
@@ -370,70 +383,6 @@ class _Trial:
         name = self._conclusion.main.candidate_id
         own = next(one.meetings[0].own for one in self._contests if one.own == name)
         self._beats_baseline = bool(own.mean() < self._baseline_error)
-
-    # ── for budgets ──
-
-    def _enter_budgets(self, specialist: base.Specialist) -> None:
-        """Put the best within each budget to the gate, against the budget's own champion."""
-        budgets = {one.name: one for one in self._brief.gates.budgets}
-        for look in self._brief.budgets:
-            if look.budget in budgets:
-                self._enter_budget(specialist, budgets[look.budget], look)
-
-    def _enter_budget(
-        self, specialist: base.Specialist, budget: Budget, look: events.BudgetLook
-    ) -> None:
-        reigning = look.champion.candidate_id if look.champion else ""
-        kept = BudgetVerdict(
-            budget=budget.name, against=reigning, look=look.look, reasons=advice.nobody_fits(budget)
-        )
-        name = consensus.pick_for(budget, self._scales.values())
-        if not name:
-            self._budgets.append(kept)
-            return
-        if name == reigning:
-            reasons = advice.reigns_already(budget, name)
-            self._budgets.append(replace(kept, reasons=reasons))
-            return
-        try:
-            if look.champion is not None:
-                self._load_opponent(specialist, look.champion)
-        except Unmeasured as error:
-            self._budgets.append(replace(kept, reasons=_not_measured(budget, error)))
-            return
-        self._for_budgets[budget.name] = Contest(
-            own=name,
-            look=look.look,
-            opponent=reigning or TRIVIAL,
-            against="budget" if reigning else "trivial",
-            gates=self._brief.gates,
-            tolerance=specialist.tolerance,
-            may_fail=True,
-        )
-
-    def _of_budget(self, name: str, contest: Contest) -> BudgetVerdict:
-        """What a contest means to the champion of a budget."""
-        budget = next(one for one in self._brief.gates.budgets if one.name == name)
-        look = next(one for one in self._brief.budgets if one.budget == name)
-        against = look.champion.candidate_id if look.champion else ""
-        ruling = contest.ruling
-        if ruling is None:
-            assert contest.failed is not None, "a contest is settled or failed"
-            reasons = _not_measured(budget, contest.failed)
-            return BudgetVerdict(budget=name, against=against, look=look.look, reasons=reasons)
-        return BudgetVerdict(
-            budget=name,
-            against=against,
-            promoted=contest.own if ruling.verdict == "better" else "",
-            reasons=advice.of_budget(budget, contest.own, ruling),
-            look=look.look,
-            alpha=ruling.alpha,
-            cases=ruling.cases,
-            error=ruling.error,
-            champion_error=ruling.opponent_error if contest.opponent else None,
-            ratio=ruling.ratio,
-            ratio_upper=ruling.ratio_upper,
-        )
 
     # ── what is told ──
 
@@ -486,9 +435,8 @@ class _Trial:
 
     def trace(self, judge: str) -> Trace:
         """The verdict, and what it was drawn from."""
-        contests = [*self._contests, *self._for_budgets.values()]
         verdict = self._verdict(judge)
-        return Trace(verdict, self._ranked, self._ranked_on, contests, self._lacking)
+        return Trace(verdict, self._ranked, self._ranked_on, self._all_contests(), self._lacking)
 
     def _verdict(self, judge: str) -> wire.Verdict:
         """The verdict as it is sent. Its figures are those of the one that stands for the round."""
@@ -518,12 +466,6 @@ class _Trial:
             baseline_error=self._baseline_error,
             below_baseline=not self._beats_baseline,
             recommendation=found.recommendation,
-            budgets=tuple(self._budgets),
+            budgets=tuple(budgets.verdict(entry) for entry in self._budgets),
             best_upper=contest.best_upper,
         )
-
-
-def _not_measured(budget: Budget, error: Unmeasured) -> Reasons:
-    return advice.not_measured(
-        budget, Reasons(en=models.brief_of(error), ar=remarks.in_arabic(error))
-    )

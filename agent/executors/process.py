@@ -80,8 +80,8 @@ class Executor:
         """What a job leaves whose process was ended since it did not stop."""
         self._suspended: dict[int, psutil.Process] = {}
         self._suspending = threading.Lock()
-        self._is_awaited = False
-        """It is to end its job, or itself, so nothing makes it stand still."""
+        self._awaited_by = 0
+        """Who waits for it to end its job, or itself: then nothing makes it stand still."""
         self._suspended_at = self._paused_seconds = 0.0
         self._step = 0
         self.saved = jobs.Stopped(directory="", step=0)
@@ -248,9 +248,9 @@ class Executor:
         if job is None or process is None:
             return
         with self._awake():
-            await self._stop(job, process, save=save, at_once=at_once)
+            await self._told_to_stop(job, process, save=save, at_once=at_once)
 
-    async def _stop(
+    async def _told_to_stop(
         self, job: jobs.Job, process: subprocess.Popen[bytes], *, save: bool, at_once: bool
     ) -> None:
         self._send(jobs.Stop(number=job.number, save=save))
@@ -286,12 +286,13 @@ class Executor:
         that is to end. From any thread."""
         with self._suspending:
             pid = self.pid
-            if self._is_awaited or pid is None or pid in self._suspended:
+            if self._awaited_by or pid is None or pid in self._suspended:
                 return
             with contextlib.suppress(psutil.NoSuchProcess):
                 first = psutil.Process(pid)
                 self._suspended_at = self._suspended_at or time.monotonic()
-                for process in (first, *first.children(recursive=True)):
+                others = filter(_trains, first.children(recursive=True))
+                for process in (first, *others):
                     self._suspended[process.pid] = process
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.suspend()
@@ -323,12 +324,12 @@ class Executor:
     def _awake(self) -> Iterator[None]:
         """Its processes may do as they are told."""
         with self._suspending:
-            self._is_awaited = True
+            self._awaited_by += 1
             self._wake()
         try:
             yield
         finally:
-            self._is_awaited = False
+            self._awaited_by -= 1
 
     def _send(self, request: jobs.Request) -> None:
         process = self._process
@@ -366,6 +367,14 @@ def _name_of_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # most real-time signals have no name
         return str(number)
+
+
+def _trains(process: psutil.Process) -> bool:
+    """Whether it trains with the first of several. What watches that none outlives its agent (on
+    macOS a process beside each) may not stand still."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()[1:] == ["-m", limits.EXECUTOR_MODULE]
+    return False
 
 
 def _used_seconds(pid: int) -> float:

@@ -400,7 +400,7 @@ class _Training:
             if self.is_first and now - reported >= PROGRESS_SECONDS:
                 reported = now
                 report(self._progress(loss, report))
-            is_late = standstill.now() >= deadline
+            is_late = standstill.is_past(deadline)
             is_milestone = saving.is_milestone(self.step, self.total_steps)
             is_due = is_due or is_milestone or now - saved >= self._job.checkpoint_seconds
             self._tell(report, wait=is_milestone)

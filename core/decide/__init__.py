@@ -8,7 +8,7 @@ from typing import assert_never
 
 from core import commands, errors, events
 from core.commands import AnyCommand, Meta
-from core.decide import champions, graph, rounds, tasks, workers
+from core.decide import champions, graph, rounds, tasks, verdicts, workers
 from core.projections.state import State
 
 LOST_CHUNKS_OF_EVENT = 400
@@ -71,7 +71,7 @@ def decide(state: State, command: AnyCommand, meta: Meta) -> list[events.EventDa
         case commands.StartJudging():
             return rounds.start_judging(state, command)
         case commands.DecideRound():
-            return rounds.decide_round(state, command)
+            return verdicts.decide_round(state, command)
         case commands.StartWriter():
             return [events.WriterStarted(epoch=state.epoch + 1, process=command.process)]
         case commands.SealLog():

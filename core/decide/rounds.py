@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 from core import commands, errors, events
 from core.commands import Meta
-from core.events import Champion
 from core.projections import graph
 from core.projections.rounds import RIVALS, Commitment, Decided, Round, Waiting, rivals_of
 from core.projections.state import State
@@ -201,7 +200,7 @@ def _opened(
 
 def close(state: State, command: commands.CloseRound, meta: Meta) -> list[events.EventData]:
     """Close a round whose deadline passed, unless somebody trains for it right now."""
-    row = _round(state, command.round_id)
+    row = round_of(state, command.round_id)
     if not isinstance(row, Round) or row.status != "open" or meta.now < row.closes_at:
         return []
     awaited = {entry.task_id for entry in row.entries if entry.state == "awaited"}
@@ -211,7 +210,8 @@ def close(state: State, command: commands.CloseRound, meta: Meta) -> list[events
     return [events.RoundClosed(round_id=row.round_id, reason="its deadline passed")]
 
 
-def _round(state: State, round_id: str) -> Round | Decided:
+def round_of(state: State, round_id: str) -> Round | Decided:
+    """A round. Raises errors.NotFound."""
     row = state.rounds.table.get(round_id)
     if row is None:
         raise errors.NotFound(f"there is no round {round_id}")
@@ -220,7 +220,7 @@ def _round(state: State, round_id: str) -> Round | Decided:
 
 def start_judging(state: State, command: commands.StartJudging) -> list[events.EventData]:
     """Hand a closed round to a judge, or to another one when its first judge was lost."""
-    row = _round(state, command.round_id)
+    row = round_of(state, command.round_id)
     if not isinstance(row, Round) or row.status not in ("closed", "judging"):
         raise errors.Conflict(f"{row.round_id} is {row.status}; only closed rounds are judged")
     champion = state.graph.base(row.node_id, row.workload)
@@ -256,107 +256,3 @@ def _looks(state: State, row: Round, gates: Gates) -> Iterator[events.BudgetLook
         if last is not None and last.champion == champion:
             look = last.look if again.get(budget.name) == last else last.look + 1
         yield events.BudgetLook(budget=budget.name, look=look, champion=champion)
-
-
-def decide_round(state: State, command: commands.DecideRound) -> list[events.EventData]:
-    """Take a judge's verdict: its secret must open the commitment, its champion still reign."""
-    row = _round(state, command.round_id)
-    if isinstance(row, Decided):
-        raise errors.Conflict(f"{row.round_id} is decided already: {row.verdict}")
-    if row.status != "judging" or row.judge != command.judge:
-        raise errors.Conflict(f"{row.round_id} is not with judge {command.judge}; take it first")
-    _require_opened(state, row, command)
-    reigning = state.graph.base(row.node_id, row.workload)
-    if (reigning.candidate_id if reigning else "") != command.against:
-        raise errors.Conflict("the champion changed while the round was judged; judge it again")
-    standing = {standing.candidate.candidate_id: standing for standing in row.standings}
-    judged = {verdict.candidate_id: verdict for verdict in command.candidates}
-    if set(judged) != set(standing):
-        raise errors.Invalid("a verdict names every candidate of its round, and no other")
-    if command.verdict not in ("promote", "keep", "void") or (
-        (command.verdict == "promote") != bool(command.promoted)
-    ):
-        raise errors.Invalid("a verdict is promote (naming whom), keep or void")
-    happened: list[events.EventData] = [_decided(row, command)]
-    if command.promoted:
-        if command.promoted not in standing:
-            raise errors.Invalid("only a candidate of the round can be promoted")
-        if state.graph.workload(row.node_id)[0] != row.workload:
-            raise errors.Conflict(f"{row.node_id} trains something else now; the round is void")
-        champion = _champion(row, command)
-        happened.append(
-            events.ChampionPromoted(
-                node_id=row.node_id, champion=champion, instead_of=command.against
-            )
-        )
-    return happened
-
-
-def is_best(against: str, best_upper: float | None) -> bool:
-    """Whether a promoted model is the best that its node ever had: the first, or one whose errors
-    surely lie below those of the best before."""
-    return not against or (best_upper is not None and best_upper < 1.0)
-
-
-def _require_opened(state: State, row: Round, command: commands.DecideRound) -> None:
-    """The secret opens the commitment; without one a withdrawn round ends, and nothing else."""
-    if not command.secret and row.index < state.rounds.withdrawn_before:
-        measured = any(one.error is not None for one in command.candidates)
-        if command.verdict != "void" or measured:
-            raise errors.Invalid(
-                f"the commitment of {row.round_id} was withdrawn: without its secret nothing can "
-                f"be measured, so its verdict is void"
-            )
-        return
-    try:
-        opened = hashlib.sha256(bytes.fromhex(command.secret)).hexdigest()
-    except ValueError as error:
-        raise errors.Invalid(f"the secret is not hex: {error}") from error
-    if opened != row.commitment:
-        raise errors.Invalid("the secret does not open the round's commitment")
-
-
-def _decided(row: Round, command: commands.DecideRound) -> events.RoundDecided:
-    return events.RoundDecided(
-        round_id=row.round_id,
-        verdict=command.verdict,  # type: ignore[arg-type]
-        secret=command.secret,
-        reasons=command.reasons,
-        candidates=command.candidates,
-        promoted=command.promoted,
-        look=row.look,
-        alpha=command.alpha,
-        cases=command.cases,
-        champion_error=command.champion_error,
-        baseline_error=command.baseline_error,
-        environment=command.environment,
-        weighed=command.weighed,
-        recommendation=command.recommendation,
-        budgets=command.budgets,
-        best_upper=command.best_upper,
-    )
-
-
-def _champion(row: Round, command: commands.DecideRound) -> Champion:
-    standing = next(s for s in row.standings if s.candidate.candidate_id == command.promoted)
-    verdict = next(v for v in command.candidates if v.candidate_id == command.promoted)
-    if verdict.error is None or command.baseline_error is None:
-        raise errors.Invalid("a promotion carries the measured errors of candidate and baseline")
-    return Champion(
-        node_id=row.node_id,
-        candidate_id=command.promoted,
-        round_id=row.round_id,
-        task_id=standing.task_id,
-        worker_id=standing.worker_id,
-        rival=standing.candidate.rival,
-        manifest=standing.candidate.manifest,
-        writer=standing.candidate.writer,
-        weights_sha256=standing.candidate.weights_sha256,
-        workload=row.workload,
-        error=verdict.error,
-        baseline_error=command.baseline_error,
-        evidence_rate=verdict.evidence_rate or 0.0,
-        below_baseline=command.below_baseline,
-        params=verdict.params,
-        bytes=verdict.bytes,
-    )

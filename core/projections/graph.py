@@ -132,14 +132,14 @@ class Graph:
         return self.gates_of(node_id)[0]
 
     def gates_of(self, node_id: str) -> tuple[Gates, bool]:
-        """As `gates`, and whether they are not the node's own."""
-        node = self.nodes.rows[node_id]
-        inherited = node.gates is None
-        while node.gates is None:
-            if node.parent_id is None:
-                return Gates(), True
-            node = self.nodes.rows[node.parent_id]
-        return node.gates, inherited
+        """As `gates`, and whether they are not the node's own. A node whose first record was lost
+        may have a round, which is judged by the defaults."""
+        node = self.nodes.get(node_id)
+        while node is not None and node.gates is None:
+            node = None if node.parent_id is None else self.nodes.rows[node.parent_id]
+        if node is None or node.gates is None:
+            return Gates(), True
+        return node.gates, node.node_id != node_id
 
     def reigning(self, node_id: str, budget: str = "") -> Champion | None:
         """The champion of a node, or of one of its budgets."""

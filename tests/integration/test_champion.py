@@ -18,11 +18,15 @@ from agent import artifacts, checkpoints
 from agent.specialists import evaluation, forms, registry
 from agent.specialists.base import Config
 from cli import main, model
-from core import chunks, commands, events, platforms
+from core import chunks, commands, events, lineage, platforms
+from core.bus import Bus
 from core.chunks_jetstream import JetStreamChunks
 from core.commands import AnyCommand
+from core.log_jetstream import JetStreamLog
 from core.projections.rounds import Round
 from core.runtime import Runtime, new_meta
+from core.values import Budget, Check, Latency, Weighed
+from gateway.records import Records
 from orchestrator import hidden
 from tests import nats_fixture, texts
 from tests.integration.test_replay_audit import (
@@ -37,11 +41,17 @@ from tests.integration.test_replay_audit import (
 
 CHECKOUT = Path(__file__).parents[2]
 NODE, RETIRED = "stats-bayesian", "opt-discrete"
+SMALL = "صغير"
+TOGETHER = "math-statistics"
+"""The node whose champion is an ensemble."""
 SECRETS = [bytes([number]) * 32 for number in range(8)]
 STAGES = 2
 """Of the judgements, where there are so many cases."""
 TOURS = Config(family="edges", sizes={"width": 4, "layers": 1})
 FILTERS = [Config(family="learned-gain", sizes={"width": width}) for width in (4, 8)]
+POSTERIORS = Config(
+    family="ensemble", members=tuple(registry.get(TOGETHER).families("reinventor")[:1] * 2)
+)
 WORDS = Config(family="gates", sizes={"width": 8, "blocks": 1})
 
 
@@ -117,6 +127,10 @@ class Builder:
             evidence_rate=measured.evidence_rate,
             params=sum(one.numel() for one in module.parameters()),
             bytes=packed.manifest.bytes,
+            gates=(
+                Check(name="latency", verdict="fail", value=1.23, bound=1.1, lower=1.2, upper=1.26),
+                Check(name="of tomorrow", verdict="undecided"),
+            ),
         )
         await self.do(commands.StartJudging(round_id=round_id, judge="j"))
         await self.do(
@@ -131,6 +145,7 @@ class Builder:
                 alpha=0.03,
                 cases=measured.count,
                 baseline_error=baseline,
+                weighed=(weighed(name),),
                 environment={"torch": str(torch.__version__)},
                 against=await self._door.read(
                     lambda state: getattr(state.graph.champions.get(node_id), "candidate_id", "")
@@ -155,6 +170,17 @@ class Builder:
         )
 
 
+def weighed(name: str) -> Weighed:
+    latency = Latency(
+        ratio=2.34, lower=2.3, upper=2.4, p50_ms=0.111, p95_ms=0.222, reference_ms=0.05,
+        spread=0.1, against=1.23,
+    )  # fmt: skip
+    return Weighed(
+        candidate_id=name, error=0.1, evidence_rate=1.0, params=1, bytes=1,
+        memory_bytes=7_654_321, latency=latency, shifted_error=0.4321, is_front=True,
+    )  # fmt: skip
+
+
 async def crown(nats: nats_fixture.Nats, folder: Path) -> dict[str, str]:
     """A node with two champions, and one whose champion's reign ended for that of a corpus."""
     await nats.apply()
@@ -168,6 +194,17 @@ async def crown(nats: nats_fixture.Nats, folder: Path) -> dict[str, str]:
         await builder.begin()
         for config in FILTERS:
             await builder.promote(NODE, NODE, config)
+            if config == FILTERS[0]:
+                builder.weights[SMALL] = builder.weights[NODE]
+                first = await door.read(lambda state: state.graph.champions.rows[NODE])
+        stated = (Budget(name=SMALL, bytes_max=10**6),)
+        await builder.do(commands.SetGates(node_id=NODE, budgets=stated))
+        chosen = lineage.measured(await records(door, control).round(first.round_id), "cand-1")
+        await builder.do(
+            commands.ChooseChampion(
+                node_id=NODE, kind="promote", champion=chosen, budget=SMALL, reason="*small*"
+            )
+        )
         await builder.promote(RETIRED, RETIRED, TOURS)
         packed = texts.packed()
         for piece in packed.pieces.values():
@@ -177,7 +214,13 @@ async def crown(nats: nats_fixture.Nats, folder: Path) -> dict[str, str]:
         await builder.do(commands.BindCorpus(node_id=RETIRED, corpus=packed.corpus))
         corpus = texts.unpack(folder / "corpus", hidden=True)
         await builder.promote(RETIRED, "text", WORDS, str(corpus))
+        await builder.promote(TOGETHER, TOGETHER, POSTERIORS)
         return builder.weights
+
+
+def records(door: Runtime, control: Bus) -> Records:
+    log = JetStreamLog(control)
+    return Records(door, log, JetStreamChunks(control))
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +236,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def exported(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exports of both nodes."""
+    """A folder with the exports of all nodes."""
     folder = tmp_path_factory.mktemp("exports")
-    for node in (NODE, RETIRED):
+    for node in (NODE, RETIRED, TOGETHER):
         assert champion("export", node, folder / node, "--data", built.data).exit_code == 0
     return folder
 
@@ -239,6 +282,40 @@ def test_a_node_without_champions_is_told_from_a_node_that_is_not_there(built: B
     assert "there is no node nope" in unknown.stderr
 
 
+# ── budgets ──
+
+
+def test_the_champion_of_a_budget_is_told_exported_and_asked(built: Built, tmp_path: Path) -> None:
+    where = ("--data", built.data, "--budget", SMALL)
+    (reign,) = told(champion("history", NODE, *where, "--json"))["lineage"]
+    assert (reign["candidate_id"], reign["by"], reign["because"]) == ("cand-1", "person", "*small*")
+    facts = told(champion("export", NODE, tmp_path / "x", *where, "--json"))
+    assert facts["weights_sha256"] == built.weights[SMALL] != built.weights[NODE]
+    card = (tmp_path / "x" / "card.md").read_text("utf-8")
+    assert f"| champion of the budget | {SMALL} |" in card
+    assert f"| بطل الميزانية | {SMALL} |" in card
+    assert "A person made it champion, not that verdict: \\*small\\*" in card
+    assert "وصار بطلًا باختيار إنسان، لا بالحكم: \\*small\\*" in card
+    example = champion("run", NODE, "--example", *where)
+    (answer,) = answers(champion("run", NODE, *where, given=example.stdout))
+    assert answer
+    none = champion("export", NODE, tmp_path / "y", "--data", built.data, "--budget", "large")
+    assert (none.exit_code, "no champion for the budget 'large'" in none.stderr) == (4, True)
+    both = champion("run", NODE, "--model", tmp_path / "x", "--budget", SMALL)
+    assert both.exit_code == main.EXIT_USAGE
+
+
+def test_a_card_tells_what_its_champion_takes_and_each_gate(exported: Path) -> None:
+    arabic, english = (exported / NODE / "card.md").read_text("utf-8").split("</div>")
+    for half in (arabic, english):
+        for fact in ("2.34 (2.3–2.4)", "0.111 · 0.222", "7,654,321", "0.4321", "1.2 – 1.26"):
+            assert fact in half, fact
+    assert "| latency | fail | 1.23 | 1.1 |" in english
+    assert "| of tomorrow | undecided | – | – |" in english
+    assert "| الزمن | لا | 1.23 | 1.1 |" in arabic
+    assert "A person" not in english
+
+
 # ── export ──
 
 
@@ -273,7 +350,7 @@ def test_an_export_holds_the_model_and_its_evidence(built: Built, tmp_path: Path
     assert fingerprint(built.data) == before
 
 
-@pytest.mark.parametrize("node", [NODE, RETIRED])
+@pytest.mark.parametrize("node", [NODE, RETIRED, TOGETHER])
 def test_the_cases_are_drawn_again_as_the_card_says(
     built: Built, exported: Path, node: str
 ) -> None:
@@ -480,3 +557,10 @@ def test_help_tells_of_the_example_and_loads_no_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", checked], cwd=CHECKOUT, check=False).returncode == 0
     )
+
+
+def test_an_ensemble_that_reigns_is_asked_like_any_champion(built: Built, exported: Path) -> None:
+    example = champion("run", TOGETHER, "--data", built.data, "--example").stdout
+    served = champion("run", TOGETHER, "--data", built.data, given=example)
+    saved = champion("run", TOGETHER, "--model", exported / TOGETHER, given=example)
+    assert answers(served) == answers(saved) != []

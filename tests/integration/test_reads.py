@@ -278,7 +278,7 @@ async def test_workers_are_listed_with_what_they_hold(stack: Stack) -> None:
     assert list(listed) == [
         *("worker_id", "hostname", "capabilities", "status", "last_seen"),
         *("via", "lane", "reason", "tasks", "rival", "step", "total_steps", "loss"),
-        *("samples_per_second", "utilisation", "memory_bytes", "unfit", "pause"),
+        *("samples_per_second", "utilisation", "memory_bytes", "paused_seconds", "unfit", "pause"),
         *("price_per_hour", "claims"),
     ]
     assert (await stack.get(f"/workers/{quoted('عامل ١')}")).json["worker"] == listed

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from agent import checkpoints
-from agent.executors import device, distilling, jobs, merging, methods, training
+from agent.executors import device, distilling, jobs, merging, methods, pace, training
 from agent.specialists import ensembles, evaluation, forms, registry
 from agent.specialists.base import Batch, Config
 from core import errors
@@ -92,6 +92,21 @@ def test_a_student_that_is_cut_goes_on_to_the_same_weights(champion: str, tmp_pa
     resumed = finished(job(tmp_path / "cut", resume=True, **more))
     assert resumed.resumed_from == 5
     assert resumed.weights_sha256 == unbroken.weights_sha256
+
+
+def test_a_students_steps_are_counted_by_taught_and_untaught_ones_alike(
+    champion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_step_seconds", pace.Times())
+    seconds = iter([0.01, 0.03])  # without its teacher, and with it
+    monkeypatch.setattr(pace, "time_steps", lambda *_: next(seconds))
+    told: list[jobs.Report] = []
+    asked = job(
+        tmp_path, role="reinventor", method="distill", parents=[champion], steps=0, budget_seconds=9
+    )
+    training.run(asked, told.append, lambda: jobs.Stop(number=0, save=False))
+    (started,) = [one for one in told if isinstance(one, jobs.Started)]
+    assert 9 / 0.03 < started.total_steps <= 9 / 0.02
 
 
 def test_a_lesson_is_half_the_teachers_at_first_and_the_truth_alone_from_the_middle_on(

@@ -3,10 +3,11 @@
 import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import busy, harness, history, specialists
+from benchmarks import busy, harness, history, merging, specialists
 from benchmarks.__main__ import NAMES, main
 from benchmarks.harness import Figure, Goal, Ratio, Section
 from core import audit, specializations
@@ -114,7 +115,8 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are() -> None:
     assert ran.exit_code == 2
     assert (
         "there is no benchmark htp; there are http, append, offer, rebuild, snapshot, busy, "
-        "death, artifacts, specialists, judgement, improvement, telemetry" in ran.output
+        "death, artifacts, specialists, judgement, merging, improvement, latency, telemetry"
+        in ran.output
     )
 
 
@@ -231,3 +233,38 @@ def test_every_seeded_node_has_its_rows() -> None:
     assert {row.node_id for row in specialists.ROWS} == {
         seed.node_id for seed in specializations.SEEDS
     }
+
+
+def measured(*errors: float, size: int = 1, ms: float = 1.0) -> merging.Measured:
+    return merging.Measured(merging.Stored(Path(), size, size), np.array(errors), ms)
+
+
+def test_models_are_compared_by_their_ratios_on_the_same_cases_and_by_means_where_most_are_0() -> (
+    None
+):
+    opponent = np.array([1.0, 2.0, 4.0, 8.0])
+    half = merging.compared(opponent / 2, opponent)
+    assert half == pytest.approx((0.5, 0.5, 0.5))
+    near = merging.compared(opponent * np.array([0.5, 0.6, 0.4, 0.5]), opponent)
+    assert near.lower < near.ratio < near.upper < 1
+    rare = np.array([0.0, 0.0, 0.0, 4.0])
+    assert merging.compared(rare / 2, rare).ratio == pytest.approx(0.5)
+
+
+def test_the_front_is_of_error_bytes_and_time_and_knows_no_control() -> None:
+    found = {
+        "evolver": measured(0.2, size=9),
+        "reinventor": measured(0.4, size=2),
+        "student": measured(0.3, size=2),
+        "ensemble": measured(0.2, size=9, ms=2.0),
+        merging.CONTROL: measured(0.1, size=1, ms=0.1),
+    }
+    front = [name for name in found if merging.is_on_front(name, found)]
+    assert front == ["evolver", "student", merging.CONTROL]
+
+
+def test_a_merge_beats_both_rivals_only_surely_and_on_average() -> None:
+    rivals = {"evolver": measured(2.0, 2.0, 2.0), "reinventor": measured(4.0, 4.1, 4.2)}
+    for errors, beats in (((1.0, 1.1, 1.2), True), ((1.0, 2.2, 2.9), False), ((3.0,) * 3, False)):
+        found = {**rivals, "student": measured(*errors)}
+        assert merging.surely_below_both("student", found) == beats

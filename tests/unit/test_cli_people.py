@@ -693,6 +693,43 @@ def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     assert told == {**CHAMPION, "budgets": [], "waits": None}
 
 
+def test_who_reigns_is_shown_although_the_last_round_cannot_be(stub: Stub) -> None:
+    last = {"round_id": "round-9", "status": "decided", "verdict": "trade-off"}
+    fast = {"name": "fast", "latency_max": 2.0, "bytes_max": None, "champion": None, "lineage": []}
+    stub.says("GET", "/nodes/n1", {"node": NODE | {"rounds": [last], "budgets": [fast]}})
+    shown = _run(stub, "champion", "show", "n1")
+    assert (shown.exit_code, "cand-1" in shown.stdout, "≤ 2 ×" in shown.stdout) == (0, True, True)
+    assert "whether round-9 waits for you is not known" in shown.stderr
+    asks = {
+        "round_id": "round-9",
+        "decided_at": "2999-01-01T00:00:00Z",
+        "recommendation": {
+            "action": "ask",
+            "candidate_id": "cand-7",
+            "reasons": {"en": "slower", "ar": "أبطأ"},
+        },
+    }
+    stub.says("GET", "/rounds/round-9", {"round": asks})
+    shown = _run(stub, "champion", "show", "n1")
+    assert ("cand-7 in round-9" in shown.stdout, "أبطأ" in shown.stdout) == (True, True)
+    assert "champion promote n1 cand-7" in shown.stderr
+    of_budget = _run(stub, "champion", "history", "n1", "--budget", "fats")
+    assert (of_budget.exit_code, "did you mean fast?" in of_budget.stderr) == (4, True)
+
+
+def test_a_choice_is_sent_once_under_a_key_and_said_in_a_line(stub: Stub) -> None:
+    chosen = {"node_id": "n1", "budget": "fast", "champion": CHAMPION}
+    stub.says("POST", "/nodes/n1/champion/promote", {"status": "ok", "chosen": chosen})
+    stub.break_off = 1
+    said = _run(
+        stub, "champion", "promote", "n1", "cand-1", "--budget", "fast", "--reason", "لماذا"
+    )
+    assert said.stdout == "cand-1 reigns over the budget fast of n1\n"
+    (first, second) = [(body, headers["idempotency-key"]) for *_, body, headers in stub.asked]
+    assert first == second
+    assert first[0] == {"candidate_id": "cand-1", "budget": "fast", "reason": "لماذا"}
+
+
 def test_the_history_of_a_node_is_told_for_people_and_for_programs(stub: Stub) -> None:
     reigns = [
         {

@@ -80,11 +80,18 @@ class Shelf:
             await self.store.put(WRITER, piece)
         return await self.store.put(chunks.DESK, edit(packed.manifest).encode())
 
-    def judged(self, *candidates: events.Candidate, **more: object) -> wire.Verdict:
+    def judged(
+        self,
+        *candidates: events.Candidate,
+        timing: trial.Timing = trial.untimed,
+        **more: object,
+    ) -> wire.Verdict:
         """The verdict on a round of these candidates."""
-        return asyncio.run(
-            judge.judge_round(brief(*candidates, **more), self.store, SECRET, "j", Path())
+        told = brief(*candidates, **more)
+        asked = judge.judge_round(
+            told, self.store, SECRET, "j", Path(), models.go_on_always, timing
         )
+        return asyncio.run(asked)
 
 
 def brief(*candidates: events.Candidate, **more: object) -> wire.RoundBrief:
@@ -153,6 +160,17 @@ def assert_refused(verdict: wire.Verdict, *words: str) -> None:
     for word in words:
         assert word in refused.reasons.en
     assert any("\u0600" <= letter <= "\u06ff" for letter in refused.reasons.ar)
+
+
+def test_an_ensemble_is_judged_like_any_model(
+    shelf: Shelf, fresh: torch.nn.Module, better: torch.nn.Module
+) -> None:
+    config = base.Config(family="ensemble", members=(SMALL, SMALL))
+    together = BAYES.ensemble([better, trained(250, seed=2)])
+    champion, candidate = shelf.put(fresh), shelf.put(together, config)
+    verdict = shelf.judged(candidate, champion=reigning(champion), look=2)
+    assert verdict.promoted == candidate.candidate_id
+    assert only(verdict).params == sum(weight.numel() for weight in together.parameters())
 
 
 def test_a_candidate_better_than_the_champion_is_promoted(
@@ -226,7 +244,7 @@ def test_a_champion_that_answers_a_case_with_nonsense_later_is_no_opponent_for_a
 ) -> None:
     said = {
         0: iter([np.ones(5), np.array([1.0, np.nan, 1.0])]),
-        1: iter([np.ones(5), np.ones(3)]),
+        1: iter([np.full(5, 0.5), np.full(3, 0.5)]),
     }
     monkeypatch.setattr(models, "errors_of", lambda _, model, *__: next(said[model.bytes]))
     known = {"king": models.Model(better, 0, 0), "rival": models.Model(better, 0, 1)}

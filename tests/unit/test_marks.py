@@ -7,6 +7,7 @@ from core.marks import FOR_EVER, Mark, Marks
 from tests import texts
 from tests.build import World
 from tests.unit.test_audit import (
+    NODE,
     WHOLE,
     checkpoint,
     claimed,
@@ -14,6 +15,7 @@ from tests.unit.test_audit import (
     records,
     with_token,
 )
+from tests.unit.test_audit_champions import HISTORY, SMALL
 
 
 def marks_of(log: list[Record]) -> Marks:
@@ -118,3 +120,16 @@ def test_a_corpus_stays_also_when_its_node_trains_something_else() -> None:
         auditor.take(record)
     assert needed(marks_of(log)) == {corpus.manifest, corpus.hidden}
     assert {one.digest for one in auditor.named()} == {corpus.manifest, corpus.hidden}
+
+
+def test_who_reigns_is_known_for_a_node_and_for_each_budget_and_all_of_them_are_needed() -> None:
+    log, marks, auditor = records(HISTORY), Marks(), audit.Auditor()
+    reigning = []
+    for record in log:
+        marks.take(record)
+        auditor.take(record)
+        assert needed(marks) == {one.digest for one in auditor.named()}, record.seq
+        reigning.append((dict(marks.champions), dict(marks.of_budgets)))
+    node, budget = {NODE: "t1-e"}, {(NODE, SMALL.name): "t2-e"}
+    assert (node, budget) in reigning
+    assert reigning[-1] == (node, {})

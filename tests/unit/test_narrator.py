@@ -7,6 +7,7 @@ import pytest
 from core import commands, events
 from core.events import CandidateVerdict, Reasons
 from core.projections.state import State
+from core.values import Budget, Gates, Recommendation
 from gateway import narrator
 from tests.build import World
 
@@ -170,3 +171,47 @@ def test_a_completion_over_http_names_its_node_and_its_loss(metrics: bytes, told
     world.do(commands.CompleteTask(task_id="t1", worker_id="w", metrics=metrics))
     line = narrator.narrate(world.stored[-1], world.state)
     assert line.partition("  ")[2] == f"w delivered opt-convex{told}"
+
+
+def _told(data: events.EventData) -> str:
+    event = events.Event(1, 1, "i", "b", "c", "c", data)
+    return narrator.narrate(event, World().seeded().state).partition("  ")[2]
+
+
+def _champion() -> events.Champion:
+    return events.Champion(
+        node_id="n", candidate_id="cand-1", round_id="r", task_id="t", worker_id="a",
+        rival="evolver", manifest="m", writer="a", weights_sha256="w",
+        workload=events.Workload(specialist="root-math"), error=0.25, baseline_error=0.5,
+        evidence_rate=1.0, below_baseline=False, params=1, bytes=1,
+    )  # fmt: skip
+
+
+def test_what_people_decide_about_champions_is_told_in_a_line_each() -> None:
+    chosen = events.ChampionChosen(
+        node_id="n", kind="promote", champion=_champion(), budget="fast", reason="why so"
+    )
+    assert _told(chosen) == "n: a person lets cand-1 reign for the budget fast · why so"
+    back = events.ChampionChosen(node_id="n", kind="rollback", champion=_champion())
+    assert _told(back) == "n: a person rolled back: cand-1 reigns again"
+    promoted = events.ChampionPromoted(node_id="n", champion=_champion(), budget="fast")
+    assert _told(promoted).startswith("judge: first champion of n for the budget fast · evolver")
+    retired = events.ChampionRetired(node_id="n", candidate_id="c", reason="gone", budget="fast")
+    assert _told(retired) == "n: its champion for the budget fast retired (gone)"
+    gates = Gates(budgets=(Budget(name="fast", latency_max=2.0), Budget(name="b", bytes_max=1)))
+    told = _told(events.GatesChanged(node_id="n", gates=gates))
+    assert told == "n is judged by other gates from now on, for the budgets fast, b"
+    assert "its ancestor's gates" in _told(events.GatesChanged(node_id="n"))
+
+
+def test_a_round_that_asks_a_person_tells_them_how_to_answer() -> None:
+    asks = Recommendation(
+        action="ask", candidate_id="cand-1", reasons=Reasons(en="Slower, and better. More.", ar="أ")
+    )
+    decided = events.RoundDecided(
+        round_id="r", verdict="trade-off", secret="", reasons=REASONS, candidates=[],
+        recommendation=asks,
+    )  # fmt: skip
+    assert _told(decided) == (
+        "judge: r, trade-off, asks you · Slower, and better · `aghsan champion promote r cand-1`"
+    )

@@ -16,16 +16,19 @@ from core import chunks, commands, errors, events, wire
 from core.log import Message
 from core.log_memory import MemoryLog
 from core.projections.rounds import Round
+from core.values import Budget, Check
 from orchestrator import bounds, comparison, contest, figures, judge, keys, models, rejudge, trial
 from orchestrator.comparison import Outcome
 from orchestrator.figures import Recorded
 from tests.build import World
-from tests.unit.test_judge import Shelf, trained
+from tests.unit.test_judge import NODE, Shelf, trained
+from tests.unit.test_trial import times
 
 torch.set_num_threads(1)
 KEY = b"k" * keys.KEY_BYTES
 SECRETS = [keys.secret_of(KEY, index) for index in range(4)]
 WRITER = "a1"
+ANY, SMALL = Budget(name="any", latency_max=9.0), Budget(name="small", bytes_max=10)
 
 
 class Court:
@@ -35,6 +38,7 @@ class Court:
         self.shelf = Shelf(folder)
         self.store = self.shelf.store
         self.world = World().seeded()
+        self.world.do(commands.SetGates(node_id=NODE, budgets=(ANY, SMALL)))
         commitments = [keys.commitment_to(secret) for secret in SECRETS]
         self.world.do(commands.DepositCommitments(judge="j", first=0, commitments=commitments))
         self.session = self.world.agent(WRITER)
@@ -61,7 +65,9 @@ class Court:
         row = self.world.state.rounds.table.rows[round_id]
         assert isinstance(row, Round)
         brief, secret = wire.brief_of(row), SECRETS[row.index]
-        verdict = asyncio.run(judge.judge_round(brief, self.store, secret, "j", Path()))
+        go_on, timing = models.go_on_always, times({})
+        asked = judge.judge_round(brief, self.store, secret, "j", Path(), go_on, timing)
+        verdict = asyncio.run(asked)
         fields = {one: getattr(verdict, one) for one in verdict.__struct_fields__}
         self.world.do(commands.DecideRound(**fields))
         return round_id
@@ -91,7 +97,9 @@ class Court:
         """What judging it again finds."""
         recorded = self.recorded(round_id)
         brief, secret = wire.brief_of(recorded.row), bytes.fromhex(recorded.decided.secret)
-        return trial.trace(brief, asyncio.run(models.gather(brief, self.store)), secret, "j")
+        stored = asyncio.run(models.gather(brief, self.store))
+        timing = trial.as_recorded(recorded.decided.weighed)
+        return trial.trace(brief, stored, secret, "j", timing=timing)
 
 
 def _round_of(data: events.EventData) -> str:
@@ -100,20 +108,23 @@ def _round_of(data: events.EventData) -> str:
 
 
 class Judged(NamedTuple):
-    """A court, its first round (promoted over the trivial), and its second (rejected)."""
+    """A court, its first round (promoted over the trivial), and its second (rejected); both have
+    budgets, the first of which is won in the first round."""
 
     court: Court
     first: str
     second: str
     trace: trial.Trace
     """Of the first."""
+    again: trial.Trace
+    """Of the second."""
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     court = Court(tmp_path_factory.mktemp("court"))
     first, second = court.judged(5, 120), court.judged(40, 60)
-    return Judged(court, first, second, court.trace(first))
+    return Judged(court, first, second, court.trace(first), court.trace(second))
 
 
 def decided(**changes: Any) -> Callable[[events.EventData], events.EventData]:
@@ -132,6 +143,38 @@ def one_of(place: int, **changes: Any) -> Callable[[events.EventData], events.Ev
         return [_changed(one, changes) if at == place else one for at, one in enumerate(candidates)]
 
     return decided(candidates=alter)
+
+
+def checked(place: int, name: str, **changes: Any) -> Callable[[events.EventData], Any]:
+    """An alteration of one gate's figures."""
+
+    def alter(gates: tuple[Check, ...]) -> tuple[Check, ...]:
+        return tuple(_changed(one, changes) if one.name == name else one for one in gates)
+
+    return one_of(place, gates=alter)
+
+
+def on_scales(place: int, **changes: Any) -> Callable[[events.EventData], Any]:
+    """An alteration of what was weighed."""
+
+    def alter(told: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_changed(one, changes) if at == place else one for at, one in enumerate(told))
+
+    return decided(weighed=alter)
+
+
+def for_budget(place: int, **changes: Any) -> Callable[[events.EventData], Any]:
+    """An alteration of what is said of a budget."""
+
+    def alter(told: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_changed(one, changes) if at == place else one for at, one in enumerate(told))
+
+    return decided(budgets=alter)
+
+
+def advice(**changes: Any) -> Callable[[events.EventData], Any]:
+    """An alteration of the recommendation."""
+    return decided(recommendation=lambda told: _changed(told, changes))
 
 
 def promotion(**changes: Any) -> Callable[[events.EventData], events.EventData]:
@@ -230,6 +273,75 @@ def test_a_figure_that_is_recorded_otherwise_is_found(
     assert found(outcome)[0] == (name, what)
 
 
+@pytest.mark.parametrize(
+    ("alter", "place", "what"),
+    [
+        (checked(PICKED, "error", upper=a_bit), PICKED, "error: upper"),
+        (checked(PICKED, "evidence", value=a_bit), PICKED, "evidence: value"),
+        (checked(PICKED, "size", verdict="fail"), PICKED, "size: verdict"),
+        (checked(PICKED, "memory", bound=9.0), PICKED, "memory: bound"),
+        (one_of(PICKED, gates=()), PICKED, "error: verdict"),
+        (on_scales(0, error=a_bit), 0, "weighed: error"),
+        (on_scales(0, memory_bytes=more), 0, "weighed: memory bytes"),
+        (on_scales(0, shifted_error=a_bit), 0, "weighed: shifted error"),
+        (on_scales(0, is_front=lambda told: not told), 0, "weighed: is front"),
+        (decided(weighed=lambda told: told[1:]), 0, "weighed: error"),
+        (for_budget(0, error=0.5), None, "budget any: error"),
+        (for_budget(0, promoted="cand-9"), None, "budget any: promoted"),
+        (for_budget(1, reasons=WORDS), None, "budget small: reasons, en"),
+        (decided(budgets=()), None, "budget any: against"),
+        (advice(action="promote"), None, "recommendation: action"),
+        (advice(reasons=WORDS), None, "recommendation: reasons, en"),
+        (decided(recommendation=None), None, "recommendation: action"),
+        (decided(best_upper=a_bit), None, "best ever's bound"),
+    ],
+)
+def test_a_figure_of_the_scales_or_of_a_gate_that_is_recorded_otherwise_is_found(
+    judged: Judged,
+    alter: Callable[[events.EventData], events.EventData],
+    place: int | None,
+    what: str,
+) -> None:
+    honest = judged.court.recorded(judged.second).decided
+    picked = [one.verdict for one in honest.candidates].index("reject")
+    names = [one.candidate_id for one in honest.candidates]
+    if place == PICKED:
+        alter = swapped_places(alter, picked)
+    recorded = judged.court.recorded(judged.second, alter)
+    outcome = comparison.compare(recorded, judged.again, {})
+    name = "" if place is None else names[picked] if place == PICKED else names[0]
+    assert outcome.outcome == "differs"
+    assert found(outcome)[0] == (name, what)
+
+
+def swapped_places(
+    alter: Callable[[events.EventData], events.EventData], picked: int
+) -> Callable[[events.EventData], events.EventData]:
+    """The same alteration of the picked one, wherever it stands."""
+
+    def altered(data: events.EventData) -> events.EventData:
+        if not isinstance(data, events.RoundDecided):
+            return data
+        order = [data.candidates[1 - picked], data.candidates[picked]]
+        changed = alter(msgspec.structs.replace(data, candidates=order))
+        assert isinstance(changed, events.RoundDecided)
+        back = [changed.candidates[1 - picked], changed.candidates[picked]]
+        return msgspec.structs.replace(changed, candidates=back)
+
+    return altered
+
+
+def test_timings_are_taken_as_they_are_recorded(judged: Judged) -> None:
+    """Slower ones veto, and so would have to be told otherwise, not be measured otherwise."""
+
+    def slower(told: Any) -> Any:
+        return _changed(told, {"ratio": 2.0})
+
+    recorded = judged.court.recorded(judged.second, on_scales(0, latency=slower))
+    outcome = judged.court.again(recorded)
+    assert not [one for one in outcome.differences if "latency" in one.what]
+
+
 def test_whom_a_verdict_promoted_instead_of_another_is_found(judged: Judged) -> None:
     honest = judged.court.recorded(judged.first).decided
     other = honest.candidates[OUTRANKED].candidate_id
@@ -303,9 +415,9 @@ def near_the_limit(trace: trial.Trace, under: float) -> trial.Trace:
     opponent = np.linspace(0.5, 1.5, bounds.CASES_MIN)
     own = opponent * 0.99 * (1 - under)
     stage = bounds.Stage(0, len(own), bounds.CASES_MAX)
-    (asked,) = trace.contests
+    asked, *others = trace.contests
     met = contest.Meeting(stage, own, opponent)
-    return trace._replace(contests=[dataclasses.replace(asked, meetings=[met])])
+    return trace._replace(contests=[dataclasses.replace(asked, meetings=[met]), *others])
 
 
 def kept(data: events.EventData) -> events.EventData:

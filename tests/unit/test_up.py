@@ -371,3 +371,30 @@ def test_a_ready_file_that_finds_no_room_is_written_when_there_is_some(
     supervisor._step(0.0)
     assert '"http": "http://x"' in ready.read_text()
     assert said.getvalue().count("cannot be written yet") == 1
+
+
+@pytest.mark.parametrize("no_quiet", [False, True])
+def test_judge_and_agents_agree_on_a_folder_for_quiet_unless_there_is_to_be_none(
+    tmp_path: Path, no_quiet: bool
+) -> None:
+    asked = up.Settings(
+        data=tmp_path,
+        host="127.0.0.1",
+        port=0,
+        agents=2,
+        train_sec=30.0,
+        min_queue=1,
+        worker_timeout_sec=90.0,
+        http_lease_sec=1800.0,
+        no_sweep=False,
+        sweep_after_hours=24.0,
+        quota_gib=0.0,
+        worker_quota_gib=0.0,
+        new_judge_key=False,
+        no_quiet=no_quiet,
+        price_per_hour=None,
+    )
+    lines = (up._judge_line("nats://n", asked, ""), up._agent_line("agent-1", "http://h", asked))
+    given = [line[line.index("--quiet-folder") + 1 :][:1] for line in lines if not no_quiet]
+    assert given == ([] if no_quiet else [[str(tmp_path / "quiet")]] * 2)
+    assert any("--quiet-folder" in line for line in lines) is not no_quiet
