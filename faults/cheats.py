@@ -16,6 +16,7 @@ import torch
 from agent import artifacts, tensors
 from agent.link import Link
 from agent.machine import Machine
+from agent.specialists import base, registry
 from core import bus, chunks, errors, wire
 from core.chunks_jetstream import JetStreamChunks
 from core.events import CandidateVerdict, Reasons, Token
@@ -23,7 +24,7 @@ from faults import forging, harness, parts
 from faults.forging import Forged
 from faults.harness import Delivered, Run, Told, Verdict
 from faults.load import Load
-from orchestrator import judge
+from orchestrator import models
 
 NAME = "cheats"
 PARENT = "math-statistics"
@@ -32,8 +33,9 @@ BEAT_SECONDS = 1.0
 DECIDED_SECONDS_MAX = 120.0
 ASKED_SECONDS_MAX = 3.0
 """Of a subject that nobody answers, since whoever asks may not."""
-SLOW_FROM = 1.25
-"""Denormal numbers that cost less than this much more are no cheat on this processor."""
+SLOW_FROM = 2.5
+"""Where denormal numbers cost less than so many times as much they are no cheat: at most 1.1 times 2
+is allowed a model of lower error. Some processors take no longer over them at all."""
 LEARNED = 48
 """Cases that a model is taught by heart."""
 WELL, BARELY = 1_000, 40
@@ -98,12 +100,12 @@ class Hand:
         """Its files in the artifact store, as a candidate of an evolver or a reinventor."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / judge.WEIGHTS_FILE).write_bytes(forged.weights)
-            (folder / judge.CONFIG_FILE).write_bytes(forged.config)
+            (folder / models.WEIGHTS_FILE).write_bytes(forged.weights)
+            (folder / models.CONFIG_FILE).write_bytes(forged.config)
             packed = artifacts.pack(folder, "candidate", self.link.token)
             manifest = await self.link.upload(token, packed.manifest, packed.pieces)
             try:
-                digest = tensors.weights_sha256_of_file(folder / judge.WEIGHTS_FILE)
+                digest = tensors.weights_sha256_of_file(folder / models.WEIGHTS_FILE)
             except errors.ArtifactError:  # no weights at all: any digest will do
                 digest = hashlib.sha256(forged.weights).hexdigest()
         return wire.BroughtCandidate(
@@ -207,7 +209,7 @@ class Outcome(NamedTuple):
     reason: str
 
 
-async def model(config: forging.base.Config, steps: int, node_id: str, seed: int = 0) -> Forged:
+async def model(config: base.Config, steps: int, node_id: str, seed: int = 0) -> Forged:
     """Trained as agents do, and measured on the node's validation cases."""
 
     def make() -> Forged:
@@ -218,7 +220,7 @@ async def model(config: forging.base.Config, steps: int, node_id: str, seed: int
     return await asyncio.to_thread(make)
 
 
-async def tuned(config: forging.base.Config, steps: int, cases: forging.base.Cases) -> Forged:
+async def tuned(config: base.Config, steps: int, cases: base.Cases) -> Forged:
     """Trained on these cases and no others, and measured on them."""
     few = {name: each[:LEARNED] for name, each in cases.items()}
 
@@ -308,7 +310,7 @@ class Harmless(Exception):
 
 def _slower(module: torch.nn.Module, usual: torch.nn.Module) -> float:
     """How much longer an answer takes: 20 % quantiles, in turns."""
-    probe = forging.registry.get(forging.SPECIALIST).probe()
+    probe = registry.get(forging.SPECIALIST).probe()
     taken: dict[torch.nn.Module, list[float]] = {module: [], usual: []}
     for _ in range(300):
         for one, times in taken.items():
@@ -332,7 +334,7 @@ async def replayed(scene: Scene, held: Held, _: Path) -> None:
 async def copied(scene: Scene, held: Held, _: Path) -> None:
     """The files of a champion that was, as one's own."""
     former = await _former(scene, held.node_id)
-    files = await judge.fetch(scene.store, former["manifest"])
+    files = await models.fetch(scene.store, former["manifest"])
     forged = Forged(files.weights, files.config, {"loss": 0.0, "evidence_rate": 1.0})
     await scene.bring(scene.cheat, held.cheat, forged)
 
@@ -407,9 +409,7 @@ class Case(NamedTuple):
 
     cheat: Cheat
     champions: int = 0
-    needs_costs: bool = False
-    """Only a judge that weighs costs sees through it."""
-    honest: forging.base.Config = forging.SMALL
+    honest: base.Config = forging.SMALL
 
     @property
     def name(self) -> str:
@@ -427,8 +427,8 @@ CASES = (
     Case(of_an_old_seed, champions=2),
     Case(replayed, champions=2),
     Case(copied, champions=2),
-    Case(huge, champions=1, needs_costs=True, honest=forging.sets(8)),
-    Case(slow, champions=1, needs_costs=True, honest=forging.sets(8)),
+    Case(huge, champions=1, honest=forging.sets(8)),
+    Case(slow, champions=1, honest=forging.sets(8)),
 )
 QUICK = 4
 CHAMPIONS = ((forging.sets(64), BARELY), (forging.SMALL, BARELY * 4))
@@ -456,8 +456,6 @@ async def attempt(scene: Scene, case: Case, folder: Path, verdict: Verdict) -> N
     print(f"{NAME}: {case.name}: {doc}\n  {outcome.stopped}: {outcome.reason}", flush=True)
     if harmless:
         verdict.notes.append(f"{case.name}: no cheat here, since {harmless}")
-    elif case.needs_costs and not _weighs(row):
-        verdict.notes.append(f"{case.name}: not tried, since the judge weighs no costs")
     else:
         verdict.wrong += [f"{case.name}: {words}" for words in _wrong(row, outcome)]
     if (folder / "unpickled").exists():
@@ -478,13 +476,6 @@ def _outcome(row: dict[str, Any], refusal: str) -> Outcome:
     if cheat is None:
         return Outcome("not in the round", "")
     return Outcome(f"judged ({cheat['verdict']})", cheat["reasons"]["en"])
-
-
-def _weighs(row: dict[str, Any]) -> bool:
-    """Whether the judge of a round looked at what models cost."""
-    return any(
-        gate["name"] == "latency" for one in row["candidates"] for gate in one.get("gates") or ()
-    )
 
 
 def _wrong(row: dict[str, Any], outcome: Outcome) -> list[str]:

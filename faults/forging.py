@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from agent.specialists import base, evaluation, registry
-from orchestrator import judge
+from orchestrator import hidden
 
 SPECIALIST = "math-statistics"
 OTHER = "stats-bayesian"
@@ -129,7 +129,7 @@ def pickled(good: Forged, marker: str) -> Forged:
 
 def old_cases(secret: bytes, node_id: str, round_id: str) -> base.Cases:
     """The hidden cases that a revealed secret tells of its round."""
-    return judge.rank_cases(registry.get(SPECIALIST), secret, node_id, round_id)
+    return hidden.rank_cases(registry.get(SPECIALIST), secret, node_id, round_id)
 
 
 def validation(node_id: str) -> base.Cases:
