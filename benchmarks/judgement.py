@@ -6,6 +6,8 @@ do; one of them scaled is a better model with the same noise.
 """
 
 import concurrent.futures
+import contextlib
+import functools
 import hashlib
 import math
 import multiprocessing
@@ -21,11 +23,11 @@ import torch
 from agent import checkpoints, tensors
 from agent.executors import jobs, training
 from agent.specialists import base, registry, seeds
-from benchmarks import specialists
+from benchmarks import cheaper, specialists
 from benchmarks.harness import Figure, Goal, Ratio, Run, Section, Size
 from core import events, wire
 from core.projections import rounds
-from orchestrator import bounds, gate, keys, models, trial
+from orchestrator import bounds, gate, keys, latency, models, trial
 
 STEPS_SHARE = 0.25
 LONGER = 1.6
@@ -44,6 +46,8 @@ HEADS = (
     *("node", "method", "false singles", "false sequences", "upper bounds"),
     *(f"power at {factor:g}" for factor in FACTORS),
     *("cases taken", "a real pair: ratio", "promoted", "scaled alike", "the same again"),
+    *("cheaper at the margin", "its sequences", "upper bounds", "equal and cheaper"),
+    *("chains: links", "error", "beyond"),
 )
 NOTES = """
 - Equal: the recorded errors of the two models, swapped case by case with chance 1/2 and drawn anew,
@@ -57,6 +61,14 @@ NOTES = """
 - A real pair: the same family trained {longer} times as long against the shorter training; the
   ratio as the gate compares them, how often it is promoted, and how often equal models are that
   are scaled by that ratio.
+- Cheaper at the margin: a candidate of half the size whose errors are those of the other model
+  times the margin, 1.02 (of errors that are 0 or 1: so many more wrong answers as evidence may be
+  lost, one in a hundred); the share that is promoted, singly and in sequences. Equal and cheaper:
+  the share promoted of candidates that answer as the champion does, but for a tenth of the cases.
+- Chains: {looks} looks at candidates of half the size, each with {step:g} times the error of the
+  champion of its moment and a tenth of the cases answered otherwise; who is promoted is the next
+  champion. How many were at most, how far the error came at most, in times of the first one's, and
+  in how many chains that was more than the margin has it.
 - Hidden cases and both models' answers take at most {seconds:.0f} s for {cases:,} cases.
 """
 
@@ -92,6 +104,15 @@ class Found(NamedTuple):
     promoted: float
     alike: float
     again: int
+    cheaper: cheaper.Cheaper
+    tries: tuple[int, int]
+    """Judgements, and sequences."""
+
+    def upper(self, name: str) -> float:
+        """What the rate of false promotions as cheaper surely does not exceed."""
+        singles, sequences = self.tries
+        hits = {"singles": self.cheaper.singles, "sequences": self.cheaper.sequences}[name]
+        return upper_rate(hits, singles if name == "singles" else sequences)
 
 
 def measure(run: Run) -> Section:
@@ -118,6 +139,21 @@ def measure(run: Run) -> Section:
                 values=[one.sequences_upper for _, one in found],
                 goal=FALSE_GOAL,
             ),
+            Ratio(
+                what="worse models promoted as cheaper, of judgements, upper bound",
+                values=[one.upper("singles") for _, one in found],
+                goal=FALSE_GOAL,
+            ),
+            Ratio(
+                what="the same, of sequences of looks",
+                values=[one.upper("sequences") for _, one in found],
+                goal=FALSE_GOAL,
+            ),
+            Ratio(
+                what="chains of cheaper models that went beyond the margin",
+                values=[beyond(one.cheaper) for _, one in found],
+                goal=FALSE_GOAL,
+            ),
             *(
                 Ratio(
                     what=f"models of {factor:g} times the error promoted",
@@ -137,6 +173,7 @@ def measure(run: Run) -> Section:
         notes=NOTES.format(
             looks=run.size(LOOKS),
             longer=LONGER,
+            step=cheaper.STEP,
             cases=run.size(CASES),
             seconds=max(seconds for seconds, _ in found),
         ),
@@ -225,7 +262,9 @@ def _promotes_itself(node_id: str, folder: Path, number: int) -> bool:
         champion=champion,
         candidates=[wire.Brought(candidate=candidate, task_id="bench", worker_id="bench")],
     )
-    verdict = trial.measure(brief, {"again": files, "champion": files}, secret, "bench")
+    stored = {"again": files, "champion": files}
+    timing = functools.partial(latency.measure, quiet=contextlib.nullcontext)
+    verdict = trial.measure(brief, stored, secret, "bench", timing=timing)
     assert verdict.verdict != "void", verdict.reasons.en
     return bool(verdict.promoted)
 
@@ -260,7 +299,21 @@ def judged(recorded: Recorded, run: Run) -> Found:
         promoted=real,
         alike=trials.power(ratio, tries)[0],
         again=recorded.again,
+        cheaper=cheaper.measure(
+            recorded.twins,
+            recorded.tolerance,
+            np.random.default_rng(2),
+            singles,
+            sequences,
+            run.size(LOOKS),
+        ),
+        tries=(singles, sequences),
     )
+
+
+def beyond(found: cheaper.Cheaper) -> float:
+    """The share of chains that came further than the margin has it."""
+    return sum(one.is_beyond for one in found.chains) / len(found.chains)
 
 
 class _Trials:
@@ -356,4 +409,11 @@ def _cells(one: Found) -> list[str]:
         f"{one.promoted:.3f}",
         f"{one.alike:.3f}",
         f"{one.again}",
+        f"{one.cheaper.singles / one.tries[0]:.4f}",
+        f"{one.cheaper.sequences / one.tries[1]:.4f}",
+        f"{one.upper('singles'):.4f}, {one.upper('sequences'):.4f}",
+        f"{one.cheaper.power:.3f}",
+        f"{max(each.links for each in one.cheaper.chains)}",
+        f"{max(each.error for each in one.cheaper.chains):.4f}",
+        f"{beyond(one.cheaper):.3f}",
     ]

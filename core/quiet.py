@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from core import platforms
+
 log = logging.getLogger(__name__)
 
 SECONDS_MAX = 3.0
@@ -153,7 +155,7 @@ def _write(path: Path, text: str) -> None:
     """So that nobody reads half of it; nothing of it needs to outlive the machine."""
     written = path.with_suffix(".tmp")
     written.write_text(text)
-    os.replace(written, path)
+    platforms.replace(written, path)
 
 
 def _read(path: Path) -> str:

@@ -100,8 +100,9 @@ def _moments(values: Floats) -> tuple[float, float, float]:
     """Mean, its standard error, and the skewness of the values."""
     mean = float(values.mean())
     away = values - mean
-    variance = float(np.mean(away**2))
+    squares = away * away
+    variance = float(np.mean(squares))
     if len(values) < 2 or not variance:
         return mean, 0.0, 0.0
-    skewness = float(np.mean(away**3)) / variance**1.5
+    skewness = float(np.mean(squares * away)) / variance**1.5  # a power takes ten times as long
     return mean, math.sqrt(variance / (len(values) - 1)), skewness

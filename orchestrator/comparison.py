@@ -119,7 +119,7 @@ def _was_unjudged(decided: events.RoundDecided) -> bool:
 
 
 _RULING = {"verdict", "promoted", "reasons, en", "reasons, ar"}
-_FIXED = {"look", "alpha", "params", "bytes"}
+_FIXED = {"look", "alpha", "baseline error", "params", "bytes"}
 """Neither who is picked nor where a judgement ends changes these."""
 
 

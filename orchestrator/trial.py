@@ -230,18 +230,17 @@ class _Trial:
             if model is None:
                 continue
             try:
-                weighed = self._weighed(specialist, candidate.candidate_id, model, cases)
+                found = models.errors_of(specialist, model, cases, self._go_on)
+                weighed = self._weighed(specialist, candidate.candidate_id, found)
             except errors.ArtifactError as error:
                 self._refuse(candidate, error)
             else:
                 self._scales[candidate.candidate_id] = weighed
                 self._ranked[candidate.candidate_id] = weighed.error, weighed.evidence_rate
 
-    def _weighed(
-        self, specialist: base.Specialist, name: str, model: Model, cases: base.Cases
-    ) -> Weighed:
-        """A model's figures on cases. Raises errors.ArtifactError for errors that are none."""
-        found = models.errors_of(specialist, model, cases, self._go_on)
+    def _weighed(self, specialist: base.Specialist, name: str, found: bounds.Floats) -> Weighed:
+        """A model's figures. Raises errors.ArtifactError for errors that are none."""
+        model = self._models[name]
         if unusable := paired.unusable(found):
             raise errors.ArtifactError(
                 f"its error is not a finite number on {unusable} of {len(found)} hidden cases"
@@ -296,14 +295,13 @@ class _Trial:
             return
         name = champion.candidate_id
         self._load_opponent(specialist, champion)
-        answers = Answers(specialist, self._models, self._go_on)
-        answers.meet(self._rank_cases)
-        if not paired.unusable(answers.of(name)):
-            try:
-                weighed = self._weighed(specialist, name, self._models[name], self._rank_cases)
-            except errors.ArtifactError as error:
-                raise Unmeasured(name, str(error)) from error
-            self._scales[name] = weighed
+        try:
+            model = self._models[name]
+            found = models.errors_of(specialist, model, self._rank_cases, self._go_on)
+            if not paired.unusable(found):
+                self._scales[name] = self._weighed(specialist, name, found)
+        except errors.ArtifactError as error:
+            raise Unmeasured(name, models.brief_of(error)) from error
 
     @property
     def _weighed_champion(self) -> str:

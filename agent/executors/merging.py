@@ -8,6 +8,7 @@ what its members say, and costs what they cost. A student is trained on the ense
 
 import copy
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -24,12 +25,14 @@ from agent.specialists import ensembles, evaluation, registry
 from agent.specialists.base import Cases, Config, Specialist
 from core import chunks, errors
 
-SHARES = (0.9, 0.75, 0.5, 0.25, 0.1)
-"""Of what is in a mixture, that are tried when a model is added."""
+SHARES = (0.5, 0.75, 0.25, 0.9, 0.1)
+"""Of what is in a mixture, that are tried when a model is added, in that order."""
 QUANTIZED_BYTES_MAX = 0.9
 """Of its bytes in float32; an int8 form that saves less is not worth a judge's time."""
 STUDENT_BUDGET_MIN = 0.5
 """Of the whole: its student is trained that long, however long the mixing took."""
+SOUP_BUDGET_MAX = 0.25
+"""Of the whole; what is left up to the student's part is for the ensemble."""
 
 Report = Callable[[jobs.Report], None]
 AskedToStop = Callable[[], jobs.Stop | None]
@@ -100,6 +103,7 @@ class _Merge:
     def __init__(self, job: jobs.Job, specialist: Specialist, cases: Cases) -> None:
         self._specialist, self._cases = specialist, cases
         self._directory = Path(job.directory)
+        self._budget_seconds = math.inf if job.steps else job.budget_seconds
         self._first = Path(job.parents[0])
         self._models = [distilling.read(specialist, Path(folder)) for folder in job.parents]
         self._weighed = weigh(specialist, self._models, cases)
@@ -110,12 +114,14 @@ class _Merge:
 
     def mix(self, asked_to_stop: AskedToStop) -> None:
         """Make soup and ensemble, as far as they are worth something."""
-        self._soup = self._souped(asked_to_stop)
-        self._ensemble = self._assembled(asked_to_stop)
+        began, budget = time.monotonic(), self._budget_seconds
+        self._soup = self._souped(asked_to_stop, began + SOUP_BUDGET_MAX * budget)
+        until = began + (1 - STUDENT_BUDGET_MIN) * budget
+        self._ensemble = self._assembled(asked_to_stop, until)
 
-    def _souped(self, asked_to_stop: AskedToStop) -> Mixture | None:
+    def _souped(self, asked_to_stop: AskedToStop, until: float) -> Mixture | None:
         like = alike(self._weighed)
-        soup = stir(self._specialist, like, self._cases, soup_of, asked_to_stop)
+        soup = stir(self._specialist, like, self._cases, soup_of, asked_to_stop, until)
         if soup is None:
             self._left_out.append(
                 "no two of them have one architecture, so there is no soup of their weights"
@@ -130,12 +136,12 @@ class _Merge:
         )
         return None
 
-    def _assembled(self, asked_to_stop: AskedToStop) -> Mixture | None:
+    def _assembled(self, asked_to_stop: AskedToStop, until: float) -> Mixture | None:
         def mixed(models: Sequence[Model], shares: Sequence[float]) -> Model | None:
             return ensemble_of(self._specialist, models, shares)
 
         try:
-            found = stir(self._specialist, self._weighed, self._cases, mixed, asked_to_stop)
+            found = stir(self._specialist, self._weighed, self._cases, mixed, asked_to_stop, until)
         except errors.ArtifactError as error:
             self._left_out.append(f"there is no ensemble: {error}")
             return None
@@ -275,19 +281,23 @@ def stir(
     cases: Cases,
     mix: Mix,
     asked_to_stop: AskedToStop = lambda: None,
+    until: float = math.inf,
 ) -> Mixture | None:
     """Mix the best model, which is the first, with the second, in the best of a few shares; others
     only where that helps (greedily, as Wortsman et al. do and Caruana et al. 2004). None of no
-    models, where none can be mixed, or where it was asked to stop.
+    models, where none can be mixed, or where it was asked to stop. From `until` on, of the
+    monotonic clock, nothing more is tried.
     """
     if not models:
         return None
     found = Mixture([models[0].model], [1.0], models[0].model, models[0].error)
     for other in models[1:]:
-        tried = []
+        tried: list[Mixture] = []
         for share in SHARES:
             if asked_to_stop() is not None:
                 return None
+            if tried and time.monotonic() >= until:
+                break
             of = [*found.of, other.model]
             shares = [*(share * each for each in found.shares), 1 - share]
             model = mix(of, shares)
@@ -297,6 +307,8 @@ def stir(
         stirred = min(tried, key=lambda each: each.error, default=found)
         if len(found.of) == 1 or stirred.error < found.error:
             found = stirred
+        if time.monotonic() >= until:
+            break
     return found if len(found.of) > 1 else None
 
 

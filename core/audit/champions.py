@@ -9,12 +9,8 @@ from core.audit.findings import Add
 from core.audit.losses import Losses
 from core.audit.tree import Tree, base_name
 from core.events import Candidate, Champion, Workload
+from core.values import BudgetVerdict
 
-IDENTITY = (
-    *("node_id", "candidate_id", "task_id", "worker_id", "rival"),
-    *("manifest", "writer", "weights_sha256", "workload"),
-)
-"""What makes a champion the model that it is; the rest are figures."""
 _WORDS = {
     "node_id": "node",
     "candidate_id": "candidate",
@@ -52,6 +48,8 @@ class _Due(NamedTuple):
     champion: Champion
     is_new: bool
     """Whether it stood in the round; the node's own champion may become that of a budget."""
+    best_upper: float | None = None
+    """What its errors surely do not exceed, in times of the best ever's; None of older judges."""
 
 
 class Champions:
@@ -84,7 +82,8 @@ class Champions:
             detail = f"{data.round_id} promotes {data.promoted}, which did not stand in it"
             self._add("promotion", seq, detail, own)
         elif data.promoted:
-            self._due[""] = _Due(seq, data.round_id, models[data.promoted], True)
+            model = models[data.promoted]
+            self._due[""] = _Due(seq, data.round_id, model, True, data.best_upper)
         reigning = self._tree.reigning(arena.node_id)
         if reigning is not None:
             models.setdefault(reigning.candidate_id, reigning)
@@ -113,8 +112,10 @@ class Champions:
                 )
                 self._add("promotion", seq, detail, own)
             elif one.promoted:
-                is_new = one.promoted in arena.standings
-                self._due[one.budget] = _Due(seq, data.round_id, models[one.promoted], is_new)
+                model, is_new = models[one.promoted], one.promoted in arena.standings
+                if is_new:
+                    model = _weighed(model, one, data)
+                self._due[one.budget] = _Due(seq, data.round_id, model, is_new)
 
     # ── what is due ──
 
@@ -225,11 +226,16 @@ def differences(found: Champion, wanted: Champion, names: Iterable[str]) -> str:
 
 
 def _wrong_promotion(data: events.ChampionPromoted, due: _Due) -> str:
-    """In what a promotion differs from its verdict. That of a budget has figures of its own cases,
-    and whether an error is below the baseline of record is for its judge to tell."""
-    names = [name for name in Champion.__struct_fields__ if name != "below_baseline"]
-    wrong = differences(data.champion, due.champion, IDENTITY if data.budget else names)
-    return f"node, {wrong}".rstrip(", ") if data.node_id != due.champion.node_id else wrong
+    """In what a promotion differs from its verdict. Whether an error is below the baseline of
+    record is for its judge to tell."""
+    names = (name for name in Champion.__struct_fields__ if name != "below_baseline")
+    wrong = [differences(data.champion, due.champion, names)]
+    if data.node_id != due.champion.node_id:
+        wrong.insert(0, "node")
+    is_best = not data.instead_of or (due.best_upper or 0.0) < 1.0
+    if not data.budget and due.best_upper is not None and data.is_best != is_best:
+        wrong.append("is best")
+    return ", ".join(filter(None, wrong))
 
 
 def _models(data: events.RoundDecided, arena: Arena) -> Iterable[Champion]:
@@ -257,6 +263,21 @@ def _models(data: events.RoundDecided, arena: Arena) -> Iterable[Champion]:
             params=verdict.params,
             bytes=verdict.bytes,
         )
+
+
+def _weighed(model: Champion, one: BudgetVerdict, data: events.RoundDecided) -> Champion:
+    """A candidate as the champion of a budget: its error is that of the budget's own cases, the
+    rest is of those by which the round ranked."""
+    found = next((of for of in data.weighed if of.candidate_id == one.promoted), None)
+    if found is None or one.error is None:
+        return model
+    return events.replace(
+        model,
+        error=one.error,
+        evidence_rate=found.evidence_rate,
+        params=found.params,
+        bytes=found.bytes,
+    )
 
 
 def _of(budget: str) -> str:

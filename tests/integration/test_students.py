@@ -397,6 +397,24 @@ def test_a_model_is_stirred_in_only_where_that_helps(
     assert soup.error == pytest.approx(0.025, abs=1e-4)
 
 
+def test_mixing_ends_with_its_time_and_with_what_was_found(
+    champion: str, evolved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specialist = registry.get(NODE)
+    model = distilling.read(specialist, Path(champion))
+    asked: list[torch.nn.Module] = []
+
+    def error_of(module: torch.nn.Module) -> float:
+        asked.append(module)
+        return 1.0
+
+    errs(monkeypatch, error_of)
+    models = [merging.Weighed(1.0, model)] * 4
+    soup = merging.stir(specialist, models, {}, merging.soup_of, until=-1.0)
+    assert soup is not None
+    assert (len(asked), soup.shares) == (1, [0.5, 0.5])
+
+
 def test_a_merge_that_is_asked_to_stop_while_it_trains_saves_where_it_stands(
     champion: str, evolved: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from core import audit, commands, events
-from core.values import Budget, BudgetVerdict, Gates
+from core.values import Budget, BudgetVerdict, Gates, Weighed
 from tests.build import World
 from tests.unit import test_audit as whole
 from tests.unit.test_decide_champions import choose, measured
@@ -88,7 +88,11 @@ def another(nth: int, **figures: Any) -> whole.History:
 
 def with_budgets(nth: int, verdicts: list[BudgetVerdict], *more: events.EventData) -> whole.History:
     """HISTORY whose nth verdict decides for budgets too, and what follows on it."""
-    told = changed(events.RoundDecided, nth, budgets=tuple(verdicts))
+    weighed = [
+        Weighed(candidate_id=one, error=0.2, evidence_rate=0.0, params=0, bytes=0)
+        for one in ("t1-e", "t1-r", "t2-e", "t2-r")
+    ]
+    told = changed(events.RoundDecided, nth, budgets=tuple(verdicts), weighed=tuple(weighed))
     at = find(events.RoundDecided, nth) + 1
     at += isinstance(told[at].data, events.ChampionPromoted)
     head = told[at - 1]
@@ -113,7 +117,7 @@ def of_budget(budget: str, candidate_id: str = "t1-e", **more: Any) -> events.Ch
 
 
 def verdict(budget: str, promoted: str = "t1-e") -> BudgetVerdict:
-    return BudgetVerdict(budget=budget, reasons=REASONS, promoted=promoted)
+    return BudgetVerdict(budget=budget, reasons=REASONS, promoted=promoted, error=0.1)
 
 
 def broken(told: whole.History) -> list[tuple[str, str]]:
@@ -244,6 +248,8 @@ def test_verdicts_promote_for_budgets_each_once_and_in_any_order() -> None:
         ([verdict(FAST.name, "t9-e")], [], "which did not stand in it"),
         ([verdict(FAST.name, "t1-r")], [of_budget(FAST.name)], "unlike the candidate promoted"),
         ([verdict(FAST.name, "t1-r")], [of_budget(FAST.name, "t1-r", writer="a2")], "writer"),
+        ([verdict(FAST.name, "t1-r")], [of_budget(FAST.name, "t1-r", error=0.2)], ": error"),
+        ([verdict(FAST.name)], [of_budget(FAST.name, "t1-e", bytes=9)], ": bytes"),
     ],
 )
 def test_what_a_verdict_does_not_say_of_a_budget_is_found(
@@ -265,6 +271,27 @@ def test_a_promotion_has_the_figures_of_its_verdict(name: str) -> None:
     champion = events.replace(promoted.champion, **{name: 7})
     told = broken(changed(events.ChampionPromoted, 0, champion=champion))
     assert ("promotion", True) in [(rule, name.replace("_", " ") in words) for rule, words in told]
+
+
+@pytest.mark.parametrize(("upper", "is_best"), [(0.99, False), (1.01, True)])
+def test_who_is_the_best_ever_follows_from_the_verdict(upper: float, is_best: bool) -> None:
+    """Of a second champion: the first is the best in any case."""
+    again = HISTORY[find(events.RoundDecided, 1)]
+    row = HISTORY[find(events.ChampionPromoted)].data
+    assert isinstance(again.data, events.RoundDecided)
+    assert isinstance(row, events.ChampionPromoted)
+    chosen = HISTORY[find(events.ChampionChosen)].data
+    assert isinstance(chosen, events.ChampionChosen)
+    told = changed(events.RoundDecided, 1, verdict="promote", promoted="t2-e", best_upper=upper)
+    promoted = events.ChampionPromoted(
+        node_id=NODE, champion=chosen.champion, instead_of="t1-e", is_best=is_best
+    )
+    at = find(events.RoundDecided, 1) + 1
+    told = [*told[:at], again._replace(id="hand", data=promoted)]
+    ((rule, detail),) = broken(told)
+    assert (rule, detail.endswith(": is best")) == ("promotion", True)
+    promoted = events.replace(promoted, is_best=not is_best)
+    assert broken([*told[:at], again._replace(id="hand", data=promoted)]) == []
 
 
 def test_only_who_reigns_for_a_budget_retires_from_it() -> None:

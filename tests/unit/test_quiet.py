@@ -79,12 +79,10 @@ def test_trainings_stand_still_for_as_long_as_a_hold_is_entered(tmp_path: Path) 
 
 def test_all_agents_of_the_folder_are_waited_for(tmp_path: Path) -> None:
     child = os.fork()
-    if not child:  # another agent: one with a process id of its own
-        both = Trainings()
-        with _heeding(tmp_path, both):
+    if not child:  # another agent: one with a process id of its own, and slower to look
+        quiet.LOOK_SECONDS = 1.0
+        with _heeding(tmp_path, Trainings()):
             ends = time.monotonic() + WAIT_SECONDS_MAX
-            both.paused.wait(WAIT_SECONDS_MAX)
-            (tmp_path / "heeded").write_text("")
             while not (tmp_path / "end").exists() and time.monotonic() < ends:
                 time.sleep(0.01)
         os._exit(0)
@@ -94,7 +92,9 @@ def test_all_agents_of_the_folder_are_waited_for(tmp_path: Path) -> None:
             _until(lambda: len(list(tmp_path.glob(f"*{quiet.AGENT}"))) == 2)
             with quiet.Quiet(tmp_path).hold():
                 assert trainings.paused.is_set()
-                assert (tmp_path / "heeded").exists()
+                (hold,) = tmp_path.glob(f"*{quiet.HOLD}")
+                signs = [path.read_text() for path in tmp_path.glob(f"*{quiet.AGENT}")]
+                assert signs == [hold.stem] * 2
     finally:
         (tmp_path / "end").write_text("")
         os.waitpid(child, 0)
