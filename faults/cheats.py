@@ -34,8 +34,8 @@ DECIDED_SECONDS_MAX = 120.0
 ASKED_SECONDS_MAX = 3.0
 """Of a subject that nobody answers, since whoever asks may not."""
 SLOW_FROM = 2.5
-"""Where denormal numbers cost less than so many times as much they are no cheat: at most 1.1 times 2
-is allowed a model of lower error. Some processors take no longer over them at all."""
+"""Where denormal numbers cost less than so many times as much they are no cheat: 1.1 times 2 at
+most is allowed a model of lower error. Some processors take no longer over them at all."""
 LEARNED = 48
 """Cases that a model is taught by heart."""
 WELL, BARELY = 1_000, 40
