@@ -311,6 +311,7 @@ class _Trial:
 
     def _is_clear(self, name: str, timed: Latency) -> bool:
         """Whether a latency is clear of what decides, as the ranking cases have it."""
+        self._go_on()  # readings of several candidates may take longer than a stop may wait
         if name not in self._ranked or not self._weighed_champion:
             return True
         pair = self._scales[name], self._scales[self._weighed_champion]

@@ -6,9 +6,9 @@ import hashlib
 import pickle
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import msgspec
 import numpy as np
@@ -19,13 +19,19 @@ import torch
 from agent import artifacts, tensors
 from agent.specialists import base, registry
 from core import bus, chunks, errors, events, wire
+from core.values import Latency
 from orchestrator import bounds, contest, hidden, judge, keys, models, trial
+from orchestrator.latency import Timed
 
 WRITER = "agent-1"
 SECRET = keys.secret_of(b"k" * keys.KEY_BYTES, 3)
 NODE = "stats-bayesian"
 BAYES = registry.get(NODE, {})
 SMALL = BAYES.families("reinventor")[0]
+
+READING = Latency(
+    ratio=1.0, lower=0.9, upper=1.1, p50_ms=1.0, p95_ms=1.0, reference_ms=1.0, spread=0.1
+)
 
 
 class Shelf:
@@ -505,6 +511,26 @@ def test_a_judge_asked_to_stop_abandons_the_round(shelf: Shelf, better: torch.nn
         asyncio.run(
             judge.judge_round(brief(shelf.put(better)), shelf.store, SECRET, "j", Path(), stop)
         )
+
+
+def test_a_judge_asked_to_stop_takes_no_further_reading(
+    shelf: Shelf, better: torch.nn.Module
+) -> None:
+    asked = False
+
+    def stop() -> None:
+        if asked:
+            raise trial.Abandoned
+
+    def timing(timed: Mapping[str, Timed], _: str, is_clear: trial.IsClear) -> NoReturn:
+        nonlocal asked
+        asked = True
+        is_clear(next(iter(timed)), READING)
+        pytest.fail("it goes on")
+
+    told = brief(shelf.put(better))
+    with pytest.raises(trial.Abandoned):
+        asyncio.run(judge.judge_round(told, shelf.store, SECRET, "j", Path(), stop, timing))
 
 
 @pytest.mark.parametrize("name", ["root-math", "opt-convex"])
