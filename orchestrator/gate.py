@@ -174,7 +174,7 @@ def _ruled(trial: _Trial, against: Against, costs: Costs | None) -> tuple[Ruling
     """The ruling but for its reasons, and which conditions on the errors failed."""
     gates = trial.gates
     ratio, ratio_upper = paired.ratios(trial.new, trial.opponent, gates.better_ratio, trial.spent)
-    factor = vetoes.growth(gates, ratio_upper) if costs else 1.0
+    factor = vetoes.growth(gates, _surely(trial, trial.opponent)) if costs else 1.0
     question, failed = _question(trial, costs)
     factor = factor if question == "better" else 1.0
     asked = vetoes.checks_of(costs, gates, factor) if costs else ()
@@ -205,15 +205,16 @@ def _ruled(trial: _Trial, against: Against, costs: Costs | None) -> tuple[Ruling
     return msgspec.structs.replace(ruling, checks=checks), failed
 
 
-def _surely(trial: _Trial, best: Floats) -> float | None:
-    """What the ratio to the errors of the best ever surely does not exceed, neither case by case
-    nor that of the means: else who is lower by the one would make the other rise, again and again.
+def _surely(trial: _Trial, other: Floats) -> float | None:
+    """What the ratio to another's errors surely does not exceed, neither case by case nor that of
+    the means. Of the best ever, else who is lower by the one would make the other rise, again and
+    again; of the champion, else much less of what hardly counts would pay for any cost.
     """
-    ratio_upper = paired.ratios(trial.new, best, 1.0, trial.spent)[1]
-    mean = float(best.mean())
+    ratio_upper = paired.ratios(trial.new, other, 1.0, trial.spent)[1]
+    mean = float(other.mean())
     if ratio_upper is None or not mean:
         return None
-    return max(ratio_upper, 1.0 + bounds.upper(trial.new - best, trial.spent) / mean)
+    return max(ratio_upper, 1.0 + bounds.upper(trial.new - other, trial.spent) / mean)
 
 
 def _question(trial: _Trial, costs: Costs | None) -> tuple[Question, Failed]:

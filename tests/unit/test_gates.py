@@ -262,6 +262,18 @@ def test_a_lower_error_pays_for_latency_size_and_memory_and_not_for_robustness()
     assert ruled(near(old, 0.4), old, shifted).verdict == "trade-off"
 
 
+def test_what_is_lower_case_by_case_and_hardly_in_the_mean_pays_for_hardly_more() -> None:
+    old = champion()
+    is_small = old < np.median(old)
+    small, large = near(old, 0.001), near(old, 0.9)
+    ruling = ruled(np.where(is_small, small, large), old, costing(latency=1.5))
+    assert ruling.ratio is not None
+    assert ruling.ratio < 0.05
+    assert ruling.error is not None
+    assert ruling.error > 0.7 * ruling.opponent_error
+    assert (ruling.verdict, ruling.factor < 1.2) == ("trade-off", True)
+
+
 def test_the_growth_of_bounds_is_bounded_and_can_be_given_up() -> None:
     assert vetoes.growth(GATES, 0.25) == pytest.approx(2.0)
     assert vetoes.growth(GATES, 0.64) == pytest.approx(1.25)
