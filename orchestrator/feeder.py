@@ -255,11 +255,12 @@ class _Ranking:
 
 def survey(state: State, now: int) -> Fleet:
     """What the feeder weighs, from the projections. A node that nobody online can train is left
-    out, and so are its tasks: others are not to wait behind them. Closed tasks, which nobody is
-    given, are not counted."""
+    out, and so are its tasks: others are not to wait behind them. Nor are closed tasks counted, which
+    nobody is given, nor merges that wait, which workers over HTTP are not."""
     stuck = fitness.stuck_nodes(state, now)
     closed = Counter(task.node_id for task in state.tasks.open_and_closed())
     waiting = _queued_on(state, stuck, closed) if stuck else 0
+    waiting += _merges_queued(state, stuck)
     nodes = [
         Standing(
             node_id=node.node_id,
@@ -310,6 +311,14 @@ def _queued_on(state: State, node_ids: set[str], closed: Counter[str]) -> int:
     running = sum(tasks.table.rows[task_id].node_id in node_ids for task_id in held)
     there = (tasks.open_of_node.get(node_id, 0) - closed[node_id] for node_id in node_ids)
     return sum(there) - running
+
+
+def _merges_queued(state: State, but_on: set[str]) -> int:
+    """How many merges are queued on other nodes than these."""
+    queued = state.tasks.queued_of_role.items()
+    return sum(
+        count for (node_id, role), count in queued if role == "merge" and node_id not in but_on
+    )
 
 
 def least_budget(specialist: str) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from core import commands, errors, events
 from core.events import Workload
-from orchestrator import merger
+from orchestrator import feeder, merger
 from orchestrator.feeder import Feeder, Fleet
 from tests.build import World
 from tests.unit.test_decide_merges import (
@@ -112,6 +112,15 @@ def test_a_node_has_one_open_merge_queued_or_running() -> None:
     assert merger.survey(made.state) == []
     made.do(commands.CancelTask(task_id="m"))
     assert len(merger.survey(made.state)) == 1
+
+
+def test_a_merge_that_waits_takes_no_place_of_training() -> None:
+    made = after_a_round()
+    made.http_worker("h1")
+    made.task("m", NODE, role="merge")
+    assert feeder.survey(made.state, made.now).queued == 0
+    made.task("t", NODE)
+    assert feeder.survey(made.state, made.now).queued == 1
 
 
 def test_what_a_merge_alone_brought_is_not_merged_again() -> None:
