@@ -56,6 +56,7 @@ class _Network(msgspec.Struct):
 
 class _Task(msgspec.Struct):
     node_id: str
+    role: str = ""
 
 
 def stuck_nodes(workers: list[views.Worker]) -> set[str]:
@@ -143,8 +144,15 @@ class ServerTarget:
         ]
         self._refresh([node.node_id for node in nodes])
         queued, running = self._tasks("queued"), self._tasks("running")
-        open_tasks = queued + running
-        waiting = sum(queued[node_id] for node_id in stuck)
+        open_tasks = Counter[str]()
+        for (node_id, _), count in (queued + running).items():
+            open_tasks[node_id] += count
+        # As feeder.survey has it: neither what nobody can train, nor merges.
+        waiting = sum(
+            count
+            for (node_id, role), count in queued.items()
+            if node_id in stuck or role == "merge"
+        )
         accounts = self._accounts()
         return Fleet(
             queued=max(0, network.tasks.queued - waiting),
@@ -163,13 +171,14 @@ class ServerTarget:
             answer = self._client.get(f"/nodes/{segment(node_id)}")
             self._details[node_id] = answer.read("node", _Detail)
 
-    def _tasks(self, status: str) -> Counter[str]:
-        """How many tasks of a status each node has."""
-        counts: Counter[str] = Counter()
+    def _tasks(self, status: str) -> Counter[tuple[str, str]]:
+        """How many tasks of a status there are of each node and role."""
+        counts: Counter[tuple[str, str]] = Counter()
         after: str | None = None
         for _ in range(OPEN_PAGES_MAX):
             answer = self._client.get("/tasks", {"status": status, "limit": 1_000, "after": after})
-            counts.update(task.node_id for task in answer.read("tasks", list[_Task]))
+            tasks = answer.read("tasks", list[_Task])
+            counts.update((task.node_id, task.role) for task in tasks)
             after = answer.following()
             if after is None:
                 break

@@ -132,6 +132,11 @@ def _may_be_turned(one: Difference, recorded: Recorded, trace: trial.Trace) -> b
     close = {contest.budget for contest in near} | set(_tied_budgets(recorded, trace))
     if any(_is_of_budget(one, budget) for budget in close):
         return True
+    turned = _turned_on_front(trace)
+    if one.what == "weighed: is front":
+        return one.candidate_id in turned
+    if turned and one.what.startswith("recommendation: reasons"):
+        return True  # they tell who is on the front
     is_fixed = one.what in _FIXED or one.what.startswith("weighed: ")
     is_advice = one.what.startswith((PROMOTION, "recommendation: "))
     tied = _tied(recorded, trace)
@@ -181,12 +186,26 @@ def _tied(recorded: Recorded, trace: trial.Trace) -> set[str]:
     return {name for names in outcomes for name in names} if len(outcomes) > 1 else set()
 
 
+def _turned_on_front(trace: trial.Trace) -> set[str]:
+    """Models of which rounding decides whether they are on the front."""
+    told = trace.verdict.weighed
+    fronts = [
+        consensus.fronted(
+            [replace(one, error=one.error * (factor if one is turned else 1.0)) for one in told]
+        )
+        for turned in told
+        for factor in (1.0 - 2 * ROUNDING, 1.0, 1.0 + 2 * ROUNDING)
+    ]
+    marks = {(one.candidate_id, one.is_front) for front in fronts for one in front}
+    return {name for name, is_front in marks if (name, not is_front) in marks}
+
+
 def _tied_budgets(recorded: Recorded, trace: trial.Trace) -> Iterator[str]:
     """Budgets of which rounding decides who is picked."""
     for budget in recorded.row.gates.budgets:
         fitting = [one for one in trace.verdict.weighed if consensus.fits(one, budget)]
         first, second, *_ = [*sorted(one.error for one in fitting), np.inf, np.inf]
-        if second <= first * (1 + 2 * ROUNDING):
+        if len(fitting) > 1 and second <= first * (1 + 2 * ROUNDING):
             yield budget.name
 
 

@@ -255,8 +255,8 @@ class _Ranking:
 
 def survey(state: State, now: int) -> Fleet:
     """What the feeder weighs, from the projections. A node that nobody online can train is left
-    out, and so are its tasks: others are not to wait behind them. Nor are closed tasks counted, which
-    nobody is given, nor merges that wait, which workers over HTTP are not."""
+    out, and so are its tasks: others are not to wait behind them. Nor are closed tasks counted,
+    which nobody is given, nor merges that wait, which workers over HTTP are not."""
     stuck = fitness.stuck_nodes(state, now)
     closed = Counter(task.node_id for task in state.tasks.open_and_closed())
     waiting = _queued_on(state, stuck, closed) if stuck else 0

@@ -1003,12 +1003,13 @@ async def test_the_orchestrator_neither_orders_nor_counts_what_nobody_online_can
     nodes = [NODE, NODE | {"node_id": "opt-convex"}]
     stub.says("GET", "/graph", {"status": "ok", "graph": {"nodes": nodes}})
     stub.says("GET", "/nodes/opt-convex", {"status": "ok", "node": {}})
-    stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK], "next": None})
+    merge = TASK | {"node_id": "opt-convex", "role": "merge"}
+    stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK, merge], "next": None})
     stub.says("GET", "/rounds", {"status": "ok", "rounds": [], "next": None})
     stub.says("GET", "/rivals", {"status": "ok", "rivals": [], "total": [], "next": None})
     fleet = await ServerTarget(Client(stub.address)).survey()
     assert [node.node_id for node in fleet.nodes] == ["opt-convex"]
-    assert fleet.queued == 4
+    assert fleet.queued == 3
 
 
 def _tells_of_rounds(stub: Stub, role: str = "evolver") -> None:

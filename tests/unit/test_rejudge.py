@@ -17,7 +17,18 @@ from core.log import Message
 from core.log_memory import MemoryLog
 from core.projections.rounds import Round
 from core.values import Budget, Check
-from orchestrator import bounds, comparison, contest, figures, judge, keys, models, rejudge, trial
+from orchestrator import (
+    bounds,
+    comparison,
+    consensus,
+    contest,
+    figures,
+    judge,
+    keys,
+    models,
+    rejudge,
+    trial,
+)
 from orchestrator.comparison import Outcome
 from orchestrator.figures import Recorded
 from tests.build import World
@@ -463,6 +474,46 @@ def test_who_is_picked_of_two_equal_ones_is_not_guessed(judged: Judged) -> None:
     assert outcome.outcome == "unclear"
     outcome = comparison.compare(recorded, judged.trace, {})
     assert outcome.outcome == "differs"
+
+
+def alike(trace: trial.Trace, under: float) -> trial.Trace:
+    """With models of equal cost that err alike but for so much."""
+    one, other, *_ = trace.verdict.weighed
+    errors_, same = (other.error * (1 - under), other.error), {"bytes": 9, "latency": None}
+    told = [
+        msgspec.structs.replace(each, error=error, **same)
+        for each, error in zip((one, other), errors_, strict=True)
+    ]
+    verdict = msgspec.structs.replace(trace.verdict, weighed=consensus.fronted(told))
+    return trace._replace(verdict=verdict)
+
+
+@pytest.mark.parametrize(("under", "outcome"), [(5e-5, "unclear"), (5e-3, "differs")])
+def test_who_is_on_the_front_of_two_that_err_alike_is_not_guessed(
+    judged: Judged, under: float, outcome: str
+) -> None:
+    trace = alike(judged.trace, under)
+    one, other = trace.verdict.weighed
+    assert (one.is_front, other.is_front) == (True, False)
+    swapped = (
+        msgspec.structs.replace(one, is_front=False),
+        msgspec.structs.replace(other, is_front=True),
+    )
+    words = decided(weighed=swapped)(
+        advice(reasons=WORDS)(judged.court.recorded(judged.first).decided)
+    )
+    assert isinstance(words, events.RoundDecided)
+    recorded = judged.court.recorded(
+        judged.first, lambda data: elsewhere(words) if data.__class__ is words.__class__ else data
+    )
+    assert comparison.compare(recorded, trace, {}).outcome == outcome
+
+
+def test_rounding_brings_nobody_into_a_budget_that_nobody_fits(judged: Judged) -> None:
+    alter = for_budget(1, against="another")
+    recorded = judged.court.recorded(judged.first, lambda data: elsewhere(alter(data)))
+    outcome = comparison.compare(recorded, judged.trace, {})
+    assert (outcome.outcome, found(outcome)) == ("differs", [("", "budget small: against")])
 
 
 # ── where something is missing ──
