@@ -195,7 +195,7 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
         (Words("هل تجاوز خط الأساس", "is the baseline beaten"), _yes(not champion.below_baseline)),
         (
             Words(
-                f"معدل الدليل: نسبة الحالات التي خطؤها {specialist.tolerance:g} أو أقل",
+                f"نسبة الإجابات المثبتة، أي ما خطؤه {specialist.tolerance:g} أو أقل",
                 "evidence rate: the share of cases with an error of "
                 f"{specialist.tolerance:g} or less",
             ),

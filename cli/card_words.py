@@ -130,9 +130,9 @@ CHECKS = {
 GATES = {
     "error": Words("الخطأ", "error"),
     "best": Words("الخطأ أمام أفضل ما كان", "error against the best ever"),
-    "evidence": Words("معدل الدليل", "evidence rate"),
+    "evidence": Words("نسبة الإجابات المثبتة", "evidence rate"),
     "latency": Words("الزمن", "latency"),
     "size": Words("الحجم", "size"),
     "memory": Words("الذاكرة", "memory"),
-    "shifted": Words("المدخلات المنزاحة", "shifted inputs"),
+    "shifted": Words("مدخلات خارج نطاق التدريب", "shifted inputs"),
 }

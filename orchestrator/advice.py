@@ -18,7 +18,7 @@ def promote(
         told.append(
             Reasons(
                 en="It is surely no worse by more than the margin, and costs less.",
-                ar="لا يسوء الخطأ يقينًا بأكثر من الهامش، والكلفة أقل.",
+                ar="ثبت أن خطأه لا يزيد بأكثر من الهامش، وكلفته أقل.",
             )
         )
     told += _front(weighed)
@@ -27,7 +27,7 @@ def promote(
             Reasons(
                 en=f"{traded} is better as well, but costs more than is allowed; who prefers it "
                 f"says `aghsan champion promote {node_id} {traded}`.",
-                ar=f"والمرشح {traded} أفضل أيضًا لكن كلفته فوق المسموح؛ ومن فضّله فليقل "
+                ar=f"والمرشح {traded} أفضل أيضًا لكن كلفته فوق المسموح؛ ومن فضّله فليشغّل "
                 f"`aghsan champion promote {node_id} {traded}`.",
             )
         )
@@ -42,14 +42,15 @@ def ask(
     told = [
         Reasons(
             en=f"Ask a person: {candidate_id} is surely better, {errs.en}.",
-            ar=f"القرار لإنسان: المرشح {candidate_id} أفضل يقينًا، {errs.ar}.",
+            ar=f"القرار لإنسان: المرشح {candidate_id} أفضل يقينًا؛ {errs.ar}.",
         ),
         *wording.of_costs(ruling),
         *_front(weighed),
         Reasons(
             en=f"`aghsan champion promote {node_id} {candidate_id}` prefers it; otherwise the "
             "champion stays.",
-            ar=f"الأمر `aghsan champion promote {node_id} {candidate_id}` يفضّله؛ وإلا بقي البطل.",
+            ar=f"من فضّله فليشغّل `aghsan champion promote {node_id} {candidate_id}`؛ وإلا بقي "
+            "البطل.",
         ),
     ]
     return Recommendation(action="ask", candidate_id=candidate_id, reasons=wording.joined(told))
@@ -71,7 +72,7 @@ def wait(candidate_id: str, ruling: Ruling) -> Recommendation:
     return Recommendation(action="keep", reasons=wording.joined(told))
 
 
-def keep(champion_id: str, nearest: str, ruling: Ruling, models: int) -> Recommendation:
+def keep(champion_id: str, nearest: str, ruling: Ruling) -> Recommendation:
     """Nobody won."""
     whom = _whom(ruling)
     if not champion_id:
@@ -86,9 +87,8 @@ def keep(champion_id: str, nearest: str, ruling: Ruling, models: int) -> Recomme
             ar=f"ليبق البطل {champion_id}: لا مرشح يفوقه يقينًا، ولا مثله يقينًا وأرخص.",
         )
     errs = _errs(ruling, whom)
-    near = Reasons(en=f"Of {nearest}, {errs.en}.", ar=f"أما {nearest} فـ{errs.ar}.")
-    told = [head, near] if models else [head]
-    return Recommendation(action="keep", reasons=wording.joined(told))
+    near = Reasons(en=f"Of {nearest}, {errs.en}.", ar=f"أما {nearest} ف{errs.ar}.")
+    return Recommendation(action="keep", reasons=wording.joined([head, near]))
 
 
 def _whom(ruling: Ruling) -> Reasons:
@@ -98,16 +98,16 @@ def _whom(ruling: Ruling) -> Reasons:
 def _errs(ruling: Ruling, whom: Reasons) -> Reasons:
     """How much it errs, in times of another."""
     if ruling.error is None:
-        return Reasons(en="not every error is a number", ar="ليس كل خطأ له عددًا")
+        return Reasons(en="not every error is a number", ar="ليس كل خطأ منه عددًا")
     if ruling.ratio is None:
         return Reasons(
             en=f"the mean error is {ruling.error:.4g} where {whom.en} makes none",
-            ar=f"متوسط الخطأ {ruling.error:.4g} ولا يخطئ {whom.ar}",
+            ar=f"متوسط خطئه {ruling.error:.4g} ولا يخطئ {whom.ar}",
         )
     ratio = wording.rounded(ruling.ratio, ".3g")
     return Reasons(
         en=f"the error is {ratio.en} times that of {whom.en}",
-        ar=f"الخطأ {ratio.ar} من خطأ {whom.ar}",
+        ar=f"نسبة خطئه إلى خطأ {whom.ar} {ratio.ar}",
     )
 
 
@@ -140,7 +140,7 @@ def reigns_already(budget: Budget, candidate_id: str) -> Reasons:
     return Reasons(
         en=f"{candidate_id}, the champion of the budget {budget.name}, has the lowest error of "
         "those within it.",
-        ar=f"البطل {candidate_id} للميزانية {budget.name} هو الأدنى خطأً بين من هم ضمنها.",
+        ar=f"بطل الميزانية {budget.name} ({candidate_id}) هو الأقل خطأً بين النماذج التي ضمنها.",
     )
 
 

@@ -280,11 +280,11 @@ def _notes_on_away(
             yield Reasons(
                 en=f"The {what_en} {name} cannot be measured any more, and with it the gate's"
                 f" ruling: {why}",
-                ar=f"لم يعد قياس {what_ar} {name} ممكنًا، ولا قياس حكم البوابة معه: {why}",
+                ar=f"لم يعد قياس {what_ar} {name} ممكنًا، ولا معرفة حكم البوابة معه: {why}",
             )
         elif name not in opponents and name not in agreeing:
             and_en = ", and with it the gate's ruling" if name in picked else ""
-            and_ar = "، ولا قياس حكم البوابة معه" if name in picked else ""
+            and_ar = "، ولا معرفة حكم البوابة معه" if name in picked else ""
             yield Reasons(
                 en=f"The model {name} cannot be measured any more{and_en}: {why}",
                 ar=f"لم يعد قياس النموذج {name} ممكنًا{and_ar}: {why}",

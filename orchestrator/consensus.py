@@ -167,7 +167,7 @@ def concluded(
         recommendation = advice.wait(unclear.candidate_id, unclear.ruling)
     else:
         verdict, main = "keep", put[0]
-        recommendation = advice.keep(champion_id, main.candidate_id, main.ruling, len(told))
+        recommendation = advice.keep(champion_id, main.candidate_id, main.ruling)
     return Conclusion(verdict, won.candidate_id if won else "", main, recommendation)
 
 

@@ -170,7 +170,7 @@ def _within(ruling: Ruling, gates: Gates) -> Reasons:
     return Reasons(
         en=f"Surely no more than {check.upper:.2%} more of its answers are wrong, and "
         f"{check.bound:.2%} are allowed",
-        ar=f"لا تزيد إجاباته الخاطئة يقينًا على {check.upper:.2%} من الإجابات، والمسموح "
+        ar=f"لا تزيد نسبة إجاباته الخاطئة يقينًا بأكثر من {check.upper:.2%}، والمسموح "
         f"{check.bound:.2%}",
     )
 
@@ -231,7 +231,7 @@ def _unclear(what: Reasons, value: Reasons, bound: str) -> Reasons:
     return Reasons(
         en=f"Its {what.en} in times of the champion's is {value.en}: whether it is within the "
         f"{bound} allowed could not be told.",
-        ar=f"{what.ar} نسبةً إلى البطل {value.ar}: ولم يُعرف هل هو ضمن المسموح وهو {bound}.",
+        ar=f"{what.ar} نسبةً إلى البطل {value.ar}: لم يُعرف هل يبقى ضمن المسموح، وهو {bound}.",
     )
 
 
@@ -270,13 +270,13 @@ def _not_within(ruling: Ruling, gates: Gates) -> Reasons:
         return Reasons(
             en=f"As a cheaper one its ratio must surely be below {gates.margin:g}, and may be "
             f"{said.en}.",
-            ar=f"والواجب لكونه أرخص أن تكون النسبة دون {gates.margin:g} يقينًا، وقد تبلغ {said.ar}.",
+            ar=f"ولا يُقبل لرخصه إلا أن تكون النسبة دون {gates.margin:g} يقينًا، وقد تبلغ {said.ar}.",
         )
     return Reasons(
         en=f"Of its answers up to {upper:.2%} more may be wrong; {check.bound:.2%} are allowed, "
         f"and no more than {gates.margin:g} times as many as measured.",
-        ar=f"قد تزيد إجاباته الخاطئة بما يبلغ {upper:.2%} من الإجابات، والمسموح {check.bound:.2%} "
-        f"على ألا يتجاوز عددها المقيس {gates.margin:g} من عدد الآخر.",
+        ar=f"قد تزيد نسبة إجاباته الخاطئة بما يبلغ {upper:.2%}، والمسموح {check.bound:.2%} على ألا "
+        f"يتجاوز عددها المقيس عدد أخطاء الآخر مضروبًا في {gates.margin:g}.",
     )
 
 
@@ -322,7 +322,8 @@ def _of_means(ruling: Ruling, gates: Gates) -> Reasons:
     return Reasons(
         en=f"Its mean error may be higher by {more}, which is not surely within {gates.margin:g} "
         "times.",
-        ar=f"قد يزيد متوسط خطئه بمقدار {more}، ولا يثبت أنه ضمن {gates.margin:g} من الآخر.",
+        ar=f"قد يزيد متوسط خطئه بمقدار {more}، فلم يثبت أنه لا يتجاوز متوسط الآخر مضروبًا في "
+        f"{gates.margin:g}.",
     )
 
 
@@ -339,12 +340,12 @@ def _of_best(ruling: Ruling, gates: Gates) -> Reasons:
         return Reasons(
             en=f"Of its answers up to {check.upper:.2%} more may be wrong than of the best that "
             f"this node ever had; {check.bound:.2%} are allowed.",
-            ar=f"قد تزيد إجاباته الخاطئة على إجابات أفضل ما كان لهذه العقدة بما يبلغ "
-            f"{check.upper:.2%} من الإجابات، والمسموح {check.bound:.2%}.",
+            ar=f"قد تزيد نسبة إجاباته الخاطئة على نسبتها عند أفضل ما كان لهذه العقدة بما يبلغ "
+            f"{check.upper:.2%}، والمسموح {check.bound:.2%}.",
         )
     return Reasons(
         en=f"Against the best that this node ever had, its error or its evidence may fall behind: "
         f"the ratio of the errors may be {upper.en}, and {gates.margin:g} is allowed.",
-        ar=f"وبالنسبة إلى أفضل ما كان لهذه العقدة قد يتأخر خطؤه أو إجاباته المثبتة: قد تبلغ نسبة "
+        ar=f"وقد يقصّر عن أفضل ما كان لهذه العقدة في خطئه أو في إجاباته المثبتة: قد تبلغ نسبة "
         f"الخطأين {upper.ar}، والمسموح {gates.margin:g}.",
     )
