@@ -4,8 +4,8 @@ Judge and agents of one machine share a folder. Who wants quiet puts a file `ID.
 says for how long at most, and takes it away afterwards. Each agent has a file `PID.agent`; it looks
 for holds twenty times a second, suspends its executors, and writes into its file which hold it
 heeds. No clock is shared: an agent counts from when it saw a hold first. Whatever becomes of the
-judge, a hold is over after SECONDS_MAX, and heeded once; and after a pause executors run for as
-long before the next one as it lasted.
+judge, a hold is over after SECONDS_MAX, heeded once, and taken away by whoever heeded it to its
+end; and after a pause executors run for as long before the next one as it lasted.
 """
 
 import contextlib
@@ -147,6 +147,8 @@ class Heeder:
                 self._closing.wait(min(LOOK_SECONDS / 5, max(0.0, ends - time.monotonic())))
         finally:
             self._resume()
+        if time.monotonic() >= ends:
+            hold.unlink(missing_ok=True)  # else each agent that starts would heed a dead judge's
         _write(self._sign, "")
         return time.monotonic() - began
 

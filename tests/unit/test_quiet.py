@@ -118,6 +118,14 @@ def test_a_hold_of_a_judge_that_died_is_heeded_once_and_to_its_end_alone(tmp_pat
     assert trainings.pauses == 2
 
 
+def test_a_hold_of_a_judge_that_died_is_taken_away_and_holds_up_nobody_who_starts(
+    tmp_path: Path,
+) -> None:
+    left = _put(tmp_path, "old", 0.1)
+    with _heeding(tmp_path, Trainings()):
+        _until(lambda: not left.exists())
+
+
 @pytest.mark.parametrize(
     ("asked", "given"),
     [(1.5, 1.5), (60.0, 3.0), (1e999, 3.0), (-1, 0.0), (float("nan"), 0.0), ("x", 0.0), (None, 0)],
