@@ -43,7 +43,8 @@ RECORD = "byte 6-gram"
 BASELINES = {"trivial": 0, "byte 4-gram": 3, RECORD: ngrams.BASELINE_CONTEXT, "byte 8-gram": 7}
 """Bytes of context of each."""
 SHARE_MIN = 1e-9
-BOUNDS = {"width": (8, 1024), "blocks": (1, 12)}
+BOUNDS = {"width": (8, 256), "blocks": (1, 12)}
+"""The largest takes a judge's core some minutes; of 1,024 wide it would be an hour and more."""
 ADAPTER = "adapter"
 RANK = 8
 _FAMILIES = ("mixture", "gates", ADAPTER)

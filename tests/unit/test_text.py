@@ -12,7 +12,7 @@ import torch
 
 from agent.executors import device, jobs, training
 from agent.specialists import forms, ngrams, registry
-from agent.specialists.base import Specialist
+from agent.specialists.base import Config, Specialist
 from agent.specialists.text import WINDOW_BYTES, Text
 from core import corpora, errors, workloads
 from core.events import Rival
@@ -117,6 +117,11 @@ def test_baselines_know_more_with_more_context_and_an_untrained_mixture_errs_fin
         errs = one.errors(one.build(one.families(role)[0]), cases)
         assert (errs.shape, errs.dtype) == ((30,), torch.float64)
         assert bool((errs > 0).all() & errs.isfinite().all())
+
+
+def test_a_network_that_would_hold_a_judge_up_for_an_hour_is_not_built(one: Specialist) -> None:
+    with pytest.raises(errors.ArtifactError, match="width from 8 to 256"):
+        one.build(Config(family="mixture", sizes={"width": 1024, "blocks": 12}))
 
 
 def trained(out: Path, role: Rival, folder: Path, steps: int) -> jobs.Result:
