@@ -161,7 +161,7 @@ class Base(Value, frozen=True, kw_only=True):
 
 
 class BudgetLook(Value, frozen=True, kw_only=True):
-    """Against whom the champion of a budget is looked for, and for the how manieth time."""
+    """Against whom the champion of a budget is looked for; `look` counts the times, from 1."""
 
     budget: str
     look: int

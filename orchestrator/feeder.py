@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 ROLES: tuple[Role, ...] = ("dual", "evolver", "reinventor")
 """What is ordered; of equals the first."""
 EXPLORE_EVERY = 4
-"""Every so manieth order goes to the node that has waited longest, where one has for long."""
+"""One order in so many goes to the node that has waited longest, where one has for long."""
 COST_MOST = 10.0
 """By so much at most is a dear node explored more rarely than a usual one."""
 ROLE_EVERY = 12

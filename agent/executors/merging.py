@@ -10,7 +10,6 @@ import copy
 import itertools
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import msgspec
 import torch
 
 from agent import checkpoints
-from agent.executors import distilling, jobs, quantizing
+from agent.executors import distilling, jobs, quantizing, standstill
 from agent.executors.distilling import Model
 from agent.specialists import ensembles, evaluation, registry
 from agent.specialists.base import Cases, Config, Specialist
@@ -75,7 +74,7 @@ def run(
     Raises errors.TrainingError for fewer than two parents, and as `train` does; ArtifactError for
     one that cannot be loaded.
     """
-    began = time.monotonic()
+    began = standstill.now()
     if len(job.parents) < 2:
         raise errors.TrainingError(
             f"a merge takes two models or more, and this task names {len(job.parents)}"
@@ -85,7 +84,7 @@ def run(
     specialist = registry.get(job.specialist, job.parameters, job.corpus, job.base_model)
     merge = _Merge(job, specialist, cases)
     merge.mix(asked_to_stop)
-    spent_seconds = time.monotonic() - began
+    spent_seconds = standstill.now() - began
     least_seconds = STUDENT_BUDGET_MIN * job.budget_seconds
     student = train(
         msgspec.structs.replace(
@@ -114,7 +113,7 @@ class _Merge:
 
     def mix(self, asked_to_stop: AskedToStop) -> None:
         """Make soup and ensemble, as far as they are worth something."""
-        began, budget = time.monotonic(), self._budget_seconds
+        began, budget = standstill.now(), self._budget_seconds
         self._soup = self._souped(asked_to_stop, began + SOUP_BUDGET_MAX * budget)
         until = began + (1 - STUDENT_BUDGET_MIN) * budget
         self._ensemble = self._assembled(asked_to_stop, until)
@@ -285,8 +284,8 @@ def stir(
 ) -> Mixture | None:
     """Mix the best model, which is the first, with the second, in the best of a few shares; others
     only where that helps (greedily, as Wortsman et al. do and Caruana et al. 2004). None of no
-    models, where none can be mixed, or where it was asked to stop. From `until` on, of the
-    monotonic clock, nothing more is tried.
+    models, where none can be mixed, or where it was asked to stop. From `until` on, of
+    `standstill.now`, nothing more is tried.
     """
     if not models:
         return None
@@ -296,7 +295,7 @@ def stir(
         for share in SHARES:
             if asked_to_stop() is not None:
                 return None
-            if tried and time.monotonic() >= until:
+            if tried and standstill.now() >= until:
                 break
             of = [*found.of, other.model]
             shares = [*(share * each for each in found.shares), 1 - share]
@@ -307,7 +306,7 @@ def stir(
         stirred = min(tried, key=lambda each: each.error, default=found)
         if len(found.of) == 1 or stirred.error < found.error:
             found = stirred
-        if time.monotonic() >= until:
+        if standstill.now() >= until:
             break
     return found if len(found.of) > 1 else None
 

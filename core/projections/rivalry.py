@@ -96,7 +96,7 @@ class Rivalry:
         return self.ordered.get(node_id) or Ordered(node_id=node_id)
 
     def queued(self, data: events.TaskQueued, number: int) -> None:
-        """Fold that a task was queued, the how manieth of all."""
+        """Fold that a task was queued, the `number`th of all."""
         before = self.turns(data.node_id)
         after = before.with_one(data.role, number)
         if after is not before:

@@ -1,7 +1,7 @@
 """Students and merges: what several models make of one another, by real training."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from agent import checkpoints
-from agent.executors import device, distilling, jobs, merging, methods, pace, training
+from agent.executors import device, distilling, jobs, merging, methods, pace, standstill, training
 from agent.specialists import ensembles, evaluation, forms, registry
 from agent.specialists.base import Batch, Config
 from core import errors
@@ -413,6 +413,23 @@ def test_mixing_ends_with_its_time_and_with_what_was_found(
     soup = merging.stir(specialist, models, {}, merging.soup_of, until=-1.0)
     assert soup is not None
     assert (len(asked), soup.shares) == (1, [0.5, 0.5])
+
+
+def test_what_a_machine_stood_still_is_no_time_of_mixing(
+    champion: str, evolved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = distilling.read(registry.get(NODE), Path(champion))
+    errs(monkeypatch, lambda module: 1.0)
+    models = [merging.Weighed(1.0, model)] * 2
+    mixed: list[Sequence[float]] = []
+
+    def mix(of: Sequence[distilling.Model], shares: Sequence[float]) -> distilling.Model:
+        mixed.append(shares)
+        return model
+
+    monkeypatch.setattr(standstill._Total, "seconds", 1e9)
+    merging.stir(registry.get(NODE), models, {}, mix, until=standstill.now() + 1e6)
+    assert len(mixed) == len(merging.SHARES)
 
 
 def test_a_merge_that_is_asked_to_stop_while_it_trains_saves_where_it_stands(
