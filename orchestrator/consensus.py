@@ -11,8 +11,6 @@ from core.values import Budget, Gates, Latency, Recommendation, RoundVerdict, We
 from orchestrator import advice, vetoes
 from orchestrator.rulings import Costs, Ruling
 
-PICKS_MAX = 2
-
 
 class Put(NamedTuple):
     """A candidate that was put to the gate, and what that ruled."""

@@ -34,11 +34,12 @@ def picked_beside(ruling: Ruling, rank_error: float) -> Reasons:
 
 
 def outranked(error: float, best: float, cases: int) -> Reasons:
-    """Of one that was not put to the gate."""
+    """Of one that was not put to the gate. Of two that err alike only one is."""
+    how_en, how_ar = ("as low a", "مساوٍ") if error == best else ("a lower", "أدنى")
     return Reasons(
-        en=f"Another candidate had a lower mean error on the same {cases:,} hidden ranking "
+        en=f"Another candidate had {how_en} mean error on the same {cases:,} hidden ranking "
         f"cases: {best:.4g} against {error:.4g}. The figures here are of those cases.",
-        ar=f"لمرشح آخر متوسط خطأ أدنى على حالات الترتيب المخفية نفسها وعددها {cases:,}: "
+        ar=f"لمرشح آخر متوسط خطأ {how_ar} على حالات الترتيب المخفية نفسها وعددها {cases:,}: "
         f"{best:.4g} مقابل {error:.4g}. والأرقام هنا من تلك الحالات.",
     )
 

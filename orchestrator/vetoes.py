@@ -25,7 +25,7 @@ def growth(gates: Gates, ratio: float | None) -> float:
 
 
 def is_cheap(costs: Costs, gates: Gates) -> CheckVerdict:
-    """Whether a model costs so little less that an equal error is enough."""
+    """Whether a model surely costs so much less that an equal error is enough."""
     if costs.size is not None and costs.size < gates.cheaper_size:
         return "pass"
     timed = costs.latency

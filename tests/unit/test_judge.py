@@ -20,7 +20,7 @@ from agent import artifacts, tensors
 from agent.specialists import base, registry
 from core import bus, chunks, errors, events, wire
 from core.values import Latency
-from orchestrator import bounds, contest, hidden, judge, keys, models, trial
+from orchestrator import bounds, contest, hidden, judge, keys, models, remarks, trial
 from orchestrator.latency import Timed
 
 WRITER = "agent-1"
@@ -289,6 +289,13 @@ def test_only_the_candidate_that_ranks_first_meets_the_gate(
     assert (outranked.verdict, picked.verdict) == ("outranked", "better")
     assert outranked.error is not None
     assert "ranking cases" in outranked.reasons.en
+
+
+def test_of_two_that_err_alike_neither_is_said_to_err_less() -> None:
+    alike, worse = remarks.outranked(0.1, 0.1, 9), remarks.outranked(0.2, 0.1, 9)
+    assert "had as low a mean error" in alike.en
+    assert "had a lower mean error" in worse.en
+    assert alike.ar != worse.ar.replace("0.2", "0.1")
 
 
 def test_the_same_round_gets_the_same_verdict_twice(
