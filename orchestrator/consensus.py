@@ -100,14 +100,18 @@ def likely_growth(one: Weighed, champion: Weighed, gates: Gates) -> float:
 
 
 def is_clear(timed: Latency, one: Weighed, champion: Weighed, gates: Gates) -> bool:
-    """Whether a latency is clear of the bounds that decide for a candidate, or decides nothing."""
+    """Whether a latency is clear of the bounds that decide for a candidate, or decides nothing.
+
+    By how much a bound grows is only sure at the gate: by nothing, or up to what is likely.
+    """
     lower, upper = timed.against_lower, timed.against_upper
     if lower is None or upper is None or not is_about_as_good(one, champion, gates):
         return True
-    decisive = [gates.latency_ratio * likely_growth(one, champion, gates)]
+    bound, cheap = gates.latency_ratio, gates.cheaper_latency
+    decisive = [(bound, bound * likely_growth(one, champion, gates))]
     if vetoes.is_cheap(costs_of(one, champion), gates) != "pass":
-        decisive.append(gates.cheaper_latency)
-    return not any(lower <= bound <= upper for bound in decisive)
+        decisive.append((cheap, cheap))
+    return not any(lower <= most and least <= upper for least, most in decisive)
 
 
 def _is_affordable(one: Weighed, champion: Weighed, gates: Gates) -> bool:

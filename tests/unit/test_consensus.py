@@ -113,6 +113,18 @@ def test_beside_a_model_that_costs_too_much_goes_the_best_that_does_not() -> Non
     assert consensus.picks(rivals[::2], CHAMPION, GATES) == ("huge", "small")
 
 
+def test_a_latency_is_clear_only_of_all_that_its_bound_may_grow_to() -> None:
+    half = weighed("half", 0.05)  # the bound is 1.1 to 1.1 x 2 ** 0.5 = 1.56
+    found = [
+        consensus.is_clear(timed(against), half, CHAMPION, GATES)
+        for against in (1.08, 1.11, 1.4, 1.55, 1.6)
+    ]
+    assert found == [True, False, False, False, True]
+    equal = weighed("equal", 0.1)
+    assert consensus.is_clear(timed(1.4), equal, CHAMPION, GATES)
+    assert not consensus.is_clear(timed(0.8), equal, CHAMPION, GATES)
+
+
 # ── what it comes to ──
 
 
