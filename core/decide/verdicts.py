@@ -86,7 +86,7 @@ def _require_budgets(row: Round, command: commands.DecideRound) -> None:
 
 def _require_current(state: State, row: Round, command: commands.DecideRound) -> None:
     """Nothing that was judged by changed since: what the node trains, its gates, who reigns."""
-    if state.graph.workload(row.node_id)[0] != row.workload:
+    if not state.graph.trains(row.node_id, row.workload):
         raise errors.Conflict(f"{row.node_id} trains something else now; the round is void")
     if state.graph.gates(row.node_id) != row.gates:
         raise errors.Conflict("the gates changed while the round was judged; judge it again")

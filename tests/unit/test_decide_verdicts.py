@@ -10,9 +10,19 @@ from core.events import Champion
 from core.log import Record
 from core.projections.graph import of_budget
 from core.projections.rounds import Round
+from core.projections.state import State
 from core.values import Budget, BudgetVerdict, Recommendation, Weighed
 from tests.build import World
-from tests.unit.test_decide_rounds import brought, claimed, deposited, judged, only, verdict
+from tests.unit.test_decide_rounds import (
+    brought,
+    claimed,
+    deposited,
+    judged,
+    only,
+    secret,
+    verdict,
+    void,
+)
 
 NODE = "stats-bayesian"
 SMALL, FAST = Budget(name="small", bytes_max=1_000), Budget(name="fast", latency_max=2.0)
@@ -215,3 +225,19 @@ def test_the_best_ever_is_named_to_the_judge_where_another_reigns() -> None:
     row = judged(world)
     assert (row.best and row.best.candidate_id) == "t1-evolver"
     assert only(world).champion is not None
+
+
+def test_a_round_of_a_node_whose_first_record_was_lost_can_only_end_void() -> None:
+    whole, row = with_budgets(SMALL)
+    world, world.state = whole, State()
+    for event in whole.stored:
+        if isinstance(event.data, events.NodeAdded) and event.data.node_id == NODE:
+            subject = events.subject_of(event.data)
+            world.state.skip(events.Undecodable(event.seq, subject, "lost"))
+        else:
+            world.state.evolve(event)
+    row = judged(world)
+    with pytest.raises(errors.Conflict, match="the round is void"):
+        world.do(verdict(row, verdict="keep", promoted=""))
+    world.do(void(row, secret=secret(row.index).hex()))
+    assert world.state.rounds.table.rows[row.round_id].status == "decided"
