@@ -88,7 +88,7 @@ class _Trials:
         return factor * errors
 
     def _more_wrong(self, errors: Floats, share: float) -> Floats:
-        turned = self._draw.random(len(errors)) < share / (1 - self._mean)
+        turned = self._draw.random(len(errors)) * (1 - self._mean) < share
         return np.maximum(errors, turned)
 
     def _drawn(self, count: int, share: float) -> Pair:

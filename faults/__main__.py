@@ -21,6 +21,7 @@ NAMES = (
     "zombie",
     "damage",
     "poison",
+    "cheats",
     "diskfull",
     "powerloss",
     "partition",

@@ -170,6 +170,28 @@ def load(specialist: base.Specialist, stored: Stored, weights_sha256: str) -> Mo
     return Model(module, params, size, msgspec.json.encode(config, order="sorted").decode())
 
 
+class _OfCase(torch.nn.Module):
+    """A model that is asked a whole case, since its own inputs are not those of others."""
+
+    def __init__(self, specialist: base.Specialist, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._specialist, self._case = specialist, specialist.cases(0, 1)
+
+    def forward(self) -> torch.Tensor:
+        return self._specialist.errors(self.module, self._case)
+
+
+def for_one_answer(
+    specialist: base.Specialist, module: torch.nn.Module
+) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """What is run for one answer, and with what: the module and a probe, but for adapters, which
+    take the tokens of their base."""
+    if getattr(module, "stays_on_device", False):
+        return _OfCase(specialist, module), ()
+    return module, specialist.probe()
+
+
 def errors_of(
     specialist: base.Specialist,
     model: Model,

@@ -251,7 +251,7 @@ class _Trial:
             evidence_rate=float(np.mean(found <= specialist.tolerance)),
             params=model.params,
             bytes=model.bytes,
-            memory_bytes=memory.peak_bytes(model.module, specialist.probe()),
+            memory_bytes=memory.peak_bytes(*models.for_one_answer(specialist, model.module)),
         )
 
     # ── on the scales ──
@@ -269,7 +269,8 @@ class _Trial:
                     self._scales[name] = replace(weighed, shifted_error=mean)
         timed = {
             name: Timed(
-                self._models[name].module, specialist.probe(), self._models[name].architecture
+                *models.for_one_answer(specialist, self._models[name].module),
+                self._models[name].architecture,
             )
             for name in self._scales
         }

@@ -7,8 +7,9 @@ from core.projections.rounds import Round
 
 LOSS_SHARE_LEAST = 0.5
 """A claimed loss below so much of what was measured is off. Validation cases are some thousand, and
-other ones than the hidden: of 608 candidates of honest agents at all nodes no claim was off by
-this; of the mean error alone, without the other figures below, five would be."""
+other ones than the hidden: of some 640 candidates of honest agents at all nodes no claim was off by
+this; of the mean error alone, without what is said below, six would be."""
+ROUNDING = 1e-9
 EVIDENCE_MORE_MOST = 0.1
 """A claimed rate of evidence above the measured one by more is off; honest ones came to 0.08."""
 
@@ -47,13 +48,17 @@ def _least_error(
     A mean says little where rare cases are disasters: one in thousands makes it a hundredfold.
     Others of these figures are of other cases, or are no means (a ratio to the opponent's error is
     mostly that of geometric means). A mean above the baseline's tells of a disaster as often as of
-    a bad model, and the rate of evidence tells them apart.
+    a bad model, and the rate of evidence tells them apart. So it does where a case is right or
+    wrong, its error 0 or 1: none of a thousand may be wrong here, and one there.
     """
-    figures = [verdict.error]
+    error, evidence = verdict.error, verdict.evidence_rate
+    if error is None or (evidence is not None and abs(error + evidence - 1) < ROUNDING):
+        return None
+    figures = [error]
     figures += [one.error for one in data.weighed if one.candidate_id == verdict.candidate_id]
     opponent = data.baseline_error if row.champion is None else data.champion_error
     if verdict.ratio is not None and opponent is not None:
         figures.append(verdict.ratio * opponent)
-    least = min(one for one in figures if one is not None)
+    least = min(figures)
     baseline = data.baseline_error
     return None if baseline is not None and least >= baseline else least

@@ -3,6 +3,8 @@
 The base is a Llama of some thousand numbers, which lies in its folder as one of billions does.
 """
 
+import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from agent.executors import device, jobs, pace, training
 from agent.specialists import bases, registry
 from core import errors, events, wire, workloads
 from core.events import BaseModel
-from orchestrator import models, trial
+from orchestrator import latency, models, trial
 from tests import base_models, texts
 
 torch.set_num_threads(1)
@@ -269,6 +271,14 @@ def test_a_judge_without_the_base_says_that_it_lacks_it(
     other = msgspec.structs.replace(base, digest="0" * 64)
     files = stored(adapted)
     config = files.config.replace(base.digest.encode(), other.digest.encode())
+    brief = round_of(adapted, other)
+    found = trial.trace(brief, {"c": files._replace(config=config)}, b"s", "j", texts=str(corpus))
+    assert "put the very same files there" in found.lacking["c"]
+    assert found.verdict.candidates[0].verdict == "refused"
+
+
+def round_of(adapted: jobs.Result, base: BaseModel) -> wire.RoundBrief:
+    """A round in which an adapter stands alone."""
     brought = events.Candidate(
         candidate_id="c",
         rival="evolver",
@@ -277,19 +287,27 @@ def test_a_judge_without_the_base_says_that_it_lacks_it(
         weights_sha256=adapted.weights_sha256,
         bytes=1,
     )
-    brief = wire.RoundBrief(
+    return wire.RoundBrief(
         round_id="r",
         node_id="n",
         index=0,
         commitment="",
-        workload=events.Workload(specialist=workloads.TEXT, base_model=other),
+        workload=events.Workload(specialist=workloads.TEXT, base_model=base),
         look=1,
         champion=None,
         candidates=[wire.Brought(candidate=brought, task_id="t", worker_id="a")],
     )
-    found = trial.trace(brief, {"c": files._replace(config=config)}, b"s", "j", texts=str(corpus))
-    assert "put the very same files there" in found.lacking["c"]
-    assert found.verdict.candidates[0].verdict == "refused"
+
+
+def test_an_adapter_is_weighed_as_other_models_are(
+    adapted: jobs.Result, corpus: Path, base: BaseModel
+) -> None:
+    timing = functools.partial(latency.measure, quiet=contextlib.nullcontext)
+    brief = round_of(adapted, base)
+    found = trial.trace(brief, {"c": stored(adapted)}, b"s", "j", texts=str(corpus), timing=timing)
+    (weighed,) = found.verdict.weighed
+    assert weighed.memory_bytes > weighed.bytes
+    assert weighed.latency is not None
 
 
 def test_a_base_that_takes_long_is_no_silence(

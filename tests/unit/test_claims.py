@@ -82,6 +82,12 @@ def test_a_disaster_among_the_hidden_cases_makes_no_honest_claim_off() -> None:
     assert is_off(0.0001, 0.9, error=0.09, ratio=0.97)
 
 
+def test_where_a_case_is_right_or_wrong_one_wrong_of_hundreds_makes_no_claim_off() -> None:
+    assert not is_off(0.0, 1.0, error=1 / 697, measured=1 - 1 / 697)
+    assert is_off(0.0, 1.0, error=1 / 697, measured=1.0)
+    assert is_off(0.0, 1.0, error=0.2, measured=0.8)
+
+
 def test_without_a_champion_the_ratio_is_to_the_baseline() -> None:
     assert not is_off(0.002, 0.9, error=0.09, ratio=0.03, champion=None)
     assert is_off(0.001, 0.9, error=0.09, ratio=0.03, champion=None)

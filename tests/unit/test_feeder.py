@@ -6,11 +6,13 @@ from collections import Counter
 import msgspec
 import pytest
 
-from core import errors, plans
+from core import commands, errors, plans, runtime
 from core.events import Rival
+from core.log_memory import MemoryLog
 from core.projections.rivalry import Account, Ordered
 from orchestrator import feeder
 from orchestrator.feeder import Feeder, Fleet, Order, Standing
+from orchestrator.targets import RuntimeTarget
 from tests.build import SECOND, World
 
 
@@ -196,9 +198,9 @@ def test_a_node_that_stagnates_is_ordered_less() -> None:
 
 
 def test_a_win_that_was_large_counts_more() -> None:
-    small = _with(_node("small", champion=True), _account("evolver", 9, 3, gain=0.05))
-    large = _with(_node("large", champion=True), _account("evolver", 9, 3, gain=1.0))
-    assert feeder.plan(_fleet(small, large), min_queue=1, burst=1, turn=0)[0].node_id == "large"
+    small = _with(_node("a", champion=True), _account("evolver", 9, 3, gain=0.05))
+    large = _with(_node("b", champion=True), _account("evolver", 9, 3, gain=1.0))
+    assert feeder.plan(_fleet(small, large), min_queue=1, burst=1, turn=0)[0].node_id == "b"
 
 
 def test_a_first_champion_says_nothing_of_how_hard_the_next_is() -> None:
@@ -325,6 +327,40 @@ def test_what_would_be_ordered_next_is_foreseen_however_full_the_queue() -> None
     assert order.name == world.state.graph.nodes.rows[order.node_id].name
     assert order.budget_seconds == (planned.budget_seconds or 0.0)
     assert _foreseen(world) == order
+
+
+def test_the_role_that_would_be_ordered_is_foreseen() -> None:
+    wins = _node("n", (12, 0), (12, 9), champion=True)
+    assert feeder.foresee(_fleet(wins)).role == "reinventor"
+    assert feeder.foresee(_fleet(_node("n"))).role == "dual"
+
+
+def test_whose_turn_was_when_is_surveyed_whoever_ordered() -> None:
+    world = World().seeded()
+    world.task("t1")
+    world.task("t2", "opt-convex", role="evolver")
+    fleet = feeder.survey(world.state, world.now)
+    turns = {node.node_id: node.ordered for node in fleet.nodes}
+    assert fleet.tasks == 2
+    assert (turns["stats-bayesian"].newest, turns["opt-convex"].newest) == (1, 2)
+    assert (turns["opt-convex"].evolver, turns["root-math"].tasks) == (1, 0)
+
+
+async def test_an_order_is_enqueued_with_its_role() -> None:
+    door = runtime.Runtime(MemoryLog(), "test")
+    await door.start()
+    loop = asyncio.ensure_future(door.run())
+    try:
+        await door.execute(commands.SeedTree(), runtime.new_meta("test"), runtime.nothing)
+        order = Order(node_id="opt-convex", topic="topic", role="reinventor")
+        await RuntimeTarget(door).enqueue(order, 3, "key")
+        roles = await door.read(
+            lambda state: [getattr(row, "role", "") for row in state.tasks.table]
+        )
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+    assert roles == ["reinventor"]
 
 
 def test_nothing_is_foreseen_while_the_judges_are_behind_or_no_node_can_be_trained() -> None:
