@@ -5,7 +5,8 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from cli import terminal
+from cli import card_evidence, terminal
+from cli.card_evidence import Measured
 from cli.card_words import BY, CHECKS, GATES, RIVALS, WORKS, Words, same
 from cli.model import Head
 from cli.stored import Served
@@ -14,7 +15,6 @@ from core import events, platforms
 if TYPE_CHECKING:
     from agent.specialists.base import Field, Specialist
     from core.lineage import Reign
-    from core.projections.rounds import Decision
     from core.values import Check, Weighed
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -174,21 +174,17 @@ def _parameters(workload: events.Workload) -> Words:
 def _evidence(served: Served, specialist: "Specialist") -> Section:
     from orchestrator import hidden
 
-    champion, one = served.champion, served.round
-    decision = _decision(served)
-    baseline, first = specialist.baseline_of_record, min(decision.cases, hidden.HIDDEN_CASES)
-    opponent = Words("لا أحد: هو أول بطل", "nobody: it is the first")
-    if one.champion is not None:
-        opponent = same(
-            f"{_code(one.champion.candidate_id)}: {_number(decision.champion_error).en}"
-        )
+    champion, one, met = served.champion, served.round, card_evidence.measured(served)
+    decision = card_evidence.decision(served)
+    baseline, first = specialist.baseline_of_record, hidden.HIDDEN_CASES
+    if met.cases:
+        first = min(first, met.cases)
     rows = [
-        (Words("الحالات المخفية", "hidden cases"), same(f"{decision.cases:,}")),
-        (Words("متوسط الخطأ عليها", "mean error on them"), _number(champion.error)),
+        *_error(champion, met),
         (
             Words(
-                f"خطأ خط الأساس ({baseline}) على أول {first:,} منها",
-                f"error of the baseline ({baseline}) on the first {first:,} of them",
+                f"خطأ خط الأساس ({baseline}) على أول {first:,} من حالات البوابة",
+                f"error of the baseline ({baseline}) on the first {first:,} cases of the gate",
             ),
             _number(champion.baseline_error),
         ),
@@ -201,9 +197,7 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
             ),
             same(f"{champion.evidence_rate:.4f}"),
         ),
-        (Words("البطل الذي سبقه وخطؤه", "the champion it met, and its error"), opponent),
-        (Words("النظرة إلى ذلك البطل", "look at that champion"), same(one.look)),
-        (Words("مستوى الدلالة α", "significance α"), _number(decision.alpha)),
+        *_meeting(met),
         (Words("الجولة", "round"), same(_code(one.round_id))),
         (Words("وقت الحكم", "decided"), same(events.isoformat(decision.decided_at))),
         (Words("الحَكَم", "judge"), same(_code(one.judge))),
@@ -213,7 +207,7 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
             for name, value in decision.environment.items()
         ),
     ]  # fmt: skip
-    reasons = (_said(served) or decision).reasons
+    reasons = met.reasons
     said = [Words(f"الحكم: {_text(reasons.ar)}", f"The verdict: {_text(reasons.en)}")]
     reign = served.node.reigns[-1]
     if reign.by == "person":
@@ -229,20 +223,36 @@ def _evidence(served: Served, specialist: "Specialist") -> Section:
     )
 
 
-def _said(served: Served) -> "events.CandidateVerdict | None":
-    """What the verdict says of it."""
-    name = served.champion.candidate_id
-    return next((one for one in _decision(served).candidates if one.candidate_id == name), None)
+def _error(champion: events.Champion, met: Measured) -> Iterator[tuple[Words, Words]]:
+    if not met.cases:
+        yield (
+            Words("متوسط الخطأ على حالات الترتيب", "mean error on the ranking cases"),
+            _number(champion.error),
+        )
+        return
+    yield Words("الحالات المخفية", "hidden cases"), same(f"{met.cases:,}")
+    yield Words("متوسط الخطأ عليها", "mean error on them"), _number(champion.error)
+
+
+def _meeting(met: Measured) -> Iterator[tuple[Words, Words]]:
+    """Whom a champion met at the gate, and with what certainty."""
+    if not met.cases:
+        return
+    opponent = Words("لا أحد: هو أول بطل", "nobody: it is the first")
+    if met.against:
+        opponent = same(f"{_code(met.against)}: {_number(met.against_error).en}")
+    whom = Words("البطل الذي لقيه وخطؤه", "the champion it met, and its error")
+    if met.is_of_budget:
+        whom = Words(
+            "بطل الميزانية الذي لقيه وخطؤه", "the champion of the budget that it met, and its error"
+        )
+    yield whom, opponent
+    yield Words("النظرة إلى ذلك البطل", "look at that champion"), same(met.look)
+    yield Words("مستوى الدلالة α", "significance α"), _number(met.alpha)
 
 
 def _yes(given: bool) -> Words:
     return Words("نعم", "yes") if given else Words("لا", "no")
-
-
-def _decision(served: Served) -> "Decision":
-    decision = served.round.decision
-    assert decision is not None, "a round that promoted a champion is decided"
-    return decision
 
 
 # ── cost ──
@@ -250,8 +260,10 @@ def _decision(served: Served) -> "Decision":
 
 def _costs(served: Served) -> Iterator[Section]:
     """What it takes, and each gate that it came to; nothing where the log has neither."""
-    name, said = served.champion.candidate_id, _said(served)
-    weighed = next((one for one in _decision(served).weighed if one.candidate_id == name), None)
+    name, said = served.champion.candidate_id, card_evidence.said(served)
+    weighed = next(
+        (one for one in card_evidence.decision(served).weighed if one.candidate_id == name), None
+    )
     parts: list[Words | Table | Code] = []
     if weighed is not None:
         parts.append(_facts(_weight(weighed)))
@@ -340,7 +352,8 @@ print(float(torch.cat(errors).mean()))"""
 
 
 def _drawing(served: Served) -> Section:
-    champion, one, decision = served.champion, served.round, _decision(served)
+    champion, one, decision = served.champion, served.round, card_evidence.decision(served)
+    met = card_evidence.measured(served)
     workload, base = champion.workload, champion.workload.base_model
     recipe = _RECIPE.format(
         specialist=workload.specialist,
@@ -350,12 +363,11 @@ def _drawing(served: Served) -> Section:
         secret=decision.secret,
         node=champion.node_id,
         round=one.round_id,
-        cases=decision.cases,
+        cases=met.cases,
         config=CONFIG_FILE,
         weights=WEIGHTS_FILE,
     )
-    said = _said(served)
-    if said is not None and said.verdict == "outranked":
+    if not met.cases:
         rejudge = _code(f"aghsan audit --rejudge {one.round_id}")
         words = Words(
             f"لم يبلغ هذا النموذج حالات البوابة: خطؤه من حالات الترتيب. ويعيد {rejudge} قياسه.",

@@ -85,8 +85,8 @@ def lineage(
 ) -> None:
     """List every candidate that stood at NODE, those of its newest rounds first.
 
-    Each comes with its topic, its task and attempts, its round and verdict, and its bytes, the
-    refused and rejected ones too. With CANDIDATE only that one is shown, whole.
+    Each comes with its verdict, the refused and rejected ones too. CANDIDATE shows that one whole:
+    its topic, task and attempts, its round, what it was made from, and its hashes.
     """
     query: dict[str, str | int | None] = {"candidate_id": candidate_id, "after": after}
     answer = Client(api).get(f"/nodes/{segment(node_id)}/candidates", {**query, "limit": limit})

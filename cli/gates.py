@@ -88,8 +88,9 @@ def gates(
 ) -> None:
     """Show by which gates the candidates of NODE are judged, or set them.
 
-    What NODE has not set holds as its nearest ancestor has it, and so does NODE's for those below
-    it. A budget has a champion of its own: the best model that keeps it.
+    A node without gates of its own is judged by those of its nearest ancestor that has some, else
+    by the defaults. Its first change gives it a copy of all of them, and it follows its ancestor no
+    more, until --reset. A budget has a champion of its own: the best model within it.
     """
     server, path = Client(api), f"/nodes/{segment(node_id)}"
     if settings or budgets or dropped or reset:

@@ -38,29 +38,43 @@ def limits(budgets: Sequence[views.Budget]) -> Table:
 
 
 def weighed(rows: Sequence[views.Weighed], champion: str | None) -> Table:
-    """One model a row; a star says that it is on the front: no other is better in all."""
-    columns = [
-        *("model", "error", "shifted", "evidence", "latency", "surely between", "to champion"),
-        *("bytes", "memory", "params", "front"),
-    ]
-    return terminal.table(columns, [_weighed(one, champion) for one in rows])
+    """One model a row, and how well it answers; a star says that it is on the front: no other is
+    better in all."""
+    columns = ["model", "error", "shifted", "evidence", "params", "front"]
+    return terminal.table(
+        columns,
+        [
+            (
+                f"{one.candidate_id} (champion)"
+                if champion and one.candidate_id == champion
+                else one.candidate_id,
+                one.error,
+                one.shifted_error,
+                None if one.evidence_rate is None else f"{one.evidence_rate:.1%}",
+                one.params,
+                "*" if one.is_front else None,
+            )
+            for one in rows
+        ],
+    )
 
 
-def _weighed(one: views.Weighed, champion: str | None) -> Sequence[object]:
+def costs(rows: Sequence[views.Weighed]) -> Table:
+    """One model a row, and what it costs: latency in times of the reference kernel, between what it
+    surely lies, and in times of the champion's."""
+    columns = ["model", "latency", "surely between", "to champion", "bytes", "memory"]
+    return terminal.table(columns, [_costs(one) for one in rows])
+
+
+def _costs(one: views.Weighed) -> Sequence[object]:
     latency = one.latency
-    name = one.candidate_id or ""
     return (
-        f"{name} (champion)" if name and name == champion else name,
-        one.error,
-        one.shifted_error,
-        None if one.evidence_rate is None else f"{one.evidence_rate:.1%}",
+        one.candidate_id,
         None if latency is None else f"{latency.ratio:.3g} ×",
         None if latency is None else _between(latency.lower, latency.upper),
         None if latency is None or latency.against is None else f"{latency.against:.3g} ×",
         None if one.bytes is None else f"{one.bytes:,}",
         f"{one.memory_bytes / 1024:,.0f} KiB" if one.memory_bytes else None,
-        one.params,
-        "*" if one.is_front else None,
     )
 
 
@@ -141,28 +155,17 @@ def budget_verdicts(rows: Sequence[views.BudgetVerdict]) -> list[tuple[str, obje
 
 
 def candidates(rows: Sequence[views.CandidateRecord]) -> Table:
-    """One candidate a row, its topic last."""
-    columns = [
-        *("round", "candidate", "role", "verdict", "error", "bytes", "attempts", "worker"),
-        *("task", "weights", "from", "reigns", "topic"),
-    ]
+    """One candidate a row; the rest is for whoever asks for one."""
     return terminal.table(
-        columns,
+        ["candidate", "role", "verdict", "error", "bytes", "reigns over"],
         [
             (
-                one.round_id,
                 one.candidate_id,
                 one.role,
                 one.verdict or one.round_status,
                 one.error,
                 one.bytes,
-                len(one.attempts),
-                one.worker_id,
-                one.task_id,
-                (one.weights_sha256 or "")[:12],
-                " ".join(base.candidate_id or "" for base in sources(one)),
                 reigns(one),
-                terminal.short(one.topic),
             )
             for one in rows
         ],

@@ -84,7 +84,7 @@ def show(round_id: str, as_json: bool, api: str) -> None:
     )
     if one.weighed:
         champion = one.champion.candidate_id if one.champion else None
-        terminal.show("", judged.weighed(one.weighed, champion))
+        terminal.show("", judged.weighed(one.weighed, champion), "", judged.costs(one.weighed))
     if one.candidates:
         terminal.show("", tables.candidates(one.candidates))
     if gates := judged.checks(one.candidates):

@@ -147,7 +147,7 @@ def _cost(row: views.RivalAccount) -> str | None:
 def candidates(rows: Sequence[views.Candidate]) -> Table:
     """One candidate a row."""
     return terminal.table(
-        ["candidate", "role", "verdict", "claimed", "measured", "task", "worker"],
+        ["candidate", "role", "verdict", "claimed", "measured", "worker"],
         [
             (
                 row.candidate_id,
@@ -155,7 +155,6 @@ def candidates(rows: Sequence[views.Candidate]) -> Table:
                 row.verdict,
                 row.claimed.loss if row.claimed else None,
                 row.error,
-                row.task_id,
                 row.worker_id,
             )
             for row in rows

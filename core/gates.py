@@ -1,4 +1,5 @@
-"""What a node's gates may be set to: each bound by name, within what, and what it means."""
+"""What a node's gates may be set to: each bound by name, within what, and what it means; and what
+keeps within a budget."""
 
 import difflib
 import math
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 from core import errors
 from core.events import replace
-from core.values import Budget, Gates
+from core.values import Budget, Gates, Weighed
 
 BUDGETS_MAX = 4
 BUDGET_NAME_CHARS_MAX = 32
@@ -114,6 +115,15 @@ def changed(
     whole = replace(gates, **settings, budgets=tuple(stated.values()))
     require_sound(whole)
     return whole
+
+
+def fits(one: Weighed, budget: Budget) -> bool:
+    """Whether a model costs no more than a budget has."""
+    if budget.bytes_max is not None and one.bytes > budget.bytes_max:
+        return False
+    if budget.latency_max is None:
+        return True
+    return one.latency is not None and one.latency.ratio <= budget.latency_max
 
 
 def unknown_budget(name: str, stated: Iterable[str]) -> str:

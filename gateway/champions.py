@@ -6,6 +6,7 @@ model's measured figures, its latency among them, and who reigned before.
 
 import asyncio
 import hashlib
+import shlex
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -282,11 +283,21 @@ def _former(found: _Throne, to: str | None) -> Champion:
         return champion
     champion = lineage.before(reigns)
     if champion is None:
-        raise errors.Conflict(
-            f"there is no champion of {found.node_id} before the one of now; name whom you mean, "
-            f"of those that `aghsan champion history {found.node_id}` lists"
-        )
+        raise errors.Conflict(_none_before(found, bool(reigns)))
     return champion
+
+
+def _none_before(found: _Throne, did_any_reign: bool) -> str:
+    of = f" for the budget {found.budget}" if found.budget else ""
+    if not did_any_reign:
+        return f"nobody ever reigned over {found.node_id}{of}, so there is nobody to go back to"
+    listing = f"aghsan champion history {found.node_id}"
+    if found.budget:
+        listing += f" --budget {shlex.quote(found.budget)}"
+    return (
+        f"nobody reigned over {found.node_id}{of} before the champion of now, or it has none; name "
+        f"whom you mean, of those that `{listing}` lists"
+    )
 
 
 def _require_latency(row: Round, candidate_id: str, budget: Budget) -> None:

@@ -515,5 +515,5 @@ def _brief(state: State, round_id: str) -> wire.RoundBrief:
     return msgspec.structs.replace(
         wire.brief_of(row),
         withdrawn=row.index < state.rounds.withdrawn_before,
-        outdated=state.graph.workload(row.node_id)[0] != row.workload,
+        outdated=not state.graph.trains(row.node_id, row.workload),
     )

@@ -23,7 +23,7 @@ from core.projections.tasks import Claim, Done, Task
 from core.projections.workers import Worker
 from core.telemetry import Curve
 from core.values import Gates
-from gateway import judgement, schemas, telemetry, verdicts
+from gateway import judgement, schemas, slices, telemetry, verdicts
 from gateway.network import BY, node_of, task_of, worker_of
 from gateway.records import Records
 from gateway.refusals import Refusals
@@ -342,7 +342,7 @@ class ReadRoutes:
         rows = await self._door.read(view)
         # Only now: the promotion of the champion that was just read is among them.
         history = await self._records.of_node(node_id)
-        return judgement.NodeDetailAnswer(node=_node(rows, history))
+        return judgement.NodeDetailAnswer(node=await _node(rows, history))
 
     # ── rounds ──
 
@@ -572,20 +572,22 @@ def _candidates(task: Task) -> list[schemas.TaskCandidate]:
     ]
 
 
-def _node(rows: _NodeRows, history: Sequence[events.Event]) -> judgement.NodeDetail:
+async def _node(rows: _NodeRows, history: Sequence[events.Event]) -> judgement.NodeDetail:
     reigns = lineage.reigns(history)
     champion = rows.champion
+    budgets = []
+    for budget in rows.gates.budgets:
+        of_budget = lineage.reigns(history, budget.name)
+        told = await slices.each(verdicts.lineage_of, of_budget)
+        budgets.append(verdicts.throne_of(budget, of_budget, told))
     return judgement.NodeDetail(
         **_fields(node_of(rows.node)),
         champion=None if champion is None else verdicts.champion_of(champion, reigns),
-        rounds=[verdicts.node_round_of(row) for row in rows.rounds],
-        lineage=[verdicts.lineage_of(reign) for reign in reigns],
+        rounds=await slices.each(verdicts.node_round_of, rows.rounds),
+        lineage=await slices.each(verdicts.lineage_of, reigns),
         workload=workload_of(rows.workload, rows.inherited),
         gates=verdicts.gates_of(rows.gates, inherited=rows.gates_inherited),
-        budgets=[
-            verdicts.throne_of(budget, lineage.reigns(history, budget.name))
-            for budget in rows.gates.budgets
-        ],
+        budgets=budgets,
     )
 
 

@@ -12,6 +12,7 @@ from core.projections.rounds import Round
 from core.projections.state import State
 from core.projections.tasks import Done, Task
 from core.runtime import Runtime
+from gateway import slices
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,8 @@ class Records:
         yet, which somebody else may have put there."""
         records = await self._log.of_subject(subjects.event(kind, identity), HISTORY_MAX)
         last, quarantine = self._door.durable_seq, self._door.state.quarantine
-        decoded = (
-            events.decode(*record)
-            for record in records
-            if record.seq <= last and str(record.seq) not in quarantine
-        )
+        known = [one for one in records if one.seq <= last and str(one.seq) not in quarantine]
+        decoded = await slices.each(lambda record: events.decode(*record), known)
         return [event for event in decoded if isinstance(event, events.Event)]
 
     async def metrics(self, task: Task) -> msgspec.Raw:

@@ -40,15 +40,17 @@ def _budget(one: Budget) -> judgement.Budget:
     return judgement.Budget(name=one.name, latency_max=one.latency_max, bytes_max=one.bytes_max)
 
 
-def throne_of(budget: Budget, reigns: Sequence[Reign]) -> judgement.BudgetThrone:
-    """A budget, with who reigns and reigned for it."""
+def throne_of(
+    budget: Budget, reigns: Sequence[Reign], told: list[judgement.LineageEntry]
+) -> judgement.BudgetThrone:
+    """A budget, with who reigns for it, and who did, in the words of an answer."""
     now = lineage.reigning(reigns)
     return judgement.BudgetThrone(
         name=budget.name,
         latency_max=budget.latency_max,
         bytes_max=budget.bytes_max,
         champion=None if now is None else champion_of(now.champion, reigns),
-        lineage=[lineage_of(reign) for reign in reigns],
+        lineage=told,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from core import events, wire
 from core.events import Reasons, replace
+from core.gates import fits
 from orchestrator import bounds, consensus, figures, trial
 from orchestrator.contest import Contest, Meeting
 from orchestrator.figures import PROMOTION, ROUNDING, Difference, Recorded
@@ -203,7 +204,7 @@ def _turned_on_front(trace: trial.Trace) -> set[str]:
 def _tied_budgets(recorded: Recorded, trace: trial.Trace) -> Iterator[str]:
     """Budgets of which rounding decides who is picked."""
     for budget in recorded.row.gates.budgets:
-        fitting = [one for one in trace.verdict.weighed if consensus.fits(one, budget)]
+        fitting = [one for one in trace.verdict.weighed if fits(one, budget)]
         first, second, *_ = [*sorted(one.error for one in fitting), np.inf, np.inf]
         if len(fitting) > 1 and second <= first * (1 + 2 * ROUNDING):
             yield budget.name

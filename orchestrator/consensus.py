@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from core.events import replace
+from core.gates import fits
 from core.values import Budget, Gates, Latency, Recommendation, RoundVerdict, Weighed
 from orchestrator import advice, vetoes
 from orchestrator.rulings import Costs, Ruling
@@ -174,15 +175,6 @@ def concluded(
 
 
 # ── budgets ──
-
-
-def fits(one: Weighed, budget: Budget) -> bool:
-    """Whether a model costs no more than a budget has."""
-    if budget.bytes_max is not None and one.bytes > budget.bytes_max:
-        return False
-    if budget.latency_max is None:
-        return True
-    return one.latency is not None and one.latency.ratio <= budget.latency_max
 
 
 def pick_for(budget: Budget, weighed: Iterable[Weighed]) -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from core import events
+from core import events, gates
 from core.audit import losses
 from core.audit.findings import Add
 from core.audit.losses import Losses
 from core.audit.tree import Tree, base_name
 from core.events import Candidate, Champion, Workload
-from core.values import BudgetVerdict
+from core.values import Budget, BudgetVerdict
 
 _WORDS = {
     "node_id": "node",
@@ -37,7 +37,7 @@ class Arena(NamedTuple):
     node_id: str
     workload: Workload
     standings: Mapping[str, Standing]
-    budgets: frozenset[str]
+    budgets: Mapping[str, Budget]
 
 
 class _Due(NamedTuple):
@@ -99,19 +99,15 @@ class Champions:
         own = self._losses.of(losses.round_(data.round_id))
         told: set[str] = set()
         for one in data.budgets:
-            if one.budget not in arena.budgets or one.budget in told:
-                detail = f"{data.round_id} decides for {one.budget!r}, which is no budget of it"
-                again = f"{data.round_id} decides twice for the budget {one.budget!r}"
-                self._add("promotion", seq, again if one.budget in told else detail, own)
-                continue
+            if one.budget in told:
+                fault = f"decides twice for the budget {one.budget!r}"
+            else:
+                fault = _fault_for_budget(one, data, arena, models)
+            if fault:
+                self._add("promotion", seq, f"{data.round_id} {fault}", own)
+            is_first = one.budget in arena.budgets and one.budget not in told
             told.add(one.budget)
-            if one.promoted and one.promoted not in models:
-                detail = (
-                    f"{data.round_id} promotes {one.promoted} for the budget {one.budget!r}, "
-                    "which did not stand in it"
-                )
-                self._add("promotion", seq, detail, own)
-            elif one.promoted:
+            if is_first and one.promoted in models:
                 model, is_new = models[one.promoted], one.promoted in arena.standings
                 if is_new:
                     model = _weighed(model, one, data)
@@ -278,6 +274,25 @@ def _weighed(model: Champion, one: BudgetVerdict, data: events.RoundDecided) -> 
         params=found.params,
         bytes=found.bytes,
     )
+
+
+def _fault_for_budget(
+    one: BudgetVerdict,
+    data: events.RoundDecided,
+    arena: Arena,
+    models: Mapping[str, Champion],
+) -> str:
+    """What is wrong with what a round means to a budget, "" for nothing."""
+    budget = arena.budgets.get(one.budget)
+    if budget is None:
+        return f"decides for {one.budget!r}, which is no budget of it"
+    whom = f"promotes {one.promoted} for the budget {one.budget!r}, which"
+    if one.promoted and one.promoted not in models:
+        return f"{whom} did not stand in it"
+    figures = (of for of in data.weighed if of.candidate_id == one.promoted)
+    if one.promoted and not any(gates.fits(of, budget) for of in figures):
+        return f"{whom} by its figures it does not keep"
+    return ""
 
 
 def _of(budget: str) -> str:

@@ -13,7 +13,7 @@ from core.audit.losses import Losses
 from core.audit.tasks import Tasks, rivals_of
 from core.audit.tree import Tree, base_name
 from core.events import Base, Rival, Workload
-from core.values import Gates
+from core.values import Budget, Gates
 
 MERGES_MAX = 4
 """A task brings one candidate for a role, but so many merges."""
@@ -33,7 +33,7 @@ class _Round:
     """The task whose merges were admitted, and how many."""
     entered: set[Rival] = field(default_factory=set)
     standings: dict[str, Standing] = field(default_factory=dict)
-    budgets: frozenset[str] = frozenset()
+    budgets: dict[str, Budget] = field(default_factory=dict)
 
 
 class Rounds:
@@ -151,11 +151,13 @@ class Rounds:
     def _require_gates(self, seq: int, data: events.JudgingStarted, row: _Round) -> None:
         """A round is judged by the gates of that moment, also against the best and by budget."""
         tree, gates = self._tree, self._tree.gates(row.node_id)
-        row.budgets = frozenset(one.budget for one in data.budgets)
+        stated = {one.name: one for one in (data.gates or Gates()).budgets}
+        names = [one.budget for one in data.budgets]
+        row.budgets = {name: stated.get(name, Budget(name=name)) for name in names}
         faults = []
         if (data.gates or Gates()) != gates:
             faults.append(f"{data.round_id} is judged by other gates than {row.node_id} has")
-        if [one.budget for one in data.budgets] != [one.name for one in gates.budgets]:
+        if names != [one.name for one in gates.budgets]:
             faults.append(f"{data.round_id} looks for other budgets than {row.node_id} has")
         if data.best != (wanted := tree.best(row.node_id, row.workload)):
             faults.append(

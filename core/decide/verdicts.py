@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from core import commands, errors, events
+from core import commands, errors, events, gates
 from core.decide import rounds
 from core.events import Champion
 from core.projections import graph
@@ -55,7 +55,8 @@ def _require_told(row: Round, command: commands.DecideRound) -> None:
     if command.promoted and command.promoted not in standing:
         raise errors.Invalid("only a candidate of the round can be promoted")
     advice = command.recommendation
-    if advice and (advice.action == "promote") != bool(command.promoted):
+    recommended = advice.candidate_id if advice and advice.action == "promote" else ""
+    if advice and recommended != command.promoted:
         raise errors.Invalid("whoever is promoted is recommended, and nobody else")
     if advice and advice.candidate_id not in {"", *standing}:
         raise errors.Invalid("only a candidate of the round can be recommended")
@@ -73,20 +74,23 @@ def _require_budgets(row: Round, command: commands.DecideRound) -> None:
     if told and (command.verdict == "void" or sorted(told) != sorted(asked)):
         raise errors.Invalid("a verdict names each budget of its round, and no other; a void none")
     looks = {one.budget: one for one in row.budgets}
-    weighed = {one.candidate_id for one in command.weighed}
+    stated = {one.name: one for one in row.gates.budgets}
+    weighed = {one.candidate_id: one for one in command.weighed}
     for one in command.budgets:
         reigning = looks[one.budget].champion
         if one.against != (reigning.candidate_id if reigning else ""):
             raise errors.Invalid(f"the budget {one.budget} was to be judged against its champion")
         if one.promoted and one.promoted not in weighed:
             raise errors.Invalid("only a model that was weighed becomes the champion of a budget")
+        if one.promoted and not gates.fits(weighed[one.promoted], stated[one.budget]):
+            raise errors.Invalid(f"{one.promoted} costs more than the budget {one.budget} has")
         if one.promoted and (one.error is None or one.promoted == one.against):
             raise errors.Invalid("a promotion carries the measured error of somebody new")
 
 
 def _require_current(state: State, row: Round, command: commands.DecideRound) -> None:
     """Nothing that was judged by changed since: what the node trains, its gates, who reigns."""
-    if state.graph.workload(row.node_id)[0] != row.workload:
+    if not state.graph.trains(row.node_id, row.workload):
         raise errors.Conflict(f"{row.node_id} trains something else now; the round is void")
     if state.graph.gates(row.node_id) != row.gates:
         raise errors.Conflict("the gates changed while the round was judged; judge it again")

@@ -126,6 +126,11 @@ class Graph:
             node, inherited = self.nodes.rows[node.parent_id], True
         return node.workload, inherited
 
+    def trains(self, node_id: str, workload: Workload) -> bool:
+        """Whether a node trains this now. What one does whose first record was lost, nobody knows:
+        it counts as something else."""
+        return node_id in self.nodes and self.workload(node_id)[0] == workload
+
     def gates(self, node_id: str) -> Gates:
         """By what a node's candidates are judged: its own gates, its nearest ancestor's that has
         some, or the defaults."""
@@ -133,7 +138,7 @@ class Graph:
 
     def gates_of(self, node_id: str) -> tuple[Gates, bool]:
         """As `gates`, and whether they are not the node's own. A node whose first record was lost
-        may have a round, which is judged by the defaults."""
+        may have a round, for which the defaults hold until it ends void."""
         node = self.nodes.get(node_id)
         while node is not None and node.gates is None:
             node = None if node.parent_id is None else self.nodes.rows[node.parent_id]

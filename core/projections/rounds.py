@@ -320,10 +320,11 @@ class Rounds:
                 self.nodes.put(after.node_id, events.replace(node, open_round=""))
             case events.JudgingStarted():
                 looked_at = after.champion.candidate_id if after.champion else ""
-                looks = events.replace(
-                    node, looks=after.look, looked_at=looked_at, budgets=after.budgets
-                )
-                self.nodes.put(after.node_id, looks)
+                looks = after.look
+                if looked_at == node.looked_at:  # an older round whose judge was lost goes back
+                    looks = max(looks, node.looks)
+                node = events.replace(node, looks=looks, looked_at=looked_at, budgets=after.budgets)
+                self.nodes.put(after.node_id, node)
             case events.RoleEntered():
                 waiting = tuple(w for w in node.waiting if w.task_id != data.task_id)
                 if waiting != node.waiting:

@@ -214,7 +214,7 @@ async def test_a_person_promotes_what_a_judge_measured_and_rolls_back(stack: Sta
     back = await told(stack, "champion", "rollback", NODE)
     assert back["champion"]["candidate_id"] == "cand-1"
     first = await aghsan(stack, "champion", "rollback", NODE)
-    assert (first.exit_code, "before the one of now" in first.output) == (5, True)
+    assert (first.exit_code, "before the champion of now" in first.output) == (5, True)
     await told(stack, "champion", "rollback", NODE, "--to", "cand-2")
     lineage = (await told(stack, "champion", "history", NODE))["lineage"]
     assert [(one["candidate_id"], one["by"], one["choice"], one["because"]) for one in lineage] == [

@@ -9,6 +9,7 @@ from core.values import Budget, BudgetVerdict, Gates, Weighed
 from tests.build import World
 from tests.unit import test_audit as whole
 from tests.unit.test_decide_champions import choose, measured
+from tests.unit.test_decide_verdicts import TIMED
 
 NODE = whole.NODE
 SMALL = Budget(name="صغير", bytes_max=1_000)
@@ -86,10 +87,19 @@ def another(nth: int, **figures: Any) -> whole.History:
     return changed(events.ChampionChosen, nth, champion=events.replace(data.champion, **figures))
 
 
-def with_budgets(nth: int, verdicts: list[BudgetVerdict], *more: events.EventData) -> whole.History:
+def with_budgets(
+    nth: int, verdicts: list[BudgetVerdict], *more: events.EventData, latency: float = 2.0
+) -> whole.History:
     """HISTORY whose nth verdict decides for budgets too, and what follows on it."""
     weighed = [
-        Weighed(candidate_id=one, error=0.2, evidence_rate=0.0, params=0, bytes=0)
+        Weighed(
+            candidate_id=one,
+            error=0.2,
+            evidence_rate=0.0,
+            params=0,
+            bytes=0,
+            latency=events.replace(TIMED, ratio=latency),
+        )
         for one in ("t1-e", "t1-r", "t2-e", "t2-r")
     ]
     told = changed(events.RoundDecided, nth, budgets=tuple(verdicts), weighed=tuple(weighed))
@@ -257,6 +267,14 @@ def test_what_a_verdict_does_not_say_of_a_budget_is_found(
 ) -> None:
     told = broken(with_budgets(0, verdicts, *more))
     assert [rule for rule, detail in told if words in detail][:1] == ["promotion"], told
+
+
+def test_a_budgets_champion_that_costs_more_than_it_has_is_found() -> None:
+    told = with_budgets(0, [verdict(FAST.name)], of_budget(FAST.name), latency=2.5)
+    details = [detail for rule, detail in broken(told) if rule == "promotion"]
+    assert [detail.partition(" ")[2] for detail in details] == [
+        "promotes t1-e for the budget 'fast', which by its figures it does not keep"
+    ]
 
 
 def test_the_nodes_own_champion_may_become_that_of_a_budget() -> None:

@@ -17,6 +17,10 @@ def secret(index: int) -> bytes:
     return hashlib.sha256(b"%d" % index).digest()
 
 
+def secret_hash(index: int) -> str:
+    return hashlib.sha256(secret(index)).hexdigest()
+
+
 def deposited(count: int = 3) -> World:
     world = World().seeded()
     world.do(
@@ -333,6 +337,22 @@ def test_looks_are_counted_against_the_same_champion_and_begin_anew_with_the_nex
         how = {"verdict": "keep", "promoted": ""} if keeps else {}
         world.do(verdict(row, against=reigning, **how))
     assert looks == [1, 2, 3, 1]
+
+
+def test_no_look_is_taken_twice_where_an_older_round_lost_its_judge() -> None:
+    world = promoted()
+    world.do(commands.DepositCommitments(judge="j", first=3, commitments=[secret_hash(3)]))
+    for task_id in ("t2", "t3", "t4"):
+        brought(world, claimed(world, task_id), "evolver", "reinventor")
+    closed = [row.round_id for row in world.state.rounds.table if row.status == "closed"]
+    older, newer, newest = closed
+    looks = []
+    for round_id in (older, newer, older, newest):
+        world.do(commands.StartJudging(round_id=round_id, judge="j"))
+        row = world.state.rounds.table.rows[round_id]
+        assert isinstance(row, Round)
+        looks.append(row.look)
+    assert looks == [1, 2, 1, 3]
 
 
 def test_commitments_go_on_where_the_last_deposit_ended() -> None:

@@ -10,20 +10,33 @@ from core.events import Champion
 from core.log import Record
 from core.projections.graph import of_budget
 from core.projections.rounds import Round
-from core.values import Budget, BudgetVerdict, Recommendation, Weighed
+from core.projections.state import State
+from core.values import Budget, BudgetVerdict, Latency, Recommendation, Weighed
 from tests.build import World
-from tests.unit.test_decide_rounds import brought, claimed, deposited, judged, only, verdict
+from tests.unit.test_decide_rounds import (
+    brought,
+    claimed,
+    deposited,
+    judged,
+    only,
+    secret,
+    verdict,
+    void,
+)
 
 NODE = "stats-bayesian"
 SMALL, FAST = Budget(name="small", bytes_max=1_000), Budget(name="fast", latency_max=2.0)
 WHY = events.Reasons(ar="سبب", en="reason")
 
 
-def weighed(*names: str) -> tuple[Weighed, ...]:
-    return tuple(
-        Weighed(candidate_id=name, error=0.3, evidence_rate=0.5, params=7, bytes=900)
-        for name in names
-    )
+TIMED = Latency(
+    ratio=1.9, lower=1.8, upper=2.0, p50_ms=0.1, p95_ms=0.2, reference_ms=0.05, spread=0.1
+)
+
+
+def weighed(*names: str, **more: Any) -> tuple[Weighed, ...]:
+    fields = {"error": 0.3, "evidence_rate": 0.5, "params": 7, "bytes": 900, "latency": TIMED}
+    return tuple(Weighed(candidate_id=name, **{**fields, **more}) for name in names)
 
 
 def for_budget(name: str, **more: Any) -> BudgetVerdict:
@@ -104,11 +117,38 @@ def test_several_promotions_right_behind_a_verdict_break_no_rule() -> None:
         ({"recommendation": Recommendation(action="ask", reasons=WHY)}, "is recommended"),
         (
             {
+                "verdict": "trade-off",
+                "promoted": "",
                 "recommendation": Recommendation(
-                    action="promote", candidate_id="stranger", reasons=WHY
-                )
+                    action="ask", candidate_id="stranger", reasons=WHY
+                ),
             },
             "can be recommended",
+        ),
+        (
+            {
+                "recommendation": Recommendation(
+                    action="promote", candidate_id="t1-reinventor", reasons=WHY
+                )
+            },
+            "and nobody else",
+        ),
+        *(
+            (
+                {
+                    "weighed": weighed("t1-evolver", **costs),
+                    "budgets": (
+                        for_budget("small", promoted="t1-evolver"),
+                        for_budget("fast", promoted="t1-evolver"),
+                    ),
+                },
+                f"more than the budget {budget} has",
+            )
+            for costs, budget in (
+                ({"bytes": 1_001}, "small"),
+                ({"latency": events.replace(TIMED, ratio=2.1)}, "fast"),
+                ({"latency": None}, "fast"),
+            )
         ),
         ({"weighed": weighed("stranger")}, "weighed are"),
         ({"weighed": weighed("t1-evolver", "t1-evolver")}, "each once"),
@@ -215,3 +255,19 @@ def test_the_best_ever_is_named_to_the_judge_where_another_reigns() -> None:
     row = judged(world)
     assert (row.best and row.best.candidate_id) == "t1-evolver"
     assert only(world).champion is not None
+
+
+def test_a_round_of_a_node_whose_first_record_was_lost_can_only_end_void() -> None:
+    whole, row = with_budgets(SMALL)
+    world, world.state = whole, State()
+    for event in whole.stored:
+        if isinstance(event.data, events.NodeAdded) and event.data.node_id == NODE:
+            subject = events.subject_of(event.data)
+            world.state.skip(events.Undecodable(event.seq, subject, "lost"))
+        else:
+            world.state.evolve(event)
+    row = judged(world)
+    with pytest.raises(errors.Conflict, match="the round is void"):
+        world.do(verdict(row, verdict="keep", promoted=""))
+    world.do(void(row, secret=secret(row.index).hex()))
+    assert world.state.rounds.table.rows[row.round_id].status == "decided"

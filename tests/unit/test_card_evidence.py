@@ -1,0 +1,66 @@
+"""What a card says that its champion was measured on, and against whom."""
+
+from typing import Any
+
+import pytest
+
+from cli import card_evidence, stored
+from core import commands, events, lineage
+from core.projections import rounds
+from core.values import BudgetVerdict
+from tests.unit.test_decide_rounds import verdict
+from tests.unit.test_decide_verdicts import (
+    NODE,
+    SMALL,
+    WHY,
+    for_budget,
+    reigning,
+    weighed,
+    with_budgets,
+)
+
+OWN = events.Reasons(ar="حكم", en="its own verdict")
+
+
+def served(budget: str, candidate_id: str, *said: BudgetVerdict, kind: str = "") -> stored.Served:
+    """A champion of a round whose verdict says this."""
+    world, row = with_budgets(SMALL)
+    decided: commands.DecideRound = verdict(
+        row,
+        weighed=weighed("t1-evolver", "t1-reinventor"),
+        budgets=said or (for_budget("small"),),
+        cases=4_096,
+        alpha=0.03,
+    )
+    candidates = [
+        events.replace(one, reasons=OWN, verdict=kind or one.verdict) for one in decided.candidates
+    ]
+    told: list[Any] = world.do(events.replace(decided, candidates=candidates))
+    whole = rounds.evolve(row, 1, told[0])
+    champion = reigning(world)
+    assert champion is not None
+    champion = events.replace(champion, candidate_id=candidate_id)
+    reign = lineage.Reign(champion, "", 1)
+    node = stored.Node(events.NodeAdded(node_id=NODE, name=NODE), [reign])
+    return stored.Served(node, champion, whole, {}, budget)
+
+
+def test_the_nodes_champion_was_measured_as_its_round_says() -> None:
+    assert card_evidence.measured(served("", "t1-evolver")) == card_evidence.Measured(
+        OWN, 4_096, 0.03, 1
+    )
+
+
+def test_a_budgets_champion_was_measured_as_its_budgets_verdict_says() -> None:
+    one = for_budget("small", promoted="t1-evolver", cases=2_048, alpha=0.01, look=1, reasons=WHY)
+    assert card_evidence.measured(served("small", "t1-evolver", one)) == card_evidence.Measured(
+        WHY, 2_048, 0.01, 1, is_of_budget=True
+    )
+
+
+@pytest.mark.parametrize("budget", ["", "small"])
+def test_who_was_chosen_without_coming_to_the_gate_was_measured_on_none_of_its_cases(
+    budget: str,
+) -> None:
+    chosen = served(budget, "t1-reinventor", kind="outranked")
+    assert card_evidence.measured(chosen) == card_evidence.Measured(OWN)
