@@ -322,11 +322,18 @@ def _gates(checks: Sequence["Check"]) -> Table:
             CHECKS[one.verdict],
             _number(one.value),
             _number(one.bound),
-            same(f"{_number(one.lower).en} – {_number(one.upper).en}"),
+            _between(one),
         )
         for one in checks
     ]
     return Table(columns, rows)
+
+
+def _between(one: "Check") -> Words:
+    if one.lower is None and one.upper is None:
+        return same("–")
+    lower, upper = ("…" if end is None else _number(end).en for end in (one.lower, one.upper))
+    return same(f"{lower} – {upper}")
 
 
 # ── drawing the cases again ──

@@ -10,6 +10,7 @@ from cli.client import Client, segment
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_FIELDS = {"latency": "latency_max", "bytes": "bytes_max"}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", re.ASCII)
 
 
@@ -27,6 +28,8 @@ class BudgetOption(click.ParamType[dict[str, object]]):
         budget: dict[str, object] = {"name": name}
         for part in limits.split(","):
             key, _, amount = part.strip().partition("=")
+            if _FIELDS.get(key) in budget:
+                self.fail(f"{key} is given twice.", param, ctx)
             match key:
                 case "latency":
                     budget["latency_max"] = self._times(amount, param, ctx)
@@ -39,7 +42,12 @@ class BudgetOption(click.ParamType[dict[str, object]]):
     def _times(
         self, amount: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        return options.Number().convert(amount.removesuffix("x"), param, ctx)
+        times = amount.removesuffix("x")
+        try:
+            float(times)
+        except ValueError:
+            self.fail(f"{amount!r} is no number of times, as 2, 2.5 and 2x are.", param, ctx)
+        return options.Number().convert(times, param, ctx)
 
     def _bytes(self, amount: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = _SIZE.fullmatch(amount)

@@ -6,6 +6,7 @@ import itertools
 import msgspec
 
 from cli.client import Client, segment
+from core import errors
 from core.projections.rounds import RIVALS
 from orchestrator import merger
 
@@ -72,14 +73,20 @@ class ServerMerges:
         }
         if budget_seconds is not None:
             body["budget_seconds"] = budget_seconds
+        try:
+            answer = await asyncio.to_thread(
+                self._client.post,
+                "/training/enqueue",
+                body,
+                advice="the next look at the rounds tells",
+                idempotency_key=order.key,
+            )
+        except errors.Unavailable:
+            raise  # it is ordered again, and its key keeps it from being two
+        except errors.AghsanError:
+            self._done.add(order.key)
+            raise
         self._done.add(order.key)
-        answer = await asyncio.to_thread(
-            self._client.post,
-            "/training/enqueue",
-            body,
-            advice="the next look at the rounds tells",
-            idempotency_key=order.key,
-        )
         self._open[order.node_id] = answer.read("task", _Task).task_id
 
     def _merges(self) -> list[merger.Order]:

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 AT_ONCE = 500
 """Rows of a slice: of those that take 10 µs each, some milliseconds."""
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 async def each(make: Callable[[Given], Made], rows: Sequence[Given]) -> list[Made]:

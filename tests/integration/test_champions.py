@@ -184,6 +184,8 @@ async def test_gates_are_shown_set_inherited_and_given_up(stack: Stack) -> None:
         (["--budget", "fast"], 2, "is not NAME:latency=2.0"),
         (["--budget", "fast:speed=1"], 2, "bounds nothing"),
         (["--budget", "fast:bytes=many"], 2, "is no size"),
+        (["--budget", "fast:latency="], 2, "is no number of times"),
+        (["--budget", "fast:latency=2,latency=3x"], 2, "latency is given twice"),
         (["--budget", "fast:latency=nan"], 2, "no finite number"),
         (["--no-budget", "fast"], 4, "none is stated here"),
     ],

@@ -1049,6 +1049,19 @@ async def test_the_orchestrator_merges_what_a_server_tells_of_the_last_round_onc
         assert await target.merges() == []
 
 
+@pytest.mark.parametrize(("status", "is_ordered_again"), [(503, True), (409, False), (422, False)])
+async def test_a_merge_that_a_server_could_not_take_is_ordered_again_and_one_it_refused_is_not(
+    stub: Stub, status: int, is_ordered_again: bool
+) -> None:
+    _tells_of_rounds(stub)
+    target = ServerMerges(Client(stub.address))
+    (order,) = await target.merges()
+    stub.says("POST", "/training/enqueue", {"detail": "the disk is full"}, status)
+    with pytest.raises(errors.AghsanError):
+        await target.merge(order, 60.0, 8)
+    assert await target.merges() == ([order] if is_ordered_again else [])
+
+
 async def test_the_orchestrator_merges_nothing_where_only_merges_stood_in_the_last_round(
     stub: Stub,
 ) -> None:
