@@ -166,7 +166,9 @@ async def _reigned(connected: Connected) -> dict[str, list[Reigned]]:
 
 def _ran(node_id: str, reigned: Sequence[Reigned], seed: int, count: int) -> Ran:
     specialist = registry.get(node_id, {})
-    cases = specialist.cases(seeds.derive("improvement", node_id, seed), count, "hidden")
+    there = specialist.hidden_max or count
+    drawn = seeds.derive("improvement", node_id, seed)
+    cases = specialist.cases(drawn, min(count, there), "hidden")
     baseline = specialist.baseline_errors(cases)[specialist.baseline_of_record]
     found = [_errors(specialist, one, cases) for one in reigned]
     best_before = []
