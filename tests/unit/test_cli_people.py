@@ -22,6 +22,7 @@ from cli import main, terminal
 from cli.client import Client
 from cli.merging import ServerMerges
 from cli.orchestrator import ServerTarget
+from core import errors
 from core.projections.rivalry import Account
 from orchestrator.feeder import Order
 
