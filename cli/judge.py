@@ -96,11 +96,14 @@ async def _run(
     stopping = asyncio.Event()
     child.on_stop(loop, stopping.set, child=as_child)
 
+    from agent import limits
     from core import stores
     from core.bus import Bus
     from orchestrator import judge as bench
     from orchestrator import keys
 
+    # A model that wants more is refused; a judge that is killed for it would take it up again.
+    limits.bound_memory(int(limits.memory_bytes() * limits.MEMORY_SHARE))
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect(credentials: Path, account: str) -> Bus:

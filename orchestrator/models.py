@@ -16,6 +16,8 @@ from agent.specialists import base, forms
 from core import chunks, corpora, errors, events, wire
 from orchestrator import bounds
 
+SECONDS_MAX = 120.0
+"""Of processor time, which neighbours do not take, for one candidate's answers to ranking cases."""
 CASES_AT_ONCE = 256
 """Cases evaluated together: bounds memory, and how long a stop waits."""
 WEIGHTS_FILE = "model.safetensors"
@@ -130,6 +132,17 @@ class Model(NamedTuple):
 
 class Unbuildable(errors.ArtifactError):
     """A model over a base that this machine has not."""
+
+
+class Slow(errors.ArtifactError):
+    """A model that takes longer over the ranking cases than is waited; `seconds` it had by then."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"it took {seconds:.0f} s of processor time over the ranking cases without an end, and "
+            f"{SECONDS_MAX:.0f} s are allowed"
+        )
+        self.seconds = seconds
 
 
 def go_on_always() -> None:

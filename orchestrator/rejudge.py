@@ -106,8 +106,9 @@ async def again(
     stored = await models.gather(brief, store)
     texts = await models.gather_texts(brief, store, folder)
     timing = trial.as_recorded(decided.weighed)
+    slow = trial.slow_as_recorded(decided.candidates)
     trace = await asyncio.to_thread(
-        trial.trace, brief, stored, secret, row.judge, go_on, texts, timing
+        trial.trace, brief, stored, secret, row.judge, go_on, texts, timing, slow
     )
     gone = {name: str(one) for name, one in stored.items() if isinstance(one, errors.NotFound)}
     return comparison.compare(recorded, trace, gone)

@@ -2,12 +2,15 @@
 
 from core import errors, events
 from core.values import Reasons
+from orchestrator import models
 from orchestrator.models import brief_of
 from orchestrator.rulings import Ruling
 
 
 def in_arabic(error: Exception) -> str:
     """What kind of error it is."""
+    if isinstance(error, models.Slow):
+        return "تستغرق إجاباته وقتًا أطول من المسموح"
     if isinstance(error, errors.NotFound):
         return "لم توجد ملفاته أو لا يُعرف عمل هذه العقدة"
     return "ملفاته أو أوزانه ليست كما يجب"

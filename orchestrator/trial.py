@@ -6,7 +6,8 @@ Given the secret, the stored weights, the timings and the environment that a ver
 
 import functools
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -16,7 +17,7 @@ import torch
 from agent.specialists import base, registry
 from core import errors, events, platforms, wire
 from core.events import CandidateVerdict, replace
-from core.values import Latency, Weighed
+from core.values import Check, Latency, Weighed
 from orchestrator import bounds, budgets, consensus, gate, hidden, memory, models, paired, remarks
 from orchestrator.contest import TRIVIAL, Answers, Contest, Unmeasured, settle
 from orchestrator.latency import Timed
@@ -26,6 +27,9 @@ from orchestrator.rulings import Costs
 RULES = "3"
 """By which rules is judged: raised with each change that gives other figures for the same cases, so
 that nobody takes those of other rules for wrong ones."""
+
+TIME = "time"
+"""The check that a candidate fails which is too slow to be measured."""
 
 IsClear: TypeAlias = Callable[[str, Latency], bool]
 Timing: TypeAlias = Callable[[Mapping[str, Timed], str, IsClear], Mapping[str, Latency]]
@@ -102,16 +106,34 @@ def trace(
     go_on: Callable[[], None] = models.go_on_always,
     texts: Texts = "",
     timing: Timing = untimed,
+    slow: Mapping[str, float] | None = None,
 ) -> Trace:
-    """As `measure`, with all that the verdict was drawn from."""
+    """As `measure`, with all that the verdict was drawn from. Where it is known who was too slow,
+    nobody's time is taken, since it is evidence as latency is: `slow` holds their seconds."""
     # For this thread, not the process: OpenMP keeps the number of threads per calling thread.
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # the same, without torch's compiler
-    trial = _Trial(brief, stored, secret, go_on, texts, timing)
+    trial = _Trial(brief, stored, secret, go_on, texts, timing, slow)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trial.run()
     return trial.trace(judge)
+
+
+def slow_as_recorded(candidates: Iterable[CandidateVerdict]) -> dict[str, float]:
+    """Who was too slow when a round was judged, and the seconds that each had taken by then."""
+    return {
+        one.candidate_id: check.value
+        for one in candidates
+        for check in one.gates
+        if check.name == TIME and check.value is not None
+    }
+
+
+def _time_checks(error: Exception) -> tuple[Check, ...]:
+    if not isinstance(error, models.Slow):
+        return ()
+    return (Check(name=TIME, verdict="fail", value=error.seconds, bound=models.SECONDS_MAX),)
 
 
 class _Trial:
@@ -125,8 +147,9 @@ class _Trial:
         go_on: Callable[[], None],
         texts: Texts,
         timing: Timing,
+        slow: Mapping[str, float] | None,
     ) -> None:
-        self._brief, self._stored = brief, stored
+        self._brief, self._stored, self._slow = brief, stored, slow
         self._go_on, self._texts, self._timing = go_on, texts, timing
         self._candidates = {one.candidate.candidate_id: one.candidate for one in brief.candidates}
         self._models: dict[str, Model] = {}
@@ -202,6 +225,7 @@ class _Trial:
             verdict="refused",
             reasons=remarks.refused(error),
             bytes=candidate.bytes,
+            gates=_time_checks(error),
         )
         self._reasons = remarks.NONE_SOUND
 
@@ -230,13 +254,31 @@ class _Trial:
             if model is None:
                 continue
             try:
-                found = models.errors_of(specialist, model, cases, self._go_on)
+                go_on = self._within_time(candidate.candidate_id, model)
+                found = models.errors_of(specialist, model, cases, go_on)
                 weighed = self._weighed(specialist, candidate.candidate_id, found)
             except errors.ArtifactError as error:
                 self._refuse(candidate, error)
             else:
                 self._scales[candidate.candidate_id] = weighed
                 self._ranked[candidate.candidate_id] = weighed.error, weighed.evidence_rate
+
+    def _within_time(self, name: str, model: Model) -> Callable[[], None]:
+        """Goes on while a candidate has time left. Adapters have as long as they take: it is their
+        base that is slow. Raises models.Slow."""
+        began = time.thread_time()
+
+        def go_on() -> None:
+            self._go_on()
+            if self._slow is not None:
+                if name in self._slow:
+                    raise models.Slow(self._slow[name])
+                return
+            taken = time.thread_time() - began
+            if taken > models.SECONDS_MAX and not getattr(model.module, "stays_on_device", False):
+                raise models.Slow(taken)
+
+        return go_on
 
     def _weighed(self, specialist: base.Specialist, name: str, found: bounds.Floats) -> Weighed:
         """A model's figures. Raises errors.ArtifactError for errors that are none."""

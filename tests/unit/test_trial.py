@@ -1,5 +1,6 @@
 """A whole round on the scales: who wins, what vetoes, and what is recorded of it."""
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -349,3 +350,33 @@ def test_what_may_be_met_is_fetched_with_the_candidates(shelf: Shelf) -> None:
         budgets=(events.BudgetLook(budget="b", look=1, champion=named[2]),),
     )
     assert models.opponents_of(told) == named
+
+
+# ── who takes too long ──
+
+
+def test_a_candidate_that_takes_too_long_is_refused_and_the_round_goes_on(
+    shelf: Shelf, better: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SECONDS_MAX", -1.0)
+    verdict = shelf.judged(shelf.put(better))
+    assert (verdict.verdict, only(verdict).verdict) == ("void", "refused")
+    assert check(only(verdict), trial.TIME).verdict == "fail"
+    assert "processor time" in only(verdict).reasons.en
+    assert "وقتًا أطول" in only(verdict).reasons.ar
+
+
+def test_who_was_too_slow_is_so_again_however_fast_the_machine_is(
+    shelf: Shelf, fresh: torch.nn.Module, better: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = brief(shelf.put(better), other := shelf.put(fresh))
+    stored = asyncio.run(models.gather(told, shelf.store))
+    slow = {"cand-1": 130.0}
+    first = trial.trace(told, stored, SECRET, "j", slow=slow).verdict
+    assert [one.verdict for one in first.candidates] == ["refused", "better"]
+    assert first.promoted == other.candidate_id
+    recorded = trial.slow_as_recorded(first.candidates)
+    assert recorded == slow
+    monkeypatch.setattr(models, "SECONDS_MAX", 0.0)  # this one would find both too slow
+    again = trial.trace(told, stored, SECRET, "j", slow=recorded).verdict
+    assert [one.verdict for one in again.candidates] == ["refused", "better"]
