@@ -55,7 +55,7 @@ def measured(served: Served) -> Measured:
     opponent = served.round.champion
     return Measured(
         (verdict or told).reasons,
-        told.cases,
+        (verdict.cases if verdict else 0) or told.cases,
         told.alpha,
         served.round.look,
         opponent.candidate_id if opponent else "",

@@ -116,7 +116,8 @@ class Candidate(Value, frozen=True, kw_only=True):
 
 class CandidateVerdict(Value, frozen=True, kw_only=True):
     """What the judge measured of one candidate and what follows from it; `gates` are those that it
-    came to."""
+    came to. `cases` are those of the gate that it was measured on; 0 is as many as the round says,
+    where it came to the gate."""
 
     candidate_id: str
     verdict: str
@@ -128,6 +129,7 @@ class CandidateVerdict(Value, frozen=True, kw_only=True):
     params: int = 0
     bytes: int = 0
     gates: tuple[Check, ...] = ()
+    cases: int = 0
 
 
 class Champion(Value, frozen=True, kw_only=True):

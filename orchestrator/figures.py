@@ -201,6 +201,8 @@ def _of_candidate(
         ("ratio's bound", before.ratio_upper, after.ratio_upper, 0),
         ("params", before.params, after.params, 0),
         ("bytes", before.bytes, after.bytes, 0),
+        # Older judges did not tell the cases of each candidate.
+        ("cases", before.cases or after.cases, after.cases, 0),
         ("reasons, en", before.reasons.en, after.reasons.en, 0),
         ("reasons, ar", before.reasons.ar, after.reasons.ar, 0),
     ):

@@ -473,6 +473,7 @@ class _Trial:
                 params=model.params,
                 bytes=model.bytes,
                 gates=ruling.checks,
+                cases=ruling.cases,
             )
 
     def trace(self, judge: str) -> Trace:

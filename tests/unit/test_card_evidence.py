@@ -1,12 +1,18 @@
 """What a card says that its champion was measured on, and against whom."""
 
+import re
+import runpy
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import safetensors.torch
 
-from cli import card_evidence, stored
+from cli import card, card_evidence, model, stored
 from core import commands, events, lineage
 from core.projections import rounds
+from core.projections.rounds import Round
 from core.values import BudgetVerdict
 from tests.unit.test_decide_rounds import verdict
 from tests.unit.test_decide_verdicts import (
@@ -18,6 +24,10 @@ from tests.unit.test_decide_verdicts import (
     weighed,
     with_budgets,
 )
+from tests.unit.test_judge import BAYES, trained
+from tests.unit.test_judge import SMALL as SMALL_NETWORK
+from tests.unit.test_rejudge import Court
+from tests.unit.test_trial import times
 
 OWN = events.Reasons(ar="حكم", en="its own verdict")
 
@@ -64,3 +74,29 @@ def test_who_was_chosen_without_coming_to_the_gate_was_measured_on_none_of_its_c
 ) -> None:
     chosen = served(budget, "t1-reinventor", kind="outranked")
     assert card_evidence.measured(chosen) == card_evidence.Measured(OWN)
+
+
+def test_the_recipe_of_one_that_met_other_cases_than_its_rounds_main_one_prints_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    court = Court(tmp_path)
+    court.judged(5, 60)
+    recorded = court.recorded(court.judged(250, 64, timing=times({"cand-3": 9.0})))
+    row = rounds.evolve(recorded.row, 1, recorded.decided)
+    chosen = lineage.measured(row, "cand-3")
+    node = stored.Node(
+        events.NodeAdded(node_id=NODE, name=NODE), [lineage.Reign(chosen, "", 1, kind="promote")]
+    )
+    files = {card.WEIGHTS_FILE: safetensors.torch.save(trained(250).state_dict())}
+    one = stored.Served(node, chosen, row, files)
+    measured = card_evidence.measured(one)
+    assert measured.cases != recorded.decided.cases
+    text = card.write(one, model.Head.of(chosen), BAYES)
+    assert f"| hidden cases | {measured.cases:,} |" in text
+    for name, data in {**files, card.CONFIG_FILE: msgspec.json.encode(SMALL_NETWORK)}.items():
+        (tmp_path / name).write_bytes(data)
+    (recipe,) = set(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "recipe.py").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("recipe.py")
+    assert float(capsys.readouterr().out) == pytest.approx(chosen.error, rel=1e-6)

@@ -69,14 +69,14 @@ class Court:
         (round_id,) = self.world.state.rounds.undecided
         return round_id
 
-    def judged(self, *steps: int) -> str:
+    def judged(self, *steps: int, timing: trial.Timing = times({})) -> str:
         """Such a round, decided by the judge; its id."""
         round_id = self.round_of(*steps)
         self.world.do(commands.StartJudging(round_id=round_id, judge="j"))
         row = self.world.state.rounds.table.rows[round_id]
         assert isinstance(row, Round)
         brief, secret = wire.brief_of(row), SECRETS[row.index]
-        go_on, timing = models.go_on_always, times({})
+        go_on = models.go_on_always
         asked = judge.judge_round(brief, self.store, secret, "j", Path(), go_on, timing)
         verdict = asyncio.run(asked)
         fields = {one: getattr(verdict, one) for one in verdict.__struct_fields__}
@@ -253,6 +253,7 @@ OUTRANKED, PICKED = 0, 1
         (one_of(PICKED, ratio_upper=None), PICKED, "ratio's bound"),
         (one_of(PICKED, params=more), PICKED, "params"),
         (one_of(PICKED, bytes=more), PICKED, "bytes"),
+        (one_of(PICKED, cases=more), PICKED, "cases"),
         (one_of(OUTRANKED, verdict="refused"), OUTRANKED, "verdict"),
         (one_of(OUTRANKED, reasons=WORDS), OUTRANKED, "reasons, en"),
         (decided(verdict="keep"), None, "verdict"),
