@@ -15,7 +15,7 @@ def round_() -> None:
 @round_.command("ls")
 @click.option("--node", "node_id", metavar="ID", help="Only those of one specialization.")
 @click.option("--status", type=click.Choice(["open", "closed", "judging", "decided"]))
-@click.option("--after", metavar="NEXT", help="Go on where a page ended.")
+@click.option("--after", metavar="NEXT", help="Go on to those older than a round, or where a page ended.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @options.as_json
 @options.api
@@ -27,10 +27,11 @@ def list_rounds(
     as_json: bool,
     api: str,
 ) -> None:
-    """List rounds, oldest first."""
+    """List rounds, newest first."""
     query: dict[str, str | int | None] = {
         "node_id": node_id,
         "status": status,
+        "newest": "true",
         "after": after,
         "limit": limit,
     }
@@ -48,7 +49,7 @@ def list_rounds(
         click.echo("no such rounds", err=True)
         return
     terminal.show(tables.rounds(rounds))
-    terminal.say_more(answer.following())
+    terminal.say_more(answer.following(), "older ones")
 
 
 @round_.command()

@@ -107,7 +107,7 @@ def task() -> None:
 @click.option(
     "--closed", is_flag=True, help="Those alone that lost a record and are given to nobody."
 )
-@click.option("--after", metavar="NEXT", help="Go on after a task, or where a page ended.")
+@click.option("--after", metavar="NEXT", help="Go on to those older than a task, or where a page ended.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @options.as_json
 @options.api
@@ -120,11 +120,12 @@ def list_tasks(
     as_json: bool,
     api: str,
 ) -> None:
-    """List tasks, oldest first."""
+    """List tasks, newest first."""
     query: dict[str, str | int | None] = {
         "status": status,
         "node_id": node_id,
         "closed": "true" if closed else None,
+        "newest": "true",
         "after": after,
         "limit": limit,
     }
@@ -142,7 +143,7 @@ def list_tasks(
         click.echo("no such tasks", err=True)
         return
     terminal.show(tables.tasks(tasks))
-    terminal.say_more(answer.following())
+    terminal.say_more(answer.following(), "older ones")
 
 
 @task.command()

@@ -83,10 +83,10 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Table:
     return made
 
 
-def say_more(following: str | None) -> None:
+def say_more(following: str | None, what: str = "more") -> None:
     """Beside a page, how to see the next one."""
     if following:
-        sys.stderr.write(f"there are more: --after {clean(following)}\n")
+        sys.stderr.write(f"there are {what}: --after {clean(following)}\n")
 
 
 def block(text: str) -> Text:

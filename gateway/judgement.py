@@ -32,10 +32,12 @@ Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
 
 
 class RoundsQuery(Query, frozen=True, kw_only=True):
-    """Which rounds to list; `after` is the `next` of the page before, or a round_id."""
+    """Which rounds to list; `after` is the `next` of the page before, or a round_id. `newest`: from
+    the newest back to the oldest, and `after` goes on to older ones."""
 
     status: RoundStatus | None = None
     node_id: str | None = None
+    newest: Literal["true", "false"] = "false"
     after: str | None = None
     limit: Page = 100
 

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,13 +66,14 @@ class ReadRoutes:
     # ── tasks ──
 
     async def tasks(self, _: web.Request, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
-        """A page of tasks, oldest first; it is not full where that would be many bytes."""
+        """A page of tasks, oldest first if not asked otherwise; it is not full where that would be many bytes."""
         async with self._pages:
             return await self._tasks(asked)
 
     async def _tasks(self, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
+        is_newest = asked.newest == "true"
         start, closed = await self._door.read(
-            lambda state: (_place_after(state, asked.after), _closed(state))
+            lambda state: (_place_after(state, asked.after, is_newest), _closed(state))
         )
 
         def listed(state: State) -> tuple[list[str], dict[str, Task | Done]]:
@@ -85,7 +86,7 @@ class ReadRoutes:
                 and (asked.closed == "false" or row.task_id in closed)
             )
 
-        found = await self._scan(listed, start, fits, asked.limit + 1)
+        found = await self._scan(listed, start, fits, asked.limit + 1, is_newest)
         shown: list[schemas.TaskSummary] = []
         size = 0
         for first in range(0, min(len(found), asked.limit), READ_AT_ONCE):
@@ -104,8 +105,10 @@ class ReadRoutes:
         start: int,
         fits: Callable[[Row], bool],
         count: int,
+        is_newest: bool = False,
     ) -> list[Row]:
-        """The first `count` rows that fit, from a place in the list on.
+        """The first `count` rows that fit, from a place in the list on; with `is_newest` those
+        before that place, the last one first.
 
         Each slice is read for itself, so that only what is durable is looked at and the loop gets
         its turn, however rare what fits is.
@@ -113,12 +116,17 @@ class ReadRoutes:
 
         def look(state: State, first: int, most: int) -> tuple[list[Row], bool]:
             ids, rows = listed(state)
-            some = map(rows.__getitem__, ids[first : first + SCANNED_AT_ONCE])
-            fitting = list(itertools.islice(filter(fits, some), most))
-            return fitting, first + SCANNED_AT_ONCE >= len(ids)
+            if is_newest:
+                names = ids[max(0, first - SCANNED_AT_ONCE) : first][::-1]
+                is_end = first <= SCANNED_AT_ONCE
+            else:
+                names = ids[first : first + SCANNED_AT_ONCE]
+                is_end = first + SCANNED_AT_ONCE >= len(ids)
+            some = map(rows.__getitem__, names)
+            return list(itertools.islice(filter(fits, some), most)), is_end
 
         found: list[Row] = []
-        for first in itertools.count(start, SCANNED_AT_ONCE):
+        for first in itertools.count(start, -SCANNED_AT_ONCE if is_newest else SCANNED_AT_ONCE):
             view = functools.partial(look, first=first, most=count - len(found))
             fitting, is_end = await self._door.read(view)
             found += fitting
@@ -347,7 +355,8 @@ class ReadRoutes:
     # ── rounds ──
 
     async def rounds(self, _: web.Request, asked: judgement.RoundsQuery) -> judgement.RoundsAnswer:
-        """A page of rounds, oldest first."""
+        """A page of rounds, oldest first if not asked otherwise."""
+        is_newest = asked.newest == "true"
 
         def listed(state: State) -> tuple[list[str], dict[str, Round | Decided]]:
             table = state.rounds
@@ -355,18 +364,19 @@ class ReadRoutes:
             return ids, table.table.rows
 
         def start(state: State) -> int:
-            if asked.after is None:
-                return 0
             ids, rows = listed(state)
-            if asked.after not in rows:
+            if asked.after is not None and asked.after not in rows:
                 raise errors.Invalid(_not_after("round", asked.after))
-            return ids.index(asked.after) + 1 if asked.after in ids else 0
+            if asked.after is None or asked.after not in ids:
+                return len(ids) if is_newest else 0
+            place = ids.index(asked.after)
+            return place if is_newest else place + 1
 
         def fits(row: Round | Decided) -> bool:
             return asked.status is None or row.status == asked.status
 
         first = await self._door.read(start)
-        found = await self._scan(listed, first, fits, asked.limit + 1)
+        found = await self._scan(listed, first, fits, asked.limit + 1, is_newest)
         shown = [verdicts.summary_of(row) for row in found[: asked.limit]]
         following = shown[-1].round_id if len(shown) < len(found) else None
         awaiting = await self._door.read(lambda state: state.rounds.awaiting_judgement)
@@ -471,14 +481,15 @@ def _closed(state: State) -> set[str]:
     return {task.task_id for task in state.tasks.open_and_closed()}
 
 
-def _place_after(state: State, after: str | None) -> int:
-    """The index in the tasks' order at which a page begins."""
+def _place_after(state: State, after: str | None, is_newest: bool) -> int:
+    """The index in the tasks' order at which a page begins, or before which one of the newest."""
     if after is None:
-        return 0
+        return len(state.tasks.ids) if is_newest else 0
     row = state.tasks.table.get(after)
     if row is None:
         raise errors.Invalid(_not_after("task", after))
-    return bisect_right(state.tasks.first_seqs, row.first_seq)
+    bisect = bisect_left if is_newest else bisect_right
+    return bisect(state.tasks.first_seqs, row.first_seq)
 
 
 # ── rows to words ──

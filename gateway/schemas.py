@@ -229,11 +229,13 @@ class CorpusRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class TasksQuery(Query, frozen=True, kw_only=True):
     """Which tasks to list; `after` is the `next` of the page before, or a task_id. `closed`: those
-    alone that are not done and given to nobody, since a record of theirs cannot be read."""
+    alone that are not done and given to nobody, since a record of theirs cannot be read. `newest`:
+    from the newest back to the oldest, and `after` goes on to older ones."""
 
     status: TaskStatus | None = None
     node_id: str | None = None
     closed: Literal["true", "false"] = "false"
+    newest: Literal["true", "false"] = "false"
     after: str | None = None
     limit: Page = 100
 

@@ -75,6 +75,19 @@ async def test_tasks_are_listed_oldest_first_in_pages(stack: Stack) -> None:
     assert await pages(stack, f"/tasks?limit=9&after={ids[1]}", "tasks") == [ids[2:]]
 
 
+async def test_tasks_are_listed_newest_first_where_asked(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "SCANNED_AT_ONCE", 2)
+    ids = [await stack.enqueue(priority=number) for number in range(1, 6)]
+    back = ids[::-1]
+    newest = "/tasks?newest=true&limit="
+    assert await pages(stack, newest + "2", "tasks") == [back[:2], back[2:4], back[4:]]
+    assert await pages(stack, newest + "5", "tasks") == [back]
+    assert await pages(stack, f"{newest}9&after={ids[2]}", "tasks") == [[ids[1], ids[0]]]
+    assert await pages(stack, newest + "9&status=running", "tasks") == [[]]
+
+
 async def test_a_page_of_long_tasks_ends_early_and_the_next_goes_on(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,27 +359,30 @@ async def test_a_worker_taken_for_offline_is_listed_with_the_reason(stack: Stack
 # ── rounds, champions ──
 
 
-async def judged(stack: Stack) -> tuple[str, str]:
-    """Train a task as an agent does and promote its candidate; the task's and the round's id."""
-    await stack.do(commands.DepositCommitments(judge="j", first=0, commitments=[COMMITMENT]))
+async def judged(stack: Stack, number: int = 1) -> tuple[str, str]:
+    """Train a task as an agent does and have its candidate judged, the first, second, ... of a
+    test; the task's and the round's id."""
+    commitment = COMMITMENT if number == 1 else f"{number:064x}"
+    deposit = commands.DepositCommitments(judge="j", first=number - 1, commitments=[commitment])
+    await stack.do(deposit)
     hello = commands.OpenSession(
         worker_id="a", session="s", hostname="h", lane="cpu-16", protocol=1
     )
     await stack.do(hello)
     task_id = await stack.enqueue(node_id="opt-convex")
     claim = commands.ClaimTask(
-        worker_id="a", via="nats", claim_id="c1", lease_seconds=60.0, session="s"
+        worker_id="a", via="nats", claim_id=f"c{number}", lease_seconds=60.0, session="s"
     )
     await stack.do(claim)
     model = events.Candidate(
-        candidate_id="cand-1",
+        candidate_id=f"cand-{number}",
         rival="reinventor",
         manifest="e" * 64,
         writer="a",
-        weights_sha256="f" * 64,
+        weights_sha256=f"{16 - number:x}" * 64,
         bytes=5,
     )
-    token = events.Token(task_id=task_id, attempt=1, claim_id="c1")
+    token = events.Token(task_id=task_id, attempt=1, claim_id=f"c{number}")
     await stack.do(
         commands.CompleteTask(
             task_id=task_id, worker_id="a", token=token, session="s", candidates=[model]
@@ -487,6 +503,17 @@ async def test_rounds_are_listed_by_status_and_node(stack: Stack) -> None:
     shown = (await stack.get(f"/rounds/{round_id}")).json["round"]
     assert listed["opened_at"] <= listed["decided_at"] == shown["decided_at"]
     assert (await stack.task(task_id))["round_id"] == round_id
+
+
+async def test_rounds_are_listed_newest_first_where_asked(stack: Stack) -> None:
+    _, first = await judged(stack)
+    await decide(stack, first)
+    _, second = await judged(stack, 2)
+    assert await pages(stack, "/rounds?newest=true&limit=1", "rounds") == [[second], [first]]
+    assert await pages(stack, f"/rounds?newest=true&after={second}", "rounds") == [[first]]
+    of_node = "/rounds?newest=true&node_id=opt-convex"
+    assert await pages(stack, of_node, "rounds") == [[second, first]]
+    assert await pages(stack, f"{of_node}&status=decided", "rounds") == [[first]]
 
 
 async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> None:

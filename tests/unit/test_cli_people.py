@@ -388,7 +388,8 @@ def test_json_of_a_list_is_an_object_with_the_next_page(stub: Stub) -> None:
         stub, "task", "ls", "--status", "queued", "--node", "root-math", "--limit", "7", "--json"
     )
     assert json.loads(result.stdout) == {"tasks": [TASK], "next": "n1"}
-    assert stub.asked[0][2] == {"status": ["queued"], "node_id": ["root-math"], "limit": ["7"]}
+    asked = {"status": ["queued"], "node_id": ["root-math"], "newest": ["true"], "limit": ["7"]}
+    assert stub.asked[0][2] == asked
 
 
 def test_a_list_of_tasks_is_one_row_each_with_the_topic_last(stub: Stub) -> None:
@@ -402,7 +403,7 @@ def test_a_list_of_tasks_is_one_row_each_with_the_topic_last(stub: Stub) -> None
 
 def test_a_page_that_is_not_the_last_says_how_to_go_on(stub: Stub) -> None:
     stub.says("GET", "/tasks", {"status": "ok", "tasks": [TASK], "next": "n1"})
-    assert "--after n1" in _run(stub, "task", "ls").stderr
+    assert _run(stub, "task", "ls").stderr == "there are older ones: --after n1\n"
 
 
 def test_a_task_shows_its_history_and_that_its_workload_is_inherited(stub: Stub) -> None:
@@ -630,7 +631,8 @@ def test_rounds_are_listed_by_node_and_status(stub: Stub) -> None:
     shown = _run(stub, "round", "ls", "--node", "n1", "--status", "decided").stdout
     for part in ("round-1", "2026-11-23", "2026-11-24"):
         assert part in shown
-    assert stub.asked[0][2] == {"node_id": ["n1"], "status": ["decided"], "limit": ["100"]}
+    asked = {"node_id": ["n1"], "status": ["decided"], "newest": ["true"], "limit": ["100"]}
+    assert stub.asked[0][2] == asked
 
 
 @pytest.mark.parametrize("verb", ["task", "round"])
