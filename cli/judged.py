@@ -136,7 +136,7 @@ def outcome(one: views.Round) -> Iterator[tuple[str, object]]:
     """The figures of a verdict, and what it recommends."""
     if one.cases:
         yield "cases", f"{one.cases:,}, at α = {one.alpha:.3g}" if one.alpha else one.cases
-    yield "champion's error", one.champion_error
+    yield "champion error", one.champion_error
     yield "baseline", one.baseline_error
     if one.recommendation is not None:
         whom = one.recommendation.candidate_id
@@ -150,7 +150,7 @@ def budget_verdicts(rows: Sequence[views.BudgetVerdict]) -> list[tuple[str, obje
     for one in rows:
         promoted = f"{one.promoted} reigns" if one.promoted else "nobody new reigns"
         against = f" instead of {one.against}" if one.against and one.promoted else ""
-        told += [(f"budget {one.budget}", promoted + against), *tables.why(one.reasons)]
+        told += [("budget", f"{one.budget}: {promoted}{against}"), *tables.why(one.reasons)]
     return told
 
 
@@ -169,6 +169,7 @@ def candidates(rows: Sequence[views.CandidateRecord]) -> Table:
             )
             for one in rows
         ],
+        spare=("bytes", "role"),
     )
 
 

@@ -15,7 +15,9 @@ def round_() -> None:
 @round_.command("ls")
 @click.option("--node", "node_id", metavar="ID", help="Only those of one specialization.")
 @click.option("--status", type=click.Choice(["open", "closed", "judging", "decided"]))
-@click.option("--after", metavar="NEXT", help="Go on to those older than a round, or where a page ended.")
+@click.option(
+    "--after", metavar="NEXT", help="Go on to those older than a round, or where a page ended."
+)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @options.as_json
 @options.api

@@ -36,6 +36,7 @@ def workers(rows: Sequence[views.Worker]) -> Table:
             )
             for row in rows
         ],
+        spare=("host", "price", "memory", "device", "samples", "via", "lane", "loss"),
     )
 
 
@@ -94,6 +95,8 @@ def tasks(rows: Sequence[views.Task]) -> Table:
             )
             for row in rows
         ],
+        spare=("loss", "role", "prio", "worker"),
+        is_cut=True,
     )
 
 
@@ -112,6 +115,7 @@ def rounds(rows: Sequence[views.Round]) -> Table:
             )
             for row in rows
         ],
+        spare=("opened", "decided"),
     )
 
 
@@ -189,6 +193,7 @@ def lineage(rows: Sequence[views.Lineage]) -> Table:
             (row.candidate_id, row.role, row.error, terminal.when(row.promoted_at), row.round_id)
             for row in rows
         ],
+        spare=("role",),
     )
 
 

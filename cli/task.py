@@ -107,7 +107,9 @@ def task() -> None:
 @click.option(
     "--closed", is_flag=True, help="Those alone that lost a record and are given to nobody."
 )
-@click.option("--after", metavar="NEXT", help="Go on to those older than a task, or where a page ended.")
+@click.option(
+    "--after", metavar="NEXT", help="Go on to those older than a task, or where a page ended."
+)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @options.as_json
 @options.api

@@ -1,6 +1,6 @@
 """How answers look on a terminal, and without one.
 
-Nothing is cropped and free text stands last in its row: a terminal that orders Arabic itself then
+No id is cropped and free text stands last in its row: a terminal that orders Arabic itself then
 keeps the columns before it apart. Into a pipe go lines of any length and no styles.
 """
 
@@ -11,13 +11,18 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 WIDTH_UNBOUNDED = 100_000
 TOPIC_LETTERS_MAX = 72
+GAP = 2
+"""Blanks between columns."""
+WORDS_LEAST = 12
+"""Words have at least so much of a line."""
 LINE_SECONDS = 2.0
 BIDI_CONTROLS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 """Embeddings, overrides and isolates (UAX 9): one that is left open reorders what follows it. The
@@ -55,21 +60,93 @@ def show(*what: RenderableType) -> None:
         sys.stdout.write(line.rstrip() + "\n")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+class Listing(Table):
+    """Rows under headings. Where a line has no room for all, the `spare` columns go, the first one
+    first, then the last column is cut or folded if its cells are words; where that is not enough,
+    the cells of each row stand below one another. Ids and numbers are never broken."""
+
+    def __init__(
+        self,
+        headings: Sequence[str],
+        cells: Sequence[Sequence[str]],
+        spare: Sequence[str] = (),
+        is_cut: bool = False,
+    ) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        self._headings, self._cells, self._spare, self._is_cut = headings, cells, spare, is_cut
+        self._is_words = bool(headings) and any(" " in row[-1] for row in cells)
+        for place, heading in enumerate(headings):
+            is_words = self._is_words and place == len(headings) - 1
+            self.add_column(heading, overflow="fold", no_wrap=not is_words)
+        for row in cells:
+            self.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        dropped: list[str] = []
+        for heading in self._spare:
+            if self._least(dropped) <= options.max_width:
+                break
+            if heading in self._headings:
+                dropped.append(heading)
+        if self._least(dropped) > options.max_width:
+            yield from self._stacked()
+            return
+        if not dropped and not self._is_cut:
+            yield from super().__rich_console__(console, options)
+            return
+        yield from self._narrowed(dropped, options.max_width)
+        if dropped:
+            yield Text(f"on wider lines also: {', '.join(dropped)}", style="dim")
+
+    def _kept(self, dropped: Sequence[str]) -> list[int]:
+        return [i for i, heading in enumerate(self._headings) if heading not in dropped]
+
+    def _width(self, place: int) -> int:
+        return max(cell_len(text) for text in (self._headings[place], *self._of(place)))
+
+    def _of(self, place: int) -> list[str]:
+        return [row[place] for row in self._cells]
+
+    def _least(self, dropped: Sequence[str]) -> int:
+        """The width of the shortest lines without those columns."""
+        widths = [self._width(place) for place in self._kept(dropped)]
+        if self._is_words:
+            widths[-1] = min(widths[-1], WORDS_LEAST)
+        return sum(widths) + GAP * max(0, len(widths) - 1)
+
+    def _narrowed(self, dropped: Sequence[str], width: int) -> Iterator[Table]:
+        kept = self._kept(dropped)
+        taken = sum(self._width(place) + GAP for place in kept[:-1])
+        rows = [[row[place] for place in kept] for row in self._cells]
+        if self._is_cut:
+            rows = [[*row[:-1], _cut(row[-1], width - taken)] for row in rows]
+        yield Listing([self._headings[place] for place in kept], rows)
+
+    def _stacked(self) -> Iterator[RenderableType]:
+        for number, row in enumerate(self._cells):
+            if number:
+                yield Text()
+            told = zip(self._headings, row, strict=True)
+            yield facts((heading, cell) for heading, cell in told if cell != "-")
+
+
+def _cut(words: str, width: int) -> str:
+    text = Text(words)
+    text.truncate(width, overflow="ellipsis")
+    return text.plain
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    spare: Sequence[str] = (),
+    is_cut: bool = False,
+) -> Listing:
     """Rows under headings; columns that are empty throughout are left out."""
     cells = [[value(cell) for cell in row] for row in rows]
     filled = [i for i in range(len(columns)) if any(row[i] != "-" for row in cells)]
-    made = Table(
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
-    )
-    for i in filled:
-        made.add_column(columns[i], overflow="fold", no_wrap=False)
-    for row in cells:
-        made.add_row(*(Text(row[i], style=_STYLES.get(row[i], "")) for i in filled))
-    return made
+    told = [[row[i] for i in filled] for row in cells]
+    return Listing([columns[i] for i in filled], told, spare, is_cut)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:

@@ -12,7 +12,6 @@ import safetensors.torch
 from cli import card, card_evidence, model, stored
 from core import commands, events, lineage
 from core.projections import rounds
-from core.projections.rounds import Round
 from core.values import BudgetVerdict
 from tests.unit.test_decide_rounds import verdict
 from tests.unit.test_decide_verdicts import (

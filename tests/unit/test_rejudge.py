@@ -40,6 +40,7 @@ KEY = b"k" * keys.KEY_BYTES
 SECRETS = [keys.secret_of(KEY, index) for index in range(4)]
 WRITER = "a1"
 ANY, SMALL = Budget(name="any", latency_max=9.0), Budget(name="small", bytes_max=10)
+UNTOLD = times({})
 
 
 class Court:
@@ -69,7 +70,7 @@ class Court:
         (round_id,) = self.world.state.rounds.undecided
         return round_id
 
-    def judged(self, *steps: int, timing: trial.Timing = times({})) -> str:
+    def judged(self, *steps: int, timing: trial.Timing = UNTOLD) -> str:
         """Such a round, decided by the judge; its id."""
         round_id = self.round_of(*steps)
         self.world.do(commands.StartJudging(round_id=round_id, judge="j"))
