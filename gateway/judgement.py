@@ -159,7 +159,8 @@ class Reasons(Part, frozen=True, kw_only=True):
 
 
 class Champion(Part, frozen=True, kw_only=True):
-    """The model a node serves, measured on hidden cases."""
+    """The model a node serves, measured on hidden cases. `below_baseline` is true as long as its
+    error is no less than the baseline's: it does worse, or no better."""
 
     candidate_id: str
     round_id: str
@@ -193,7 +194,8 @@ class ChosenAnswer(Answer, frozen=True, kw_only=True):
 
 class LineageEntry(Part, frozen=True, kw_only=True):
     """One champion of a node's past and present, whom it replaced, and when and why its reign ended
-    without a successor. Where a person chose it (`by`), `choice` is how and `because` why."""
+    without a successor. Where a person chose it (`by`), `choice` is how and `because` why.
+    `below_baseline` is as in a champion: true where its error was no less than the baseline's."""
 
     candidate_id: str
     instead_of: str | None

@@ -159,10 +159,11 @@ def _decided(data: events.RoundDecided, state: State) -> str:
 def _promoted(data: events.ChampionPromoted) -> str:
     champion = data.champion
     what = "new champion" if data.instead_of else "first champion"
-    side = "not yet below" if champion.below_baseline else "below"
+    baseline = f"the baseline {_figure(champion.baseline_error)}"
+    beaten = f"does not beat {baseline} yet" if champion.below_baseline else f"beats {baseline}"
     return (
         f"judge: {what} of {data.node_id}{_for(data.budget)} · {champion.rival}, "
-        f"error {_figure(champion.error)}, {side} the baseline {_figure(champion.baseline_error)}"
+        f"error {_figure(champion.error)}, {beaten}"
     )
 
 

@@ -66,7 +66,8 @@ class ReadRoutes:
     # ── tasks ──
 
     async def tasks(self, _: web.Request, asked: schemas.TasksQuery) -> schemas.TasksAnswer:
-        """A page of tasks, oldest first if not asked otherwise; it is not full where that would be many bytes."""
+        """A page of tasks, oldest first if not asked otherwise; it is not full where that would be
+        many bytes."""
         async with self._pages:
             return await self._tasks(asked)
 

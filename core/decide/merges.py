@@ -66,8 +66,9 @@ def _named(command: commands.EnqueueTask, known: list[Base]) -> list[Base]:
     if missing:
         there = ", ".join(one.candidate_id for one in known) or "none yet"
         raise errors.NotFound(
-            f"{', '.join(sorted(missing))} cannot be merged at {command.node_id}; what can be is "
-            f"its champion and the candidates of its last rounds: {there}"
+            # Clients know by the last words of a 400 that it stands for a 404.
+            f"{', '.join(sorted(missing))} cannot be merged at {command.node_id}: among its "
+            f"champion and the candidates of its last rounds ({there}) not found"
         )
     return found
 

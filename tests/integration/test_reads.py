@@ -222,6 +222,7 @@ async def test_a_merge_of_what_is_not_there_says_what_is_missing(stack: Stack) -
     assert (reply.status, "there are none" in words(reply)) == (409, True)
     reply = await stack.post("/training/enqueue", asked | {"parents": ["cand-1"]})
     assert (reply.status, "cand-1 cannot be merged" in words(reply)) == (400, True)
+    assert reply.json["detail"].endswith("not found"), "clients know a 404 by that"
 
 
 async def test_a_cancelled_task_can_be_queued_again(stack: Stack) -> None:

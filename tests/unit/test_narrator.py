@@ -195,7 +195,12 @@ def test_what_people_decide_about_champions_is_told_in_a_line_each() -> None:
     back = events.ChampionChosen(node_id="n", kind="rollback", champion=_champion())
     assert _told(back) == "n: a person rolled back: cand-1 reigns again"
     promoted = events.ChampionPromoted(node_id="n", champion=_champion(), budget="fast")
-    assert _told(promoted).startswith("judge: first champion of n for the budget fast · evolver")
+    assert _told(promoted) == (
+        "judge: first champion of n for the budget fast · evolver, error 0.25, beats the baseline 0.5"
+    )
+    worse = events.replace(_champion(), below_baseline=True)
+    told = _told(events.ChampionPromoted(node_id="n", champion=worse))
+    assert told.endswith("error 0.25, does not beat the baseline 0.5 yet")
     retired = events.ChampionRetired(node_id="n", candidate_id="c", reason="gone", budget="fast")
     assert _told(retired) == "n: its champion for the budget fast retired (gone)"
     gates = Gates(budgets=(Budget(name="fast", latency_max=2.0), Budget(name="b", bytes_max=1)))
