@@ -59,7 +59,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 def point(one: views.TelemetryPoint, total_steps: int) -> list[str]:
     """A moment of a training, a figure each; what is not known is left out."""
     said = (
-        ("", f"step {one.step}/{total_steps}"),
+        ("", f"step {one.step}/{total_steps}" if total_steps else f"step {one.step}"),
         ("loss ", loss(one.loss)),
         ("validation ", loss(one.validation)),
         ("rate ", "" if one.learning_rate is None else f"{one.learning_rate:.2g}"),

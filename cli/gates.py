@@ -4,9 +4,13 @@ import re
 from typing import Any
 
 import click
+import msgspec
 
 from cli import options
 from cli.client import Client, segment
+from core import errors
+from core import gates as rules
+from core.values import Budget
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,12 +41,16 @@ class BudgetOption(click.ParamType[dict[str, object]]):
                     budget["bytes_max"] = self._bytes(amount, param, ctx)
                 case _:
                     self.fail(f"{key!r} bounds nothing; say latency, bytes or both.", param, ctx)
+        try:
+            rules.require_budget(msgspec.convert(budget, Budget))
+        except errors.Invalid as error:
+            self.fail(str(error), param, ctx)
         return budget
 
     def _times(
         self, amount: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        times = amount.removesuffix("x")
+        times = options.western(amount).removesuffix("x")
         try:
             float(times)
         except ValueError:
@@ -50,7 +58,7 @@ class BudgetOption(click.ParamType[dict[str, object]]):
         return options.Number().convert(times, param, ctx)
 
     def _bytes(self, amount: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = _SIZE.fullmatch(amount)
+        found = _SIZE.fullmatch(options.western(amount))
         if found is None or found[2].upper() not in _UNITS:
             self.fail(f"{amount!r} is no size, as 500000, 1MB or 2MiB are.", param, ctx)
         return int(float(found[1]) * _UNITS[found[2].upper()])

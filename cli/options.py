@@ -38,13 +38,22 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
+_DIGITS = str.maketrans("٠١٢٣٤٥٦٧٨٩٫", "0123456789.")
+
+
+def western(number: str) -> str:
+    """A number as programs write it, where its digits and its point may be Arabic."""
+    return number.translate(_DIGITS)
+
+
 class Number(click.FloatRange):
     """A number in a range. NaN lies neither below nor above one, so it is refused by its name."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        number = float(super().convert(value, param, ctx))
+        given = western(value) if isinstance(value, str) else value
+        number = float(super().convert(given, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return number
@@ -62,7 +71,7 @@ class Setting(click.ParamType[tuple[str, float]]):
         if not name or not is_given:
             self.fail(f"{value!r} is not NAME=NUMBER.", param, ctx)
         try:
-            parsed = float(number)
+            parsed = float(western(number))
         except ValueError:
             self.fail(f"{number!r} in {value!r} is no number.", param, ctx)
         if not math.isfinite(parsed):

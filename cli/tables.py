@@ -145,7 +145,7 @@ def _cost(row: views.RivalAccount) -> str | None:
     if row.cost is None:
         return None
     share = row.priced_seconds / row.device_seconds if row.device_seconds else 1.0
-    return f"{row.cost:.3g}" if share > PRICED_WHOLLY else f"{row.cost:.3g} for {share:.0%}"
+    return f"{row.cost:.3g}" if share > PRICED_WHOLLY else f"{row.cost:.3g}, priced {share:.0%}"
 
 
 def candidates(rows: Sequence[views.Candidate]) -> Table:

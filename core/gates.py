@@ -67,10 +67,11 @@ def require_sound(gates: Gates) -> None:
             f"a node has at most {BUDGETS_MAX} budgets, not {len(gates.budgets)}; give one up"
         )
     for budget in gates.budgets:
-        _require_budget(budget)
+        require_budget(budget)
 
 
-def _require_budget(budget: Budget) -> None:
+def require_budget(budget: Budget) -> None:
+    """Raise Invalid for a budget that is none."""
     name = budget.name
     if not 1 <= len(name) <= BUDGET_NAME_CHARS_MAX or name != name.strip():
         raise errors.Invalid(

@@ -27,6 +27,7 @@ from gateway.records import Records
 ROUNDS_SEARCHED_MAX = 1_000
 READ_AT_ONCE = 16
 REQUEST_DIGITS = 16
+VALUE_CHARS_SHOWN = 40
 
 
 class _Throne(NamedTuple):
@@ -237,10 +238,14 @@ class ChampionRoutes:
 
 def _numbers(raw: msgspec.Raw) -> dict[str, float]:
     """Raises errors.Invalid where a gate is set to no number."""
-    try:
-        return msgspec.json.decode(raw, type=dict[str, float])
-    except msgspec.ValidationError as error:
-        raise errors.Invalid(f"gates are numbers by name: {error}") from error
+    found = {}
+    for name, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
+        try:
+            found[name] = msgspec.json.decode(value, type=float)
+        except msgspec.ValidationError as error:
+            shown = bytes(value).decode(errors="replace")[:VALUE_CHARS_SHOWN]
+            raise errors.Invalid(f"the gate {name} takes a number, not {shown}") from error
+    return found
 
 
 def _digest(kind: str, asked: judgement.PromoteRequest | judgement.RollbackRequest) -> str:

@@ -175,12 +175,23 @@ async def test_gates_are_shown_set_inherited_and_given_up(stack: Stack) -> None:
     assert (await node(stack))["budgets"] == []
 
 
+@pytest.mark.parametrize("value", ["much", True, [1]])
+async def test_a_gate_that_is_set_to_no_number_is_named(stack: Stack, value: object) -> None:
+    reply = await stack.post(f"/nodes/{NODE}/gates", {"set": {"margin": value}})
+    shown = json.dumps(value)
+    assert reply.status == 422
+    assert reply.json["detail"][0]["msg"] == f"the gate margin takes a number, not {shown}"
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "said"),
     [
         (["--set", "latency_ration=1"], 2, "did you mean latency_ratio?"),
         (["--set", "margin=9"], 2, "margin is from 1 to 1.5, not 9"),
+        (["--set", "margin=٩٫٥"], 2, "margin is from 1 to 1.5, not 9.5"),
         (["--set", "margin"], 2, "is not NAME=NUMBER"),
+        (["--budget", "fast:latency=-٢٫٥"], 2, "is above 0 and at most 1e+06 times"),
+        (["--budget", "fast:latency=2,latency=3"], 2, "latency is given twice"),
         (["--budget", "fast"], 2, "is not NAME:latency=2.0"),
         (["--budget", "fast:speed=1"], 2, "bounds nothing"),
         (["--budget", "fast:bytes=many"], 2, "is no size"),

@@ -669,7 +669,7 @@ def test_rivals_are_shown_with_what_they_won_and_cost(stub: Stub) -> None:
     }
     stub.says("GET", "/rivals", answer)
     shown = _run(stub, "rivals", "n1").stdout
-    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min", "1.25 for 40%"):
+    for part in ("n1", "all", "evolver", "× 0.25", "2 h 5 min", "1.25, priced 40%"):
         assert part in shown
     assert stub.asked[0][2] == {"node_id": ["n1"]}
     assert json.loads(_run(stub, "rivals", "--json").stdout)["total"] == answer["total"]

@@ -116,6 +116,7 @@ def test_figures_are_short_and_what_is_not_known_is_left_out() -> None:
     ]
     point = views.TelemetryPoint(step=3, loss=0.25, utilisation=1.97)
     assert figures.point(point, 9) == ["step 3/9", "loss 0.25", "device 197 %"]
+    assert figures.point(point, 0)[0] == "step 3"
     rival = views.RivalTelemetry("evolver", 9, [point, views.TelemetryPoint(step=9, validation=1)])
     assert figures.summary(rival) == ["step 3/9", "loss 0.25", "device 197 %"]
 
