@@ -92,16 +92,16 @@ def test_agents_of_one_host_that_name_themselves_work_side_by_side(
     stack: Stack, tmp_path: Path
 ) -> None:
     local = ("agent", "--api", stack.http)
-
-    def online() -> set[str]:
-        workers = stack.ask("/workers")["workers"]
-        return {one["worker_id"] for one in workers if one["status"] == "online"}
-
     host = platform.node()
     with part(tmp_path / "first", *local, home=tmp_path):
-        until(lambda: online() == {host}, "the first is there")
+        until(lambda: online(stack) == {host}, "the first is there")
         with part(tmp_path / "second", *local, home=tmp_path):
-            until(lambda: online() == {host, f"{host}-2"}, "the second is there")
+            until(lambda: online(stack) == {host, f"{host}-2"}, "the second is there")
+
+
+def online(stack: Stack) -> set[str]:
+    workers = stack.ask("/workers")["workers"]
+    return {one["worker_id"] for one in workers if one["status"] == "online"}
 
 
 def test_an_agent_whose_id_was_taken_elsewhere_ends_with_one_line_that_says_what_to_do(
@@ -113,9 +113,12 @@ def test_an_agent_whose_id_was_taken_elsewhere_ends_with_one_line_that_says_what
 
     command = [sys.executable, "-m", "cli.main", *argv(1)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as first:
-        until(lambda: stack.ask("/status")["network"]["workers_online"], "the first is there")
-        with part(tmp_path / "second", *argv(2)):
-            _, words = first.communicate(timeout=30)
+        try:
+            until(lambda: "twice" in online(stack), "the first is there")
+            with part(tmp_path / "second", *argv(2)):
+                _, words = first.communicate(timeout=30)
+        finally:
+            first.kill()  # else a failure would wait for its end for ever
     assert first.returncode == 5
     (line,) = words.splitlines()
     assert platform.node() in line
