@@ -102,7 +102,7 @@ def _code(given: object) -> str:
 
 
 def _number(given: float | None) -> Words:
-    return same("–" if given is None else f"{given:.6g}")
+    return same("–" if given is None else f"{given + 0.0:.6g}")  # -0.0 is 0
 
 
 def _facts(rows: Iterable[tuple[Words, Words]]) -> Table:
@@ -247,7 +247,10 @@ def _meeting(met: Measured) -> Iterator[tuple[Words, Words]]:
             "بطل الميزانية الذي لقيه وخطؤه", "the champion of the budget that it met, and its error"
         )
     yield whom, opponent
-    yield Words("النظرة إلى ذلك البطل", "look at that champion"), same(met.look)
+    look = Words("النظرة", "look")
+    if met.against:
+        look = Words("النظرة إلى ذلك البطل", "look at that champion")
+    yield look, same(met.look)
     yield Words("مستوى الدلالة α", "significance α"), _number(met.alpha)
 
 
@@ -330,10 +333,14 @@ def _gates(checks: Sequence["Check"]) -> Table:
 
 
 def _between(one: "Check") -> Words:
+    lower, upper = _number(one.lower).en, _number(one.upper).en
     if one.lower is None and one.upper is None:
         return same("–")
-    lower, upper = ("…" if end is None else _number(end).en for end in (one.lower, one.upper))
-    return same(f"{lower} – {upper}")
+    if one.lower is None:
+        return Words(f"لا يزيد على {upper}", f"at most {upper}")
+    if one.upper is None:
+        return Words(f"لا يقل عن {lower}", f"at least {lower}")
+    return Words(f"من {lower} إلى {upper}", f"{lower} to {upper}")
 
 
 # ── drawing the cases again ──

@@ -122,8 +122,8 @@ RIVALS = {
 BY = {"judge": Words("الحَكَم", "judge"), "person": Words("إنسان", "person")}
 
 CHECKS = {
-    "pass": Words("نعم", "pass"),
-    "fail": Words("لا", "fail"),
+    "pass": Words("اجتاز", "pass"),
+    "fail": Words("لم يجتز", "fail"),
     "undecided": Words("لم يتضح", "undecided"),
 }
 

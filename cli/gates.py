@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from cli import options
-from cli.client import Client, segment
+from cli.client import Answer, Client, segment
 from core import errors
 from core import gates as rules
 from core.values import Budget
@@ -117,9 +117,11 @@ def gates(
             "reset": reset,
         }
         # Asked again it changes nothing more.
-        node = server.post(f"{path}/gates", body, advice="ask again").inside("node")
+        answer = server.post(f"{path}/gates", body, advice="ask again")
+        _say_who_retired(answer)
     else:
-        node = server.get(path).inside("node")
+        answer = server.get(path)
+    node = answer.inside("node")
     if as_json:
         click.echo(node.one("gates"))
         return
@@ -131,3 +133,13 @@ def gates(
         terminal.show("", judged.limits(one.budgets))
     lent = "no gates of its own: it is judged as its nearest ancestor with some, or by the defaults"
     click.echo(f"{node_id} has {lent if one.inherited else 'gates of its own'}", err=True)
+
+
+def _say_who_retired(answer: Answer) -> None:
+    from cli import views
+
+    for one in answer.optional("retired", list[views.Retired]) or []:
+        click.echo(
+            f"{one.candidate_id} reigns for the budget {one.budget} of {one.node_id} no longer",
+            err=True,
+        )

@@ -8,9 +8,13 @@ from orchestrator.rulings import Ruling
 
 
 def promote(
-    node_id: str, candidate_id: str, ruling: Ruling, weighed: Mapping[str, Weighed], traded: str
+    node_id: str,
+    candidate_id: str,
+    ruling: Ruling,
+    weighed: Mapping[str, Weighed],
+    others: Mapping[str, Ruling],
 ) -> Recommendation:
-    """A candidate won. `traded` is one that is better too and costs too much, "" for none."""
+    """A candidate won. `others` were put to the gate beside it."""
     whom = _whom(ruling)
     errs = _errs(ruling, whom)
     told = [Reasons(en=f"Promote {candidate_id}: {errs.en}.", ar=f"رقِّ {candidate_id}: {errs.ar}.")]
@@ -22,35 +26,70 @@ def promote(
             )
         )
     told += _front(weighed)
-    if traded:
-        told.append(
-            Reasons(
-                en=f"{traded} is better as well, but costs more than is allowed; who prefers it "
-                f"says `aghsan champion promote {node_id} {traded}`.",
-                ar=f"والمرشح {traded} أفضل أيضًا لكن كلفته فوق المسموح؛ ومن فضّله فليشغّل "
-                f"`aghsan champion promote {node_id} {traded}`.",
-            )
-        )
+    for name, other in others.items():
+        if other.verdict in ("better", "cheaper"):
+            told.append(_why_not(node_id, weighed[candidate_id], ruling, weighed[name], other))
+        elif other.verdict == "trade-off":
+            told.append(_traded(node_id, name, other))
     return Recommendation(action="promote", candidate_id=candidate_id, reasons=wording.joined(told))
+
+
+def _why_not(node_id: str, won: Weighed, ruling: Ruling, lost: Weighed, other: Ruling) -> Reasons:
+    """Why another that might have reigned does not, and what gives a model like it a place."""
+    if (ruling.verdict, other.verdict) == ("better", "cheaper"):
+        why = Reasons(
+            en="since it is surely better, and the other as good and cheaper",
+            ar="لأنه أفضل يقينًا، أما الآخر فليس دون البطل وهو أرخص",
+        )
+    elif won.error == lost.error:
+        why = Reasons(
+            en=f"at the same mean error on the ranking cases ({won.error:.4g}), by its size",
+            ar=f"لحجمه، ومتوسط خطأيهما على حالات الترتيب واحد ({won.error:.4g})",
+        )
+    else:
+        why = Reasons(
+            en="since its mean error on the ranking cases is lower "
+            f"({won.error:.4g} against {lost.error:.4g})",
+            ar=f"لأن متوسط خطئه على حالات الترتيب أقل ({won.error:.4g} مقابل {lost.error:.4g})",
+        )
+    return Reasons(
+        en=f"{won.candidate_id} is promoted and not {lost.candidate_id}, {why.en}; to have a model "
+        f"like {lost.candidate_id} serve beside it, state a budget: "
+        f"`aghsan gates {node_id} --budget …`.",
+        ar=f"يُرقّى {won.candidate_id} لا {lost.candidate_id}، {why.ar}؛ ولكي يعمل إلى جانبه نموذج "
+        f"مثل {lost.candidate_id} حدِّد ميزانية: `aghsan gates {node_id} --budget …`.",
+    )
+
+
+def _traded(node_id: str, candidate_id: str, ruling: Ruling) -> Reasons:
+    """That another one is better too, and what keeps it back."""
+    but = wording.of_veto(ruling)
+    return Reasons(
+        en=f"{candidate_id} is better as well{but.en}; to choose it, run "
+        f"`aghsan champion promote {node_id} {candidate_id}`.",
+        ar=f"والمرشح {candidate_id} أفضل أيضًا{but.ar}؛ لاختياره نفّذ "
+        f"`aghsan champion promote {node_id} {candidate_id}`.",
+    )
 
 
 def ask(
     node_id: str, candidate_id: str, ruling: Ruling, weighed: Mapping[str, Weighed]
 ) -> Recommendation:
     """A candidate is better and costs more than is allowed: who is preferred is a person's word."""
-    errs = _errs(ruling, _whom(ruling))
+    errs, but = _errs(ruling, _whom(ruling)), wording.of_veto(ruling)
     told = [
         Reasons(
-            en=f"Ask a person: {candidate_id} is surely better, {errs.en}.",
-            ar=f"القرار لإنسان: المرشح {candidate_id} أفضل يقينًا؛ {errs.ar}.",
+            en=f"The choice is yours: {candidate_id} is surely better{but.en}. On the "
+            f"hidden cases {errs.en}.",
+            ar=f"القرار لك: المرشح {candidate_id} أفضل يقينًا{but.ar}. وعلى الحالات المخفية "
+            f"{errs.ar}.",
         ),
         *wording.of_costs(ruling),
         *_front(weighed),
         Reasons(
-            en=f"`aghsan champion promote {node_id} {candidate_id}` prefers it; otherwise the "
-            "champion stays.",
-            ar=f"من فضّله فليشغّل `aghsan champion promote {node_id} {candidate_id}`؛ وإلا بقي "
-            "البطل.",
+            en=f"To choose it, run `aghsan champion promote {node_id} {candidate_id}`; otherwise "
+            "the champion stays.",
+            ar=f"لاختياره نفّذ `aghsan champion promote {node_id} {candidate_id}`؛ وإلا بقي البطل.",
         ),
     ]
     return Recommendation(action="ask", candidate_id=candidate_id, reasons=wording.joined(told))
@@ -84,10 +123,15 @@ def keep(champion_id: str, nearest: str, ruling: Ruling) -> Recommendation:
         head = Reasons(
             en=f"Keep the champion {champion_id}: no candidate is surely better, or surely as good "
             "and cheaper.",
-            ar=f"ليبق البطل {champion_id}: لا مرشح يفوقه يقينًا، ولا مثله يقينًا وأرخص.",
+            ar=f"ليبق البطل {champion_id}: لم يثبت أن مرشحًا أفضل منه، أو ليس دونه وهو أرخص.",
         )
     errs = _errs(ruling, whom)
-    near = Reasons(en=f"Of {nearest}, {errs.en}.", ar=f"أما {nearest} ف{errs.ar}.")
+    worse = Reasons(en="", ar="")
+    if ruling.standing == "higher":
+        worse = Reasons(en=f"{nearest} is surely worse. ", ar=f"المرشح {nearest} أسوأ يقينًا. ")
+    near = Reasons(
+        en=f"{worse.en}Of {nearest}, {errs.en}.", ar=f"{worse.ar}وفي شأن {nearest}: {errs.ar}."
+    )
     return Recommendation(action="keep", reasons=wording.joined([head, near]))
 
 

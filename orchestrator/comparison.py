@@ -217,7 +217,7 @@ def _is_near(contest: Contest) -> bool:
         if not np.isfinite(met.own).all():
             continue
         rulings = {
-            (ruling.verdict, ruling.settled)
+            (ruling.verdict, ruling.settled, ruling.standing)
             for factor in (1.0, 1.0 - ROUNDING, 1.0 + ROUNDING)
             for ruling in [_turned(contest, factor).ruled(_nudged(met, factor))]
         }

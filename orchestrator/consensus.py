@@ -159,9 +159,8 @@ def concluded(
     verdict: RoundVerdict
     if won := by_verdict["better"] or by_verdict["cheaper"]:
         verdict, main = "promote", won
-        recommendation = advice.promote(
-            node_id, won.candidate_id, won.ruling, told, traded.candidate_id if traded else ""
-        )
+        others = {one.candidate_id: one.ruling for one in put if one is not won}
+        recommendation = advice.promote(node_id, won.candidate_id, won.ruling, told, others)
     elif traded:
         verdict, main = "trade-off", traded
         recommendation = advice.ask(node_id, traded.candidate_id, traded.ruling, told)

@@ -196,8 +196,10 @@ def _ruled(trial: _Trial, against: Against, costs: Costs | None) -> tuple[Ruling
         reasons=wording.NONE,
         ratio=ratio,
         ratio_upper=ratio_upper,
+        ratio_lower=paired.least_ratio(trial.new, trial.opponent, trial.spent),
+        standing=paired.standing(trial.new, trial.opponent, trial.spent),
         difference_upper=bounds.upper(trial.new - trial.opponent, trial.spent),
-        evidence_lower=-fall_upper,
+        evidence_lower=0.0 - fall_upper,
         best_upper=None if best is None else _surely(trial, best),
         factor=factor,
     )
@@ -267,7 +269,7 @@ def _of_errors(
         name="evidence",
         verdict="fail" if failed.evidence else "pass",
         value=ruling.evidence_rate - ruling.opponent_evidence_rate,
-        bound=-gates.evidence_drop,
+        bound=0.0 - gates.evidence_drop,  # -0.0 is no number to read
         lower=ruling.evidence_lower,
     )
     return [*told, evidence]

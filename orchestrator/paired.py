@@ -7,7 +7,7 @@ import numpy as np
 
 from orchestrator import bounds
 from orchestrator.bounds import Floats, Stage
-from orchestrator.rulings import Method
+from orchestrator.rulings import Method, Standing
 
 ERROR_FLOOR = 1e-9
 """Errors below this count as this under the logarithm."""
@@ -90,5 +90,35 @@ def ratios(
     if method_for(new, other) == "log-ratio":
         return math.exp(float(limit.values.mean())), math.exp(min(upper, 700.0))
     mean, error = float(other.mean()), float(new.mean())
-    # Linear in the bound, so that it is below what is asked exactly where the bound is below 0.
-    return (error / mean, asked + upper / mean) if mean else (None, None)
+    # Linear in the bound, so that it is below what is asked exactly where the bound is below 0;
+    # no ratio is below 0, though a sum of floats may be.
+    return (error / mean, max(0.0, asked + upper / mean)) if mean else (None, None)
+
+
+def least_ratio(new: Floats, other: Floats, spent: float) -> float | None:
+    """What the ratio of the errors is surely not below: the lower end of the interval whose upper
+    end `ratios` gives. None where there is no ratio."""
+    lower = _least(new, other, spent)
+    if method_for(new, other) == "log-ratio":
+        return math.exp(max(lower, -700.0))
+    mean = float(other.mean())
+    return max(0.0, 1.0 + lower / mean) if mean else None
+
+
+def standing(new: Floats, other: Floats, spent: float) -> Standing:
+    """Whether errors are surely lower than another's, or surely higher: by the interval, by the
+    signs where few cases differ, and by their means, which may not say the opposite."""
+    if _is_surely_lower(new, other, spent):
+        return "lower"
+    return "higher" if _is_surely_lower(other, new, spent) else "open"
+
+
+def _is_surely_lower(new: Floats, other: Floats, spent: float) -> bool:
+    limit = limit_of_ratio(new, other, 1.0)
+    is_lower = limit.upper(spent) < limit.limit and bool(new.mean() < other.mean())
+    return is_lower and tail_of_signs(new, other) <= spent / 2
+
+
+def _least(new: Floats, other: Floats, spent: float) -> float:
+    """The lower end of the interval of the mean logarithm of the ratio, or of the difference."""
+    return -bounds.upper(-limit_of_ratio(new, other, 1.0).values, spent)

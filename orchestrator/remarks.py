@@ -19,20 +19,20 @@ def in_arabic(error: Exception) -> str:
 def picked(ruling: Ruling, rank_error: float) -> Reasons:
     """Of the one that ranked first."""
     return Reasons(
-        en=f"Picked by the lowest mean error, {rank_error:.4g}, on the ranking cases; the figures "
-        f"here are of the gate's cases. {ruling.reasons.en}",
-        ar=f"اختير لأن متوسط خطئه {rank_error:.4g} هو الأدنى على حالات الترتيب؛ والأرقام هنا من "
-        f"حالات البوابة. {ruling.reasons.ar}",
+        en=f"{ruling.reasons.en} It was picked by the lowest mean error, {rank_error:.4g}, on the "
+        "ranking cases; the other figures are of the gate's cases.",
+        ar=f"{ruling.reasons.ar} واختير لأن متوسط خطئه {rank_error:.4g} هو الأدنى على حالات "
+        "الترتيب؛ وسائر الأرقام من حالات البوابة.",
     )
 
 
 def picked_beside(ruling: Ruling, rank_error: float) -> Reasons:
     """Of the other one that was put to the gate."""
     return Reasons(
-        en=f"Picked for costing less, with a mean error of {rank_error:.4g} on the ranking cases; "
-        f"the figures here are of the gate's cases. {ruling.reasons.en}",
-        ar=f"اختير لأن كلفته أقل، ومتوسط خطئه {rank_error:.4g} على حالات الترتيب؛ والأرقام هنا من "
-        f"حالات البوابة. {ruling.reasons.ar}",
+        en=f"{ruling.reasons.en} It was picked for costing less, with a mean error of "
+        f"{rank_error:.4g} on the ranking cases; the other figures are of the gate's cases.",
+        ar=f"{ruling.reasons.ar} واختير لأن كلفته أقل، ومتوسط خطئه {rank_error:.4g} على حالات "
+        "الترتيب؛ وسائر الأرقام من حالات البوابة.",
     )
 
 

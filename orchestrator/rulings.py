@@ -13,6 +13,8 @@ of a budget."""
 Method: TypeAlias = Literal["log-ratio", "mean-difference"]
 Verdict: TypeAlias = Literal["better", "cheaper", "trade-off", "undecided", "reject"]
 Question: TypeAlias = Literal["better", "cheaper"]
+Standing: TypeAlias = Literal["lower", "open", "higher"]
+"""Whether errors are surely lower than the opponent's, surely higher, or neither is sure."""
 
 
 class Costs(NamedTuple):
@@ -62,6 +64,9 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True):
     reasons: Reasons
     ratio: float | None = None
     ratio_upper: float | None = None
+    ratio_lower: float | None = None
+    """What the ratio is surely not below."""
+    standing: Standing = "open"
     difference_upper: float | None = None
     evidence_lower: float | None = None
     """How much the evidence rate surely did not fall below: negative where it may have fallen."""

@@ -17,7 +17,9 @@ _WHAT = {
     "latency": Reasons(en="latency", ar="زمن إجابته"),
     "size": Reasons(en="size", ar="حجمه"),
     "memory": Reasons(en="peak memory", ar="ذروة ذاكرته"),
-    "shifted": Reasons(en="error on shifted inputs", ar="خطؤه على مدخلات خارج نطاق التدريب"),
+    "shifted": Reasons(
+        en="error on inputs beyond those of training", ar="خطؤه على مدخلات خارج نطاق التدريب"
+    ),
 }
 
 
@@ -43,52 +45,102 @@ def of_ruling(
 ) -> Reasons:
     """A ruling: what it says, what was measured, and what decided it."""
     whom = OPPONENT[against]
-    measured, head = _comparison(ruling, differing, whom), _head(ruling, whom)
-    begun = Reasons(
-        en=f"{head.en}: on {ruling.cases:,} hidden cases {measured.en}, at look {look}, "
+    measured, head = _comparison(ruling, differing, whom), _head(ruling, failed, differing, whom)
+    figures = Reasons(
+        en=f"On {ruling.cases:,} hidden cases {measured.en}, at look {look}, "
         f"α = {ruling.alpha:.2g}.",
-        ar=f"{head.ar}: على {ruling.cases:,} حالة مخفية {measured.ar}، في النظرة {look}، "
+        ar=f"على {ruling.cases:,} حالة مخفية {measured.ar}، في النظرة {look}، "
         f"α = {ruling.alpha:.2g}.",
     )
     if any(failed):
         told = _faults(ruling, failed, differing, gates)
     else:
         told = [_praise(ruling, gates), *of_costs(ruling)]
-    return joined([begun, *told])
+    return joined([head, figures, *told])
 
 
-def _head(ruling: Ruling, whom: Reasons) -> Reasons:
+def _head(ruling: Ruling, failed: Failed, differing: int, whom: Reasons) -> Reasons:
+    """The verdict in one sentence, without a figure but what vetoes it."""
     match ruling.verdict:
         case "better":
-            return Reasons(en=f"Better than {whom.en}", ar=f"أفضل من {whom.ar}")
+            return Reasons(en=f"Better than {whom.en}.", ar=f"أفضل من {whom.ar}.")
         case "cheaper":
             return Reasons(
-                en=f"As good as {whom.en}, and cheaper", ar=f"ليس أسوأ من {whom.ar}، وهو أرخص"
+                en=f"As good as {whom.en}, and cheaper.", ar=f"ليس دون {whom.ar}، وهو أرخص."
             )
         case "trade-off":
-            return Reasons(
-                en=f"Better than {whom.en}, but it costs more than is allowed",
-                ar=f"أفضل من {whom.ar}، لكن كلفته فوق المسموح",
-            )
+            but = of_veto(ruling)
+            return Reasons(en=f"Better than {whom.en}{but.en}.", ar=f"أفضل من {whom.ar}{but.ar}.")
         case "undecided" if ruling.question == "better":
             return Reasons(
-                en=f"Better than {whom.en}, but undecided in what it costs",
-                ar=f"أفضل من {whom.ar}، لكن كلفته لم تُحسم",
+                en=f"Better than {whom.en}, but undecided in what it costs.",
+                ar=f"أفضل من {whom.ar}، لكن كلفته لم تُحسم.",
             )
         case "undecided":
             return Reasons(
-                en=f"As good as {whom.en}, but whether it is cheaper is undecided",
-                ar=f"ليس أسوأ من {whom.ar}، لكن لم يُحسم هل هو أرخص",
-            )
-        case "reject" if ruling.question == "better":
-            return Reasons(
-                en=f"Not surely better than {whom.en}", ar=f"لم يثبت أنه أفضل من {whom.ar}"
+                en=f"As good as {whom.en}, but whether it is cheaper is undecided.",
+                ar=f"ليس دون {whom.ar}، لكن لم يُحسم هل هو أرخص.",
             )
         case "reject":
-            return Reasons(
-                en=f"Neither surely better than {whom.en}, nor surely as good and cheaper",
-                ar=f"لم يثبت أنه أفضل من {whom.ar}، ولا أنه مثله وأرخص",
-            )
+            return _head_of_rejected(ruling, failed, differing, whom)
+
+
+def _head_of_rejected(ruling: Ruling, failed: Failed, differing: int, whom: Reasons) -> Reasons:
+    if ruling.standing == "higher":
+        return Reasons(en=f"Surely worse than {whom.en}.", ar=f"أسوأ من {whom.ar} يقينًا.")
+    if ruling.question == "cheaper":
+        return Reasons(
+            en=f"Neither surely better than {whom.en}, nor surely as good and cheaper.",
+            ar=f"لم يثبت أنه أفضل من {whom.ar}، ولا أنه ليس دونه وهو أرخص.",
+        )
+    if not differing:
+        return Reasons(
+            en=f"No better than {whom.en}, and no worse.", ar=f"ليس أفضل من {whom.ar} ولا دونه."
+        )
+    if ruling.standing == "lower" and not (failed.evidence or failed.best):
+        return Reasons(
+            en=f"Better than {whom.en}, but not surely by as much as is asked.",
+            ar=f"أفضل من {whom.ar}، لكن لم يثبت أنه أفضل بالقدر المطلوب.",
+        )
+    if ruling.standing == "lower":
+        return Reasons(
+            en=f"Its error is lower than that of {whom.en}, but not all that is asked is sure.",
+            ar=f"خطؤه أقل من خطأ {whom.ar}، لكن لم يثبت كل ما يُطلب منه.",
+        )
+    if failed.difference and not (failed.ratio or failed.few):
+        return Reasons(
+            en=f"Better than {whom.en} case by case, but not surely in the mean.",
+            ar=f"أفضل من {whom.ar} حالةً حالة، لكن لم يثبت ذلك في المتوسط.",
+        )
+    return Reasons(
+        en=f"Not surely better than {whom.en}: the two cannot be told apart yet.",
+        ar=f"لم يثبت أنه أفضل من {whom.ar}: لا يمكن التمييز بينهما بعد.",
+    )
+
+
+def of_veto(ruling: Ruling) -> Reasons:
+    """What keeps a better one from being promoted, as the end of a sentence: that it costs too
+    much, or that it errs more on inputs beyond those of training."""
+    broken = [one for one in ruling.checks if one.verdict == "fail"]
+    shifted = next((one for one in broken if one.name == "shifted"), None)
+    if shifted is None:
+        return Reasons(en=", but it costs more than is allowed", ar="، لكن كلفته فوق المسموح")
+    by = Reasons(en="its answers there are no numbers", ar="ليست إجاباته عليها أعدادًا")
+    if shifted.value is not None:
+        ratio = rounded(shifted.value, ".3g")
+        by = Reasons(
+            en=f"{ratio.en} times, {shifted.bound:.3g} is allowed",
+            ar=f"نسبة خطئه هناك إلى خطأ البطل {ratio.ar}، والمسموح {shifted.bound:.3g}",
+        )
+    worse = Reasons(
+        en=f" on usual inputs, but worse on inputs beyond those of training ({by.en})",
+        ar=f" على المدخلات المعتادة، لكنه أسوأ على مدخلات خارج نطاق التدريب ({by.ar})",
+    )
+    if len(broken) == 1:
+        return worse
+    return Reasons(
+        en=f"{worse.en}, and it costs more than is allowed", ar=f"{worse.ar}، وكلفته فوق المسموح"
+    )
 
 
 def _comparison(ruling: Ruling, differing: int, whom: Reasons) -> Reasons:
@@ -167,22 +219,22 @@ def _within(ruling: Ruling, gates: Gates) -> Reasons:
             en=f"The ratio is surely below {check.upper:.4g}, and {gates.margin:g} is allowed",
             ar=f"النسبة دون {check.upper:.4g} يقينًا، والمسموح {gates.margin:g}",
         )
+    upper = max(0.0, check.upper)
     return Reasons(
-        en=f"Surely no more than {check.upper:.2%} more of its answers are wrong, and "
+        en=f"Surely no more than {upper:.2%} more of its answers are wrong, and "
         f"{check.bound:.2%} are allowed",
-        ar=f"لا تزيد نسبة إجاباته الخاطئة يقينًا بأكثر من {check.upper:.2%}، والمسموح "
-        f"{check.bound:.2%}",
+        ar=f"لا تزيد نسبة إجاباته الخاطئة يقينًا بأكثر من {upper:.2%}، والمسموح {check.bound:.2%}",
     )
 
 
 def of_costs(ruling: Ruling) -> list[Reasons]:
     """The costs that decide: those that break a bound or cannot be told, or, where none does, all
-    that were measured."""
+    that were measured. What `of_veto` tells is left to it."""
     asked = [one for one in ruling.checks if one.name in _WHAT]
     broken = [one for one in asked if one.verdict == "fail"]
     unclear = [one for one in asked if one.verdict == "undecided"]
     if broken:
-        return [_of_bound(one, _broken) for one in broken]
+        return [_of_bound(one, _broken) for one in broken if one.name != "shifted"]
     if unclear:
         return [_of_bound(one, _unclear) for one in unclear]
     if ruling.verdict == "undecided":
@@ -193,13 +245,24 @@ def of_costs(ruling: Ruling) -> list[Reasons]:
     return [
         Reasons(
             en="In times of the champion's: "
-            + ", ".join(f"{_WHAT[one.name].en} {one.value:.3g}" for one in told)
+            + ", ".join(f"{_WHAT[one.name].en} {_in_brief(one).en}" for one in told)
             + ".",
             ar="وكلفته نسبةً إلى كلفة البطل: "
-            + "، ".join(f"{_WHAT[one.name].ar} {one.value:.3g}" for one in told)
+            + "، ".join(f"{_WHAT[one.name].ar} {_in_brief(one).ar}" for one in told)
             + ".",
         )
     ]
+
+
+def _in_brief(check: Check) -> Reasons:
+    """A figure without its interval; of the same architecture latency is read once."""
+    if _is_shared(check):
+        return Reasons(en="1 (the same architecture)", ar="1 (البنية نفسها)")
+    return Reasons(en=f"{check.value:.3g}", ar=f"{check.value:.3g}")
+
+
+def _is_shared(check: Check) -> bool:
+    return check.lower == check.upper == 1.0
 
 
 def _of_bound(check: Check, tell: Callable[[Reasons, Reasons, str], Reasons]) -> Reasons:
@@ -214,6 +277,12 @@ def _value(check: Check) -> Reasons:
     if check.lower is None or check.upper is None:
         return said
     span = f"{check.lower:.3g}", f"{check.upper:.3g}"
+    if _is_shared(check):
+        return Reasons(
+            en="1, as the champion's: the same architecture", ar="1 كالبطل: البنية نفسها"
+        )
+    if span[0] == span[1]:
+        return said
     return Reasons(
         en=f"{said.en} (surely between {span[0]} and {span[1]})",
         ar=f"{said.ar} (بين {span[0]} و{span[1]} يقينًا)",
@@ -243,6 +312,9 @@ _NOT_SURELY_CHEAPER = Reasons(
 
 def _not_lower(ruling: Ruling, differing: int, gates: Gates) -> Reasons:
     """Why the error is not surely lower, or not surely within the margin."""
+    if ruling.standing == "higher" and ruling.ratio_lower is not None:
+        lower = f"{min(ruling.ratio_lower, RATIO_SAID_MAX):,.4g}"
+        return Reasons(en=f"The ratio is surely above {lower}.", ar=f"والنسبة فوق {lower} يقينًا.")
     if ruling.question == "cheaper":
         return _not_within(ruling, gates)
     if not ruling.opponent_error:
@@ -333,7 +405,7 @@ def _of_best(ruling: Ruling, gates: Gates) -> Reasons:
     if check is None or check.upper is None:
         return Reasons(
             en="It is not surely as good as the best that this node ever had.",
-            ar="لم يثبت أنه ليس أسوأ من أفضل ما كان لهذه العقدة.",
+            ar="لم يثبت أنه ليس دون أفضل ما كان لهذه العقدة.",
         )
     upper = rounded(check.upper, ".4g")
     if check.bound != gates.margin:

@@ -2,6 +2,7 @@
 
 import re
 
+import msgspec
 import pytest
 
 from core.values import Budget, Check, Gates, Latency, Reasons, Weighed
@@ -161,8 +162,34 @@ def test_a_person_is_asked_by_the_command_that_answers() -> None:
         assert "`aghsan champion promote node-7 a`" in words
         assert "0.4" in words
     assert "latency" in advice.reasons.en
+    assert advice.reasons.en.startswith("The choice is yours: a is surely better, but it costs")
+    assert advice.reasons.ar.startswith("القرار لك: ")
+    assert "لاختياره نفّذ" in advice.reasons.ar
     beside = concluded(put("a", "trade-off"), put("b", "better")).recommendation
     assert "`aghsan champion promote node-7 a`" in beside.reasons.en
+
+
+def test_why_another_one_that_might_have_reigned_does_not_is_told() -> None:
+    reasons = concluded(put("a", "better"), put("b", "better")).recommendation.reasons
+    assert (
+        "a is promoted and not b, since its mean error on the ranking cases is lower "
+        "(0.05 against 0.1); to have a model like b serve beside it, state a budget: "
+        "`aghsan gates node-7 --budget …`." in reasons.en
+    )
+    assert "يُرقّى a لا b، لأن متوسط خطئه على حالات الترتيب أقل (0.05 مقابل 0.1)" in reasons.ar
+    cheaper = concluded(put("a", "better"), put("b", "cheaper")).recommendation.reasons
+    assert "since it is surely better, and the other as good and cheaper" in cheaper.en
+    alone = concluded(put("a", "better"), put("b", "reject")).recommendation.reasons
+    assert "and not b" not in alone.en
+
+
+def test_a_nearest_one_that_is_surely_worse_is_called_so() -> None:
+    a = put("a", "reject", 12.7)
+    worse = Put("a", msgspec.structs.replace(a.ruling, standing="higher"))
+    assert "a is surely worse. Of a, the error is 12.7" in (
+        concluded(worse).recommendation.reasons.en
+    )
+    assert "surely worse" not in concluded(a).recommendation.reasons.en
 
 
 def test_every_advice_is_told_in_both_languages() -> None:

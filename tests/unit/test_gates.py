@@ -66,7 +66,7 @@ def test_a_model_that_is_as_good_and_surely_costs_less_is_cheaper(costs: rulings
     ruling = ruled(near(old), old, costs)
     assert (ruling.verdict, ruling.question) == ("cheaper", "cheaper")
     assert the("error", ruling).bound == GATES.margin
-    assert ruling.reasons.en.startswith("As good as the champion, and cheaper: on 2,048 hidden")
+    assert ruling.reasons.en.startswith("As good as the champion, and cheaper. On 2,048 hidden")
     assert "1.02 is allowed" in ruling.reasons.en
 
 
@@ -250,6 +250,33 @@ def test_errors_on_shifted_inputs_veto_what_is_surely_worse_there() -> None:
     assert ruled(near(old, 0.9), old, costs).verdict == "trade-off"
     costs = costing()._replace(shifted=(beyond, np.full(512, np.inf)))
     assert ruled(near(old, 0.9), old, costs).verdict == "better"
+
+
+def test_a_veto_of_shifted_inputs_is_not_called_a_cost() -> None:
+    old, beyond = champion(), np.exp(np.random.default_rng(5).normal(0.0, 1.0, 512))
+    costs = costing()._replace(shifted=(2.15 * beyond, beyond))
+    reasons = ruled(near(old, 0.9), old, costs).reasons
+    assert reasons.en.startswith(
+        "Better than the champion on usual inputs, but worse on inputs beyond those of training "
+        "(2.15 times, 1.25 is allowed). On"
+    )
+    assert "خارج نطاق التدريب (نسبة خطئه هناك إلى خطأ البطل 2.15، والمسموح 1.25)" in reasons.ar
+    assert "costs more" not in reasons.en
+    assert "كلفته" not in reasons.ar
+    dear = costing(size=9.0)._replace(shifted=(np.full(512, np.nan), beyond))
+    both = ruled(near(old, 0.9), old, dear).reasons.en
+    assert "(its answers there are no numbers), and it costs more than is allowed" in both
+
+
+def test_a_latency_that_was_read_once_for_both_has_no_interval() -> None:
+    old = champion()
+    once = costing()._replace(latency=timed(1.0, spread=0.0))
+    assert "latency 1 (the same architecture)" in ruled(near(old, 0.8), old, once).reasons.en
+    asked = Gates(latency_ratio=0.5, exchange=0.0)
+    dear = ruled(near(old, 0.8), old, once, gates=asked).reasons
+    assert "as the champion's: the same architecture" in dear.en
+    assert "between 1 and 1" not in dear.en
+    assert "البنية نفسها" in dear.ar
 
 
 def test_a_lower_error_pays_for_latency_size_and_memory_and_not_for_robustness() -> None:

@@ -217,7 +217,7 @@ def test_a_worse_candidate_changes_nothing(
 ) -> None:
     verdict = shelf.judged(shelf.put(fresh), champion=reigning(shelf.put(better)))
     assert verdict.verdict == "keep"
-    assert "Not surely better than the champion" in only(verdict).reasons.en
+    assert "Surely worse than the champion." in only(verdict).reasons.en
 
 
 def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
@@ -227,7 +227,7 @@ def test_cases_are_added_while_two_models_are_hard_to_tell_apart(
     verdict = shelf.judged(shelf.put(nearly), champion=reigning(shelf.put(better)))
     assert verdict.cases in (stage.cases for stage in bounds.stages(bounds.CASES_MAX))
     assert verdict.cases > bounds.CASES_MIN
-    assert f"on {verdict.cases:,} hidden cases" in verdict.reasons.en
+    assert f"On {verdict.cases:,} hidden cases" in verdict.reasons.en
 
 
 def test_stages_add_cases_that_are_new_and_that_nobody_was_ranked_on() -> None:
