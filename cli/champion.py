@@ -49,7 +49,13 @@ def show(node_id: str, budget: str, as_json: bool, api: str) -> None:
     if as_json:
         click.echo(_as_json(node, budget))
         return
-    _show(node_id, budget, one, [] if budget else node.optional("budgets", list[views.Budget]))
+    stated = node.optional("budgets", list[views.Budget]) or []
+    if budget:
+        reigns = next(each.lineage for each in stated if each.name == budget)
+    else:
+        reigns = node.optional("lineage", list[views.Lineage]) or []
+    evidence = _evidence(one, reigns, is_of_budget=bool(budget))
+    _show(node_id, budget, one, evidence, [] if budget else stated)
     if not budget:
         _say_what_waits(node_id, node.optional("questions", list[views.Question]) or [])
 
@@ -83,8 +89,25 @@ def _as_json(node: Answer, budget: str) -> str:
     return msgspec.json.encode(told).decode()
 
 
+def _evidence(
+    one: "views.Champion", reigns: "Sequence[views.Lineage]", *, is_of_budget: bool
+) -> str | None:
+    """The evidence rate, and of which cases it is: a verdict tells that of a budget's champion by
+    those it was ranked on. Whom a person chose may have either."""
+    if one.evidence_rate is None:
+        return None
+    rate = f"{one.evidence_rate:.6g}"
+    if not reigns or reigns[-1].by != "judge":
+        return rate
+    return f"{rate} of the {'ranking' if is_of_budget else 'gate'} cases"
+
+
 def _show(
-    node_id: str, budget: str, one: "views.Champion", budgets: "Sequence[views.Budget] | None"
+    node_id: str,
+    budget: str,
+    one: "views.Champion",
+    evidence: str | None,
+    budgets: "Sequence[views.Budget]",
 ) -> None:
     from cli import judged, tables, terminal
 
@@ -96,7 +119,7 @@ def _show(
                 ("budget", budget),
                 ("role", one.role),
                 ("error", tables.against_baseline(one)),
-                ("evidence", one.evidence_rate),
+                ("evidence", evidence),
                 ("params", one.params),
                 ("bytes", one.bytes),
                 ("promoted", terminal.when(one.promoted_at)),

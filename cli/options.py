@@ -52,7 +52,7 @@ class Number(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        given = western(value) if isinstance(value, str) else value
+        given: Any = western(value) if isinstance(value, str) else value
         number = float(super().convert(given, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)

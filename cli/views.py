@@ -328,6 +328,7 @@ class Budget(msgspec.Struct):
     latency_max: float | None = None
     bytes_max: int | None = None
     champion: Champion | None = None
+    lineage: "list[Lineage]" = []
 
 
 class Gates(msgspec.Struct):

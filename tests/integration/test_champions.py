@@ -350,7 +350,7 @@ async def test_a_round_is_shown_with_all_that_was_weighed(stack: Stack) -> None:
     shown = (await aghsan(stack, "round", "show", round_id)).stdout
     for part in (
         "cand-2", "2.5 ×", "2.4 to 2.6", "latency", "fail", "ask cand-2", TRADE.ar, TRADE.en,
-        "budget fast", "1,953 KiB", "both rivals are in", "reinventor admitted", "4,096",
+        "fast: nobody new", "1,953 KiB", "both rivals are in", "reinventor admitted", "4,096",
     ):  # fmt: skip
         assert part in shown, part
 

@@ -730,6 +730,23 @@ def test_a_worker_is_shown_with_what_it_costs_and_how_its_claims_fare(stub: Stub
     assert json.loads(_run(stub, "worker", "show", "a1", "--json").stdout) == worker
 
 
+@pytest.mark.parametrize(
+    ("by", "own", "of_budget"),
+    [("judge", "0.75 of the gate cases", "0.75 of the ranking cases"), ("person", "0.75", "0.75")],
+)
+def test_an_evidence_rate_says_of_which_cases_it_is(
+    stub: Stub, by: str, own: str, of_budget: str
+) -> None:
+    one, reigns = CHAMPION | {"evidence_rate": 0.75}, [{"candidate_id": "cand-1", "by": by}]
+    fast = {"name": "fast", "latency_max": 2.0, "champion": one, "lineage": reigns}
+    node = NODE | {"champion": one, "lineage": reigns, "budgets": [fast]}
+    stub.says("GET", "/nodes/n1", {"node": node})
+    for more, words in (((), own), (("--budget", "fast"), of_budget)):
+        lines = _run(stub, "champion", "show", "n1", *more).stdout.splitlines()
+        (told,) = [line for line in lines if line.startswith("evidence")]
+        assert told.split(maxsplit=1)[1] == words
+
+
 def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE})
     assert "cand-1" in _run(stub, "champion", "show", "n1").stdout
