@@ -115,7 +115,7 @@ async def test_tasks_are_listed_by_status_and_node(stack: Stack) -> None:
         ("/tasks?limit=0", "greater than or equal to 1"),
         ("/tasks?limit=1001", "less than or equal to 1000"),
         ("/tasks?limit=x", "a valid integer"),
-        ("/tasks?state=queued", "known here: status, node_id, closed, after, limit"),
+        ("/tasks?state=queued", "known here: status, node_id, closed, newest, after, limit"),
         ("/rounds?after=round-0", "after takes the `next` of the page before, or a round_id"),
         ("/rounds?status=done", "'closed', 'decided', 'judging' or 'open'"),
         ("/log/refusals?after=x", "after takes the `next` of the page before"),
@@ -529,7 +529,7 @@ async def test_a_node_shows_its_champion_rounds_and_lineage(stack: Stack) -> Non
     assert {key: node[key] for key in graphed} == graphed
     assert list(node)[len(graphed) :] == [
         *("champion", "rounds", "lineage", "workload"),
-        *("gates", "budgets"),
+        *("gates", "budgets", "past_budgets", "questions"),
     ]
     champion = node["champion"]
     promoted_at = champion.pop("promoted_at")

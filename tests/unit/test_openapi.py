@@ -106,10 +106,11 @@ def test_a_query_is_described_field_by_field(document: dict[str, Any]) -> None:
         ("status", "query"),
         ("node_id", "query"),
         ("closed", "query"),
+        ("newest", "query"),
         ("after", "query"),
         ("limit", "query"),
     ]
-    assert parameters[4]["schema"]["maximum"] == schemas.PAGE_MAX
+    assert parameters[5]["schema"]["maximum"] == schemas.PAGE_MAX
 
 
 def test_a_body_tells_its_required_fields_and_bounds(document: dict[str, Any]) -> None:
