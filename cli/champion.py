@@ -38,23 +38,20 @@ for command in (choices.promote, choices.rollback, choices.lineage):
 def show(node_id: str, budget: str, as_json: bool, api: str) -> None:
     """Show the champion of NODE, as measured on hidden cases.
 
-    Beside it stand the champions of its budgets, and what waits for a person: a model that the last
-    round would neither promote nor refuse.
+    Beside it stand the champions of its budgets, and what waits for a person: models that rounds
+    would neither promote nor refuse, the lowest error first. They wait until the champion is
+    another one.
     """
     from cli import views
 
-    server = Client(api)
-    node = server.get(f"/nodes/{segment(node_id)}").inside("node")
+    node = Client(api).get(f"/nodes/{segment(node_id)}").inside("node")
     one = _champion_in(node, node_id, budget)
-    waits = (
-        None if budget else _waits(server, node.optional("rounds", list[views.Round]) or [], one)
-    )
     if as_json:
-        click.echo(_as_json(node, budget, waits))
+        click.echo(_as_json(node, budget))
         return
     _show(node_id, budget, one, [] if budget else node.optional("budgets", list[views.Budget]))
-    if waits is not None:
-        _say_what_waits(node_id, waits)
+    if not budget:
+        _say_what_waits(node_id, node.optional("questions", list[views.Question]) or [])
 
 
 def _champion_in(node: Answer, node_id: str, budget: str) -> "views.Champion":
@@ -73,36 +70,16 @@ def _champion_in(node: Answer, node_id: str, budget: str) -> "views.Champion":
     return one
 
 
-def _waits(
-    server: Client, rounds: "Sequence[views.Round]", one: "views.Champion"
-) -> "views.Round | None":
-    """The last decided round, if it asks for a person who has not chosen since."""
-    from cli import views
-
-    decided = [row.round_id for row in rounds if row.status == "decided"]
-    if not decided:
-        return None
-    try:
-        last = server.get(f"/rounds/{segment(decided[-1])}").read("round", views.Round)
-    except errors.AghsanError as error:  # who reigns can be shown all the same
-        click.echo(f"whether {decided[-1]} waits for you is not known: {error}", err=True)
-        return None
-    asks = last.recommendation is not None and last.recommendation.action == "ask"
-    return last if asks and (one.promoted_at or "") < (last.decided_at or "") else None
-
-
-def _as_json(node: Answer, budget: str, waits: "views.Round | None") -> str:
+def _as_json(node: Answer, budget: str) -> str:
     """The champion as the server tells it; the node's own with its budgets and what waits."""
     if budget:
         each = node.read("budgets", list[dict[str, msgspec.Raw]])
         named = (one for one in each if msgspec.json.decode(one["name"]) == budget)
         return bytes(next(named)["champion"]).decode()
     whole = node.read("champion", dict[str, msgspec.Raw | object])
-    asked = None
-    if waits is not None and waits.recommendation is not None:
-        asked = {"round_id": waits.round_id, "recommendation": waits.recommendation}
     budgets = node.optional("budgets", msgspec.Raw)
-    told = {**whole, "budgets": [] if budgets is None else budgets, "waits": asked}
+    waits = node.optional("questions", msgspec.Raw)
+    told = {**whole, "budgets": budgets or [], "waits": waits or []}
     return msgspec.json.encode(told).decode()
 
 
@@ -134,17 +111,22 @@ def _show(
         terminal.show("", judged.limits(budgets))
 
 
-def _say_what_waits(node_id: str, waits: "views.Round") -> None:
+def _say_what_waits(node_id: str, questions: "Sequence[views.Question]") -> None:
     from cli import tables, terminal
 
-    asked = waits.recommendation
-    assert asked is not None, "who asks recommends to ask"
-    whom = asked.candidate_id or ""
-    terminal.show(
-        "",
-        terminal.facts([("asks you", f"{whom} in {waits.round_id}"), *tables.why(asked.reasons)]),
-    )
-    click.echo(f"`aghsan champion promote {node_id} {whom}` lets it reign", err=True)
+    for asked in questions:
+        asks = f"{asked.candidate_id} in {asked.round_id}"
+        figures = [
+            ("its error", asked.error),
+            ("champion's", asked.champion_error),
+            ("its bytes", asked.bytes),
+        ]
+        terminal.show(
+            "", terminal.facts([("asks you", asks), *figures, *tables.why(asked.reasons)])
+        )
+    if questions:
+        whom = questions[0].candidate_id if len(questions) == 1 else "CANDIDATE"
+        click.echo(f"`aghsan champion promote {node_id} {whom}` lets it reign", err=True)
 
 
 @champion.command()
@@ -163,7 +145,7 @@ def history(node_id: str, data: Path | None, budget: str, as_json: bool, api: st
 
     A judge's verdict made them that, or a person, and `why` is what that person said. A reign ends
     with the next one, or without a successor where NODE trains something else since, or has that
-    budget no longer: `ended` says when.
+    budget no longer: `ended` says when. --budget also takes one that is stated no more.
     """
     if data is None:
         lineage = _told(Client(api).get(f"/nodes/{segment(node_id)}").inside("node"), budget)
@@ -184,11 +166,16 @@ def history(node_id: str, data: Path | None, budget: str, as_json: bool, api: st
 def _told(node: Answer, budget: str) -> str:
     if not budget:
         return node.one("lineage")
-    each = node.optional("budgets", list[dict[str, msgspec.Raw]]) or []
-    stated = {msgspec.json.decode(one["name"], type=str): one["lineage"] for one in each}
-    if budget not in stated:
+    stated, past = (_lineages(node, key) for key in ("budgets", "past_budgets"))
+    if budget not in stated | past:
         raise errors.NotFound(gates.unknown_budget(budget, stated))
-    return bytes(stated[budget]).decode()
+    return bytes((stated | past)[budget]).decode()
+
+
+def _lineages(node: Answer, key: str) -> dict[str, msgspec.Raw]:
+    """Who reigned for each budget of a list, by its name."""
+    each = node.optional(key, list[dict[str, msgspec.Raw]]) or []
+    return {msgspec.json.decode(one["name"], type=str): one["lineage"] for one in each}
 
 
 def _lineage(data: Path, node_id: str, budget: str) -> str:

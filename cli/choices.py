@@ -65,6 +65,22 @@ def _choose(node_id: str, how: str, body: dict[str, object], as_json: bool, api:
     one = answer.read("chosen", views.Chosen)
     over = f"the budget {one.budget} of {one.node_id}" if one.budget else one.node_id
     click.echo(f"{one.champion.candidate_id} reigns over {over}")
+    _compare(one.champion, one.instead_of)
+
+
+def _compare(now: "views.Champion", before: "views.Champion | None") -> None:
+    """What was chosen and what it took the place of, each as measured when it came to the gate."""
+    from cli import terminal
+
+    if before is None:
+        return
+    both = (("now", now), ("before", before))
+    rows = [(when, one.candidate_id, one.error, one.bytes) for when, one in both]
+    terminal.show(terminal.table(["", "champion", "error", "bytes"], rows))
+    if now.error is not None and before.error is not None and now.error > before.error:
+        errs = f"{now.error:.6g} > {before.error:.6g}"
+        click.echo(f"{now.candidate_id} errs more than {before.candidate_id}: {errs}")
+        click.echo(f"خطأ البطل الجديد أكبر من خطأ سابقه: {errs}")
 
 
 @click.command()

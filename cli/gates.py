@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli import options
-from cli.client import Client, segment
+from cli.client import Answer, Client, segment
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -109,9 +109,11 @@ def gates(
             "reset": reset,
         }
         # Asked again it changes nothing more.
-        node = server.post(f"{path}/gates", body, advice="ask again").inside("node")
+        answer = server.post(f"{path}/gates", body, advice="ask again")
+        _say_who_retired(answer)
     else:
-        node = server.get(path).inside("node")
+        answer = server.get(path)
+    node = answer.inside("node")
     if as_json:
         click.echo(node.one("gates"))
         return
@@ -123,3 +125,13 @@ def gates(
         terminal.show("", judged.limits(one.budgets))
     lent = "no gates of its own: it is judged as its nearest ancestor with some, or by the defaults"
     click.echo(f"{node_id} has {lent if one.inherited else 'gates of its own'}", err=True)
+
+
+def _say_who_retired(answer: Answer) -> None:
+    from cli import views
+
+    for one in answer.optional("retired", list[views.Retired]) or []:
+        click.echo(
+            f"{one.candidate_id} reigns for the budget {one.budget} of {one.node_id} no longer",
+            err=True,
+        )

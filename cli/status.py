@@ -2,9 +2,10 @@
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+import msgspec
 
 from cli import options
 from cli.client import Answer, Client, segment
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 RUNNING_SHOWN_MAX = 20
 STUCK_SHOWN_MAX = 5
+ASKING_SHOWN_MAX = 5
+_RUNNING: dict[str, str | int | None] = {"status": "running", "limit": RUNNING_SHOWN_MAX}
 
 
 @click.command()
@@ -33,7 +36,7 @@ STUCK_SHOWN_MAX = 5
 def status(api: str, as_json: bool, interval: float, watch: bool) -> None:
     """Show the network in figures, its workers, and what runs.
 
-    With --json the figures alone; with --watch too, one line a look.
+    With --json all of that as one object; with --watch too, one line a look.
     """
     server = Client(api)
     if not watch:
@@ -48,7 +51,31 @@ def status(api: str, as_json: bool, interval: float, watch: bool) -> None:
 
 
 def _print_json(server: Client) -> None:
-    click.echo(server.get("/status").one("network"))
+    click.echo(msgspec.json.encode(_told(server)))
+
+
+def _told(server: Client) -> dict[str, object]:
+    """All that is shown, by name; without what an older server does not tell."""
+    from cli import views
+
+    answer = server.get("/status")
+    told: dict[str, object] = answer.read("network", dict[str, object])
+    told["not_ready"] = server.not_ready()
+    asking = _asking(server)
+    more = {
+        "awaiting_judgement": _awaiting(server),
+        "closed_tasks": _closed_count(server),
+        "decisions_waiting": asking and asking.total,
+        "asking_nodes": asking and [one.node_id for one in asking.nodes],
+    }
+    told |= {name: value for name, value in more.items() if value is not None}
+    with contextlib.suppress(errors.NotFound):
+        workers = server.get("/workers")
+        running = server.get("/tasks", _RUNNING)
+        told["workers"] = workers.read("workers", msgspec.Raw)
+        told["running"] = running.read("tasks", msgspec.Raw)
+        told["stuck"] = _stuck(server, workers.read("workers", list[views.Worker]))
+    return told
 
 
 def _show(server: Client) -> None:
@@ -127,7 +154,10 @@ def _stuck(server: Client, workers: "list[views.Worker]") -> list[str]:
 
 def _words(server: Client) -> str:
     answer = server.get("/status")
-    more = (_unready(server), _backlog(server), *_unattended(answer)[:1], *_closed(server)[:1])
+    more = (
+        *(_unready(server), _backlog(server), *_decisions(server)[:1]),
+        *(*_unattended(answer)[:1], *_closed(server)[:1]),
+    )
     return "; ".join([line(answer), *filter(None, more)])
 
 
@@ -152,10 +182,7 @@ def _unattended(answer: Answer) -> list[str]:
 def _closed(server: Client) -> list[str]:
     """How many tasks wait for nobody since a record of theirs is lost, and where to look, English
     and Arabic; empty where none does, or the server is older."""
-    try:
-        count = server.get("/tasks", {"limit": 1}).optional("closed", int)
-    except errors.NotFound:
-        return []
+    count = _closed_count(server)
     if not count:
         return []
     tasks = "1 task is" if count == 1 else f"{count} tasks are"
@@ -170,12 +197,56 @@ def _closed(server: Client) -> list[str]:
     return [english, arabic]
 
 
+def _closed_count(server: Client) -> int | None:
+    try:
+        return server.get("/tasks", {"limit": 1}).optional("closed", int)
+    except errors.NotFound:
+        return None
+
+
+class _Asking(NamedTuple):
+    """How many nodes wait for a person, and the first of them."""
+
+    total: int
+    nodes: "list[views.AskingNode]"
+
+
+def _asking(server: Client) -> _Asking | None:
+    """None where the server is older."""
+    from cli import views
+
+    try:
+        answer = server.get("/questions", {"limit": ASKING_SHOWN_MAX})
+    except errors.NotFound:
+        return None
+    return _Asking(answer.read("total", int), answer.read("nodes", list[views.AskingNode]))
+
+
+def _decisions(server: Client) -> list[str]:
+    """At which nodes something waits for a person, English and Arabic; empty where nothing does."""
+    asking = _asking(server)
+    if asking is None or not asking.total:
+        return []
+    count, names = asking.total, ", ".join(one.node_id for one in asking.nodes)
+    names += ", …" if count > len(asking.nodes) else ""
+    decisions = "1 decision waits" if count == 1 else f"{count} decisions wait"
+    return [
+        f"{decisions} for you: {names}; `aghsan champion show NODE`",
+        f"قرارات تنتظرك: {count}، في {names}؛ `aghsan champion show NODE`",
+    ]
+
+
+def _awaiting(server: Client) -> int | None:
+    """How many rounds wait for the judge; None where the server is older."""
+    try:
+        return server.get("/rounds", {"limit": 1}).optional("awaiting_judgement", int)
+    except errors.NotFound:
+        return None
+
+
 def _backlog(server: Client) -> str:
     """Why the orchestrator waits for the judge; "" where it does not, or the server is older."""
-    try:
-        awaiting = server.get("/rounds", {"limit": 1}).optional("awaiting_judgement", int)
-    except errors.NotFound:
-        return ""
+    awaiting = _awaiting(server)
     if not awaiting:
         return ""
     from orchestrator.feeder import backlog
@@ -193,14 +264,14 @@ def _picture(server: Client) -> "RenderableType":
     parts: list[RenderableType] = [Text(line(answer))]
     for words in filter(None, (_unready(server), _backlog(server))):
         parts.append(Text(terminal.clean(words), "yellow"))
-    parts += [Text(words, "yellow") for words in (*_unattended(answer), *_closed(server))]
+    notes = (*_decisions(server), *_unattended(answer), *_closed(server))
+    parts += [Text(terminal.clean(words), "yellow") for words in notes]
     # A server with nothing but the nine routes is shown as far as it goes.
     with contextlib.suppress(errors.NotFound):
         workers = server.get("/workers").read("workers", list[views.Worker])
         if workers:
             parts += ["", tables.workers(workers)]
-        query: dict[str, str | int | None] = {"status": "running", "limit": RUNNING_SHOWN_MAX}
-        running = server.get("/tasks", query).read("tasks", list[views.Task])
+        running = server.get("/tasks", _RUNNING).read("tasks", list[views.Task])
         if running:
             parts += ["", tables.tasks(running)]
         parts += [Text(words, "yellow") for words in _stuck(server, workers)]

@@ -436,11 +436,39 @@ class CandidateRecord(msgspec.Struct):
 
 
 class Chosen(msgspec.Struct):
-    """Who reigns once a person has chosen."""
+    """Who reigns once a person has chosen, and who did until then."""
 
     node_id: str = ""
     budget: str = ""
     champion: Champion = msgspec.field(default_factory=Champion)
+    instead_of: Champion | None = None
+
+
+class Retired(msgspec.Struct):
+    """Whose reign for a budget other gates ended."""
+
+    node_id: str = ""
+    budget: str = ""
+    candidate_id: str = ""
+
+
+class Question(msgspec.Struct):
+    """A model that waits for a person to decide."""
+
+    round_id: str = ""
+    candidate_id: str = ""
+    asked_at: str | None = None
+    error: float | None = None
+    champion_error: float | None = None
+    ratio: float | None = None
+    bytes: int = 0
+    reasons: Reasons | None = None
+
+
+class AskingNode(msgspec.Struct):
+    """A node at which something waits for a person."""
+
+    node_id: str = ""
 
 
 class Claimed(msgspec.Struct):

@@ -51,6 +51,12 @@ def reigns(of_node: Iterable[events.Event], budget: str = "") -> list[Reign]:
     return found
 
 
+def budgets_of(of_node: Iterable[events.Event]) -> set[str]:
+    """The budgets for which anybody ever reigned."""
+    risen = (ChampionPromoted, ChampionChosen)
+    return {one.data.budget for one in of_node if isinstance(one.data, risen)} - {""}
+
+
 def reigning(found: Sequence[Reign]) -> Reign | None:
     """The champion that reigns now."""
     return found[-1] if found and not found[-1].retired_at else None

@@ -254,7 +254,7 @@ def _last(situation: Situation, side: Side) -> tuple[Outcome, Attempt] | None:
     for outcome in reversed(situation.rounds):
         own = _own(outcome, side)
         if own:
-            return outcome, min(own, key=lambda one: one.verdict not in ("better", "reject"))
+            return outcome, min(own, key=lambda one: one.verdict not in _COMPARED)
     return None
 
 
@@ -474,11 +474,13 @@ def _judged(situation: Situation, side: Side, outcome: Outcome, attempt: Attempt
     method = _told(attempt.method)
     by = Reasons(en=f", method {method}", ar=f"، بالطريقة {method}") if method else _NOTHING
     error = _error_of(attempt)
-    verdict = (
-        _PROMOTED
-        if attempt.candidate_id == outcome.promoted
-        else _VERDICTS.get(attempt.verdict, _UNCOMPARED)
-    )
+    champion = situation.champion
+    if attempt.candidate_id == outcome.promoted:
+        verdict = _PROMOTED
+    elif champion is not None and attempt.candidate_id == champion.candidate_id:
+        verdict = _CHOSEN
+    else:
+        verdict = _VERDICTS.get(attempt.verdict, _UNCOMPARED)
     why = _because(attempt.reasons)
     share = _share(situation, attempt) if side == "reinventor" else _NOTHING
     return Reasons(
@@ -491,12 +493,29 @@ def _judged(situation: Situation, side: Side, outcome: Outcome, attempt: Attempt
 
 _NOTHING = Reasons(en="", ar="")
 _PROMOTED = Reasons(en="was promoted", ar="رُقّيت")
+_CHOSEN = Reasons(
+    en="was promoted by a person, after its verdict", ar="رقّاها إنسان بعد الحكم عليها"
+)
 _UNCOMPARED = Reasons(en="was compared with nothing", ar="لم تُقارن بشيء")
 _VERDICTS = {
     "reject": Reasons(en="was rejected", ar="رُفضت"),
     "outranked": Reasons(en="was outranked by another candidate", ar="سبقها مرشح آخر"),
     "refused": Reasons(en="was refused before it was measured", ar="رُدّت قبل القياس"),
+    "better": Reasons(en="was better, and another was promoted", ar="كانت أفضل ورُقّي غيرها"),
+    "cheaper": Reasons(
+        en="was as good and cheaper, and another was promoted",
+        ar="كانت بالجودة نفسها وأقل كلفة، ورُقّي غيرها",
+    ),
+    "trade-off": Reasons(
+        en="was better and costs more than the gates allow, so that a person decides,",
+        ar="كانت أفضل وكلفتها فوق ما تسمح به البوابات، فالقرار لإنسان،",
+    ),
+    "undecided": Reasons(
+        en="was neither surely better nor surely worse",
+        ar="لم يتيقّن أنها أفضل ولا أنها أسوأ",
+    ),
 }
+_COMPARED = ("better", "cheaper", "trade-off", "undecided", "reject")
 
 
 def _error_of(attempt: Attempt) -> Reasons:
@@ -546,6 +565,11 @@ def _closing(outcome: Outcome) -> Reasons:
         return Reasons(
             en=f"The last round {name} came to no verdict.{why.en}",
             ar=f"لم تنته الجولة الأخيرة {name} إلى حكم.{why.ar}",
+        )
+    if outcome.verdict == "trade-off":
+        return Reasons(
+            en=f"The last round {name} left it to a person whom to promote.{why.en}",
+            ar=f"تركت الجولة الأخيرة {name} لإنسان أن يقرر من يُرقّى.{why.ar}",
         )
     return Reasons(
         en=f"The last round {name} promoted nobody.{why.en}",

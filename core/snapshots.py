@@ -22,7 +22,18 @@ import msgspec
 from core import errors, events, seals, subjects, values
 from core.events import Champion, Via
 from core.log import Record
-from core.projections import claims, graph, queue, rivalry, rounds, state, tables, tasks, workers
+from core.projections import (
+    claims,
+    graph,
+    questions,
+    queue,
+    rivalry,
+    rounds,
+    state,
+    tables,
+    tasks,
+    workers,
+)
 from core.projections.state import State
 
 FORMAT = 1
@@ -38,6 +49,7 @@ _FOLDING: tuple[ModuleType, ...] = (
     claims,
     graph,
     rivalry,
+    questions,
     queue,
     rounds,
     state,
@@ -485,6 +497,7 @@ _SECTIONS: dict[str, Section] = {
     "commitments": _table(rounds.Commitment, lambda of: of.rounds.commitments),
     "rivalry": _table(rivalry.Account, lambda of: of.rivalry.table),
     "ordered": _table(rivalry.Ordered, lambda of: of.rivalry.ordered),
+    "questions": _table(questions.Asked, lambda of: of.questions.table),
     "undecided": _ordered(lambda of: of.rounds.undecided),
     "open": _ordered(lambda of: of.rounds.open),
     "log": _table(state.LogHead, lambda of: of.log),

@@ -221,6 +221,8 @@ def routes(
               "List Rounds"),
         route("GET", below("/rounds/{round_id}"), reads.round, s.NoQuery, j.RoundAnswer,
               "Show Round"),
+        route("GET", below("/questions"), reads.questions, j.QuestionsQuery, j.QuestionsAnswer,
+              "List Questions"),
         route("GET", below("/rivals"), reads.rivals, s.RivalsQuery, s.RivalsAnswer,
               "Rivals"),
         route("GET", below("/log/state"), reads.log_state, s.NoQuery, s.LogStateAnswer,

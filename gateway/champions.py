@@ -7,7 +7,7 @@ model's measured figures, its latency among them, and who reigned before.
 import asyncio
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,10 +15,11 @@ from aiohttp import web
 
 from core import commands, errors, events, gates, lineage, runtime
 from core.events import Champion, ChampionChosen
+from core.projections.graph import node_and_budget
 from core.projections.rounds import Round
 from core.projections.state import State
 from core.projections.tasks import Task
-from core.values import Budget
+from core.values import Budget, Gates
 from gateway import judgement, verdicts
 from gateway.network import BY, idempotency_key
 from gateway.reads import attempt_of
@@ -113,11 +114,16 @@ class ChampionRoutes:
             dropped=tuple(asked.drop),
             reset=asked.reset,
         )
-        hold, inherited = await self._door.execute(
-            command, runtime.new_meta(BY), lambda state: state.graph.gates_of(node_id)
-        )
+        # In the same turn as the decision, so that what is gone after it went by it.
+        before = dict(self._door.state.graph.of_budgets.rows)
+
+        def view(state: State) -> tuple[Gates, bool, list[judgement.RetiredChampion]]:
+            return *state.graph.gates_of(node_id), _retired(before, state)
+
+        hold, inherited, retired = await self._door.execute(command, runtime.new_meta(BY), view)
         shown = verdicts.gates_of(hold, inherited=inherited)
-        return judgement.GatesAnswer(node=judgement.GatedNode(node_id=node_id, gates=shown))
+        node = judgement.GatedNode(node_id=node_id, gates=shown)
+        return judgement.GatesAnswer(node=node, retired=retired)
 
     # ── choices ──
 
@@ -243,6 +249,18 @@ def _numbers(raw: msgspec.Raw) -> dict[str, float]:
         raise errors.Invalid(f"gates are numbers by name: {error}") from error
 
 
+def _retired(before: Mapping[str, Champion], state: State) -> list[judgement.RetiredChampion]:
+    """Who reigned for budgets before, and does no more."""
+    return [
+        judgement.RetiredChampion(
+            node_id=node_id, budget=budget, candidate_id=champion.candidate_id
+        )
+        for key, champion in before.items()
+        if key not in state.graph.of_budgets
+        for node_id, budget in (node_and_budget(key),)
+    ]
+
+
 def _digest(kind: str, asked: judgement.PromoteRequest | judgement.RollbackRequest) -> str:
     return hashlib.sha256(msgspec.json.encode((kind, asked))).hexdigest()[:REQUEST_DIGITS]
 
@@ -321,9 +339,15 @@ def _require_latency(row: Round, candidate_id: str, budget: Budget) -> None:
 def _answer(
     node_id: str, budget: str, champion: Champion, reigns: Sequence[lineage.Reign]
 ) -> judgement.ChosenAnswer:
-    shown = verdicts.champion_of(champion, reigns)
+    rises = [one for one in reigns if one.champion.candidate_id == champion.candidate_id]
+    before = lineage.former(reigns, rises[-1].instead_of) if rises else None
     return judgement.ChosenAnswer(
-        chosen=judgement.ChosenChampion(node_id=node_id, budget=budget, champion=shown)
+        chosen=judgement.ChosenChampion(
+            node_id=node_id,
+            budget=budget,
+            champion=verdicts.champion_of(champion, reigns),
+            instead_of=None if before is None else verdicts.champion_of(before, reigns),
+        )
     )
 
 

@@ -40,6 +40,13 @@ class RoundsQuery(Query, frozen=True, kw_only=True):
     limit: Page = 100
 
 
+class QuestionsQuery(Query, frozen=True, kw_only=True):
+    """How many nodes to list; `after` is the `next` of the page before, or a node_id."""
+
+    after: str | None = None
+    limit: Page = 100
+
+
 class CandidatesQuery(Query, frozen=True, kw_only=True):
     """Which candidates of a node to list: those of so many rounds, newest first, or one by its id.
     `after` is the `next` of the page before, or a round_id."""
@@ -128,10 +135,19 @@ class GatedNode(Part, frozen=True, kw_only=True):
     gates: Gates
 
 
+class RetiredChampion(Part, frozen=True, kw_only=True):
+    """Whose reign for a budget ended, since that is stated no longer, or asks for more."""
+
+    node_id: str
+    budget: str
+    candidate_id: str
+
+
 class GatesAnswer(Answer, frozen=True, kw_only=True):
-    """The node as it is judged now."""
+    """The node as it is judged now, and whose reigns that ended, there and below."""
 
     node: GatedNode
+    retired: list[RetiredChampion]
 
 
 class Check(Part, frozen=True, kw_only=True):
@@ -176,11 +192,13 @@ class Champion(Part, frozen=True, kw_only=True):
 
 
 class ChosenChampion(Part, frozen=True, kw_only=True):
-    """Who reigns over a node, or for a budget of it, once a person has chosen."""
+    """Who reigns over a node, or for a budget of it, once a person has chosen, and who did until
+    then."""
 
     node_id: str
     budget: str
     champion: Champion
+    instead_of: Champion | None
 
 
 class ChosenAnswer(Answer, frozen=True, kw_only=True):
@@ -219,6 +237,43 @@ class BudgetThrone(Budget, frozen=True, kw_only=True):
 
     champion: Champion | None
     lineage: list[LineageEntry]
+
+
+class PastBudget(Part, frozen=True, kw_only=True):
+    """A budget that is stated no longer, and who reigned for it."""
+
+    name: str
+    lineage: list[LineageEntry]
+
+
+class Question(Part, frozen=True, kw_only=True):
+    """A model that a round would neither promote nor refuse, so that a person decides, with what
+    the gate measured of it and of the champion; `ratio` is of their errors."""
+
+    round_id: str
+    candidate_id: str
+    asked_at: str
+    error: float | None
+    champion_error: float | None
+    ratio: float | None
+    bytes: int
+    reasons: Reasons
+
+
+class AskingNode(Part, frozen=True, kw_only=True):
+    """A node with what waits for a person there, the lowest ratio of errors first."""
+
+    node_id: str
+    questions: list[Question]
+
+
+class QuestionsAnswer(Answer, frozen=True, kw_only=True):
+    """A page of the nodes at which something waits for a person, by their ids, of `total`; `next`
+    is null on the last."""
+
+    nodes: list[AskingNode]
+    total: int
+    next: str | None
 
 
 class CandidateRecord(Part, frozen=True, kw_only=True):
@@ -424,7 +479,8 @@ class RoundAnswer(Answer, frozen=True, kw_only=True):
 
 
 class NodeDetail(Node, frozen=True, kw_only=True):
-    """A specialization with what it trains, what it serves and how that came about."""
+    """A specialization with what it trains, what it serves and how that came about. `questions`
+    wait for a person, the lowest ratio of errors first, until the champion is another one."""
 
     champion: Champion | None
     rounds: list[NodeRound]
@@ -432,6 +488,8 @@ class NodeDetail(Node, frozen=True, kw_only=True):
     workload: Workload
     gates: Gates
     budgets: list[BudgetThrone]
+    past_budgets: list[PastBudget]
+    questions: list[Question]
 
 
 class NodeDetailAnswer(Answer, frozen=True, kw_only=True):

@@ -225,6 +225,11 @@ class Metrics:
         yield gauge(
             "aghsan_rounds_undecided", "Rounds without verdict.", len(state.rounds.undecided)
         )
+        yield gauge(
+            "aghsan_decisions_waiting",
+            "Nodes at which a model waits for a person to decide.",
+            len(state.questions.table),
+        )
         pulls: Counter[str] = Counter()
         for lane, waiting in self._waiting_pulls().items():
             pulls[lane if lane in lanes.ALL else OTHER] += waiting

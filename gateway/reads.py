@@ -17,6 +17,7 @@ from core.events import Champion
 from core.presence import Presence
 from core.projections import rivalry
 from core.projections.graph import Node
+from core.projections.questions import Question
 from core.projections.rounds import Decided, Round
 from core.projections.state import State
 from core.projections.tasks import Claim, Done, Task
@@ -337,6 +338,7 @@ class ReadRoutes:
                 [rounds[round_id] for round_id in state.rounds.of_node.get(node_id, ())],
                 *state.graph.workload(node_id),
                 *state.graph.gates_of(node_id),
+                state.questions.of(node_id),
             )
 
         rows = await self._door.read(view)
@@ -376,6 +378,25 @@ class ReadRoutes:
         """One round whole."""
         return judgement.RoundAnswer(
             round=verdicts.round_of(await self._records.round(request.match_info["round_id"]))
+        )
+
+    async def questions(
+        self, _: web.Request, asked: judgement.QuestionsQuery
+    ) -> judgement.QuestionsAnswer:
+        """The nodes at which something waits for a person."""
+        rows = await self._door.read(lambda state: list(state.questions.table))
+        rows.sort(key=lambda row: row.node_id)
+        start = bisect_right(rows, asked.after or "", key=lambda row: row.node_id)
+        shown = rows[start : start + asked.limit]
+        return judgement.QuestionsAnswer(
+            nodes=[
+                judgement.AskingNode(
+                    node_id=row.node_id, questions=[*map(verdicts.question_of, row.questions)]
+                )
+                for row in shown
+            ],
+            total=len(rows),
+            next=shown[-1].node_id if start + len(shown) < len(rows) else None,
         )
 
     async def rivals(self, _: web.Request, asked: schemas.RivalsQuery) -> schemas.RivalsAnswer:
@@ -451,6 +472,7 @@ class _NodeRows(NamedTuple):
     inherited: bool
     gates: Gates
     gates_inherited: bool
+    questions: tuple[Question, ...]
 
 
 def _not_after(kind: str, after: str) -> str:
@@ -580,6 +602,10 @@ async def _node(rows: _NodeRows, history: Sequence[events.Event]) -> judgement.N
         of_budget = lineage.reigns(history, budget.name)
         told = await slices.each(verdicts.lineage_of, of_budget)
         budgets.append(verdicts.throne_of(budget, of_budget, told))
+    past = []
+    for name in lineage.budgets_of(history) - {one.name for one in rows.gates.budgets}:
+        told = await slices.each(verdicts.lineage_of, lineage.reigns(history, name))
+        past.append(judgement.PastBudget(name=name, lineage=told))
     return judgement.NodeDetail(
         **_fields(node_of(rows.node)),
         champion=None if champion is None else verdicts.champion_of(champion, reigns),
@@ -588,6 +614,8 @@ async def _node(rows: _NodeRows, history: Sequence[events.Event]) -> judgement.N
         workload=workload_of(rows.workload, rows.inherited),
         gates=verdicts.gates_of(rows.gates, inherited=rows.gates_inherited),
         budgets=budgets,
+        past_budgets=sorted(past, key=lambda one: one.name),
+        questions=[verdicts.question_of(one) for one in rows.questions],
     )
 
 

@@ -7,6 +7,7 @@ from core.events import Base, Champion
 from core.gates import SETTINGS
 from core.lineage import Reign
 from core.projections import rounds
+from core.projections.questions import Question
 from core.projections.rounds import Decided, Round
 from core.values import (
     Budget,
@@ -102,6 +103,20 @@ def lineage_of(reign: Reign) -> judgement.LineageEntry:
         by=reign.by,
         choice=reign.kind,
         because=reign.because,
+    )
+
+
+def question_of(one: Question) -> judgement.Question:
+    """What waits for a person, in the words of an answer."""
+    return judgement.Question(
+        round_id=one.round_id,
+        candidate_id=one.candidate_id,
+        asked_at=events.isoformat(one.asked_at),
+        error=one.error,
+        champion_error=one.champion_error,
+        ratio=one.ratio,
+        bytes=one.bytes,
+        reasons=reasons_of(one.reasons),
     )
 
 

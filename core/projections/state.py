@@ -8,6 +8,7 @@ from core import errors, events, subjects
 from core.events import Event, Undecodable
 from core.projections import claims
 from core.projections.graph import Graph
+from core.projections.questions import Questions
 from core.projections.rivalry import Rivalry
 from core.projections.rounds import Round, Rounds, Waiting
 from core.projections.tables import Table
@@ -53,6 +54,7 @@ class State:
         self.workers = Workers()
         self.rounds = Rounds()
         self.rivalry = Rivalry()
+        self.questions = Questions()
         self.log: Table[LogHead] = Table("log")
         self.seals: Table[Sealed] = Table("seals")
         self.quarantine: Table[Quarantined] = Table("quarantine")
@@ -112,10 +114,10 @@ class State:
         tasks, workers, rounds = self.tasks.apply, self.workers.apply, self.rounds.apply
         folds: dict[type, Fold] = {
             events.NodeAdded: self.graph.added,
-            events.ChampionPromoted: self.graph.promoted,
-            events.ChampionChosen: self.graph.chosen,
+            events.ChampionPromoted: self._champion_changed,
+            events.ChampionChosen: self._champion_changed,
             events.WorkloadChanged: self.graph.workload_changed,
-            events.ChampionRetired: self.graph.retired,
+            events.ChampionRetired: self._champion_changed,
             events.GatesChanged: self.graph.gates_changed,
             events.TaskQueued: self._task_queued,
             events.TaskClaimed: self._task_claimed,
@@ -152,6 +154,22 @@ class State:
         }
         assert folds.keys() == set(events.TYPES.values()), "every event is folded somehow"
         return folds
+
+    def _champion_changed(
+        self,
+        seq: int,
+        at: int,
+        data: events.ChampionPromoted | events.ChampionChosen | events.ChampionRetired,
+    ) -> None:
+        match data:
+            case events.ChampionPromoted():
+                self.graph.promoted(seq, at, data)
+            case events.ChampionChosen():
+                self.graph.chosen(seq, at, data)
+            case events.ChampionRetired():
+                self.graph.retired(seq, at, data)
+        if not data.budget:
+            self.questions.settled(data.node_id)
 
     def _task_queued(self, seq: int, at: int, data: events.TaskQueued) -> None:
         self.tasks.apply(seq, at, data)
@@ -198,6 +216,7 @@ class State:
         self.rounds.apply(seq, at, data)
         assert isinstance(before, Round), "only an open round is decided"
         self.rivalry.decided(before, data)
+        self.questions.decided(before, at, data)
         for worker_id, is_off in claims.judged(before, data):
             self.workers.measured(worker_id, is_off)
 
@@ -240,6 +259,7 @@ class State:
             self.rounds.commitments,
             self.rivalry.table,
             self.rivalry.ordered,
+            self.questions.table,
             self.log,
             self.seals,
             self.quarantine,

@@ -200,19 +200,30 @@ async def test_what_is_no_gate_is_refused_in_words(
 async def test_a_person_promotes_what_a_judge_measured_and_rolls_back(stack: Stack) -> None:
     await a_round(stack, 1, "promote")
     traded = await a_round(stack, 2, "keep")
-    waits = (await told(stack, "champion", "show", NODE))["waits"]
-    assert (waits["round_id"], waits["recommendation"]["candidate_id"]) == (traded, "cand-2")
+    (waits,) = (await told(stack, "champion", "show", NODE))["waits"]
+    assert (waits["round_id"], waits["candidate_id"], waits["bytes"]) == (traded, "cand-2", 5)
+    assert (await node(stack))["questions"] == [waits]
+    asking = {"nodes": [{"node_id": NODE, "questions": [waits]}], "total": 1, "next": None}
+    assert (await stack.get("/questions")).json == {"status": "ok", **asking}
+    after = (await stack.get(f"/questions?after={NODE}")).json
+    assert (after["nodes"], after["total"]) == ([], 1)
+    status = await aghsan(stack, "status")
+    assert f"1 decision waits for you: {NODE}" in status.stdout
     shown = await aghsan(stack, "champion", "show", NODE)
     assert ("asks you" in shown.stdout, TRADE.ar in shown.stdout) == (True, True)
     chosen = await told(stack, "champion", "promote", NODE, "cand-2", "--reason", "it reads better")
     champion = (await node(stack))["champion"]
+    before = chosen.pop("instead_of")
+    assert (before["candidate_id"], before["error"]) == ("cand-1", 0.1)
     assert chosen == {"node_id": NODE, "budget": "", "champion": champion}
     assert (champion["error"], champion["baseline_error"], champion["below_baseline"]) == (
         0.2, 0.35, False
     )  # fmt: skip
-    assert (await told(stack, "champion", "show", NODE))["waits"] is None
+    assert (await told(stack, "champion", "show", NODE))["waits"] == []
+    assert (await stack.get("/questions")).json["total"] == 0
     again = await aghsan(stack, "champion", "promote", NODE, "cand-2")
     assert (again.exit_code, "cand-2 reigns over" in again.stdout) == (0, True)
+    assert "cand-2 errs more than cand-1: 0.2 > 0.1" in again.stdout
     back = await told(stack, "champion", "rollback", NODE)
     assert back["champion"]["candidate_id"] == "cand-1"
     first = await aghsan(stack, "champion", "rollback", NODE)
@@ -291,11 +302,16 @@ async def test_a_budget_has_its_own_champion_which_keeps_what_that_allows(stack:
     assert reign["by"] == "person"
     empty = await aghsan(stack, "champion", "show", NODE, "--budget", "tiny")
     assert (empty.exit_code, "no champion for the budget" in empty.output) == (4, True)
-    await told(stack, "gates", NODE, "--no-budget", "fast")
-    gone = await aghsan(stack, "champion", "history", NODE, "--budget", "fast")
-    assert (gone.exit_code, "did you mean" in gone.output or "there are tiny" in gone.output) == (
-        4, True
-    )  # fmt: skip
+    retired = await aghsan(stack, "gates", NODE, "--budget", "fast:latency=1")
+    assert retired.stderr.startswith(f"cand-2 reigns for the budget fast of {NODE} no longer\n"), (
+        retired.stderr
+    )
+    reply = await stack.post(f"/nodes/{NODE}/gates", {"drop": ["fast"]})
+    assert reply.json["retired"] == []
+    (ended,) = (await told(stack, "champion", "history", NODE, "--budget", "fast"))["lineage"]
+    assert (ended["candidate_id"], ended["retired_at"] is not None) == ("cand-2", True)
+    gone = await aghsan(stack, "champion", "history", NODE, "--budget", "fats")
+    assert (gone.exit_code, "there are tiny" in gone.output) == (4, True)
     assert await audited(stack) == []
 
 

@@ -51,6 +51,7 @@ async def test_figures_follow_what_happens(stack: Stack) -> None:
     assert value(found, "aghsan_workers") == 1
     assert value(found, "aghsan_nodes") == 10
     assert value(found, "aghsan_rounds_undecided") == 0
+    assert value(found, "aghsan_decisions_waiting") == 0
     assert value(found, "aghsan_log_quarantined_records") == 0
     assert value(found, "aghsan_commands_pending") == 0
 

@@ -536,6 +536,47 @@ def test_the_status_says_that_the_orchestrator_waits_for_the_judge(stub: Stub) -
     assert "the orchestrator orders no training" in shown
 
 
+@pytest.mark.parametrize(
+    ("total", "names", "words"),
+    [
+        (1, ["n1"], "1 decision waits for you: n1; `aghsan champion show NODE`"),
+        (3, ["n1", "n2"], "3 decisions wait for you: n1, n2, …; `aghsan champion show NODE`"),
+    ],
+)
+def test_the_status_names_nodes_that_wait_for_a_person_in_both_languages(
+    stub: Stub, total: int, names: list[str], words: str
+) -> None:
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/questions", {"nodes": [], "total": 0, "next": None})
+    assert "for you" not in _run(stub, "status").stdout
+    asking = [{"node_id": name, "questions": []} for name in names]
+    stub.says("GET", "/questions", {"nodes": asking, "total": total, "next": None})
+    shown = " ".join(_run(stub, "status").stdout.split())
+    assert words in shown
+    assert f"قرارات تنتظرك: {total}، في {names[0]}" in shown
+    told = json.loads(_run(stub, "status", "--json").stdout)
+    assert (told["decisions_waiting"], told["asking_nodes"]) == (total, names)
+
+
+def test_the_status_as_json_has_all_that_is_shown(stub: Stub) -> None:
+    mark = {"node_id": "stats-bayesian", "role": "dual", "method": "auto", "reason": "too small"}
+    worker = {"worker_id": "a1", "status": "online", "unfit": [mark]}
+    stub.says("GET", "/status", {"status": "ok", "network": NETWORK})
+    stub.says("GET", "/rounds", {"rounds": [], "next": None, "awaiting_judgement": 16})
+    stub.says("GET", "/workers", {"workers": [worker]})
+    stub.says("GET", "/tasks", {"tasks": [TASK], "closed": 2})
+    stub.says("GET", "/tasks/task-0123456789ab", {"task": TASK | {"waits": ["a1: too small"]}})
+    told = json.loads(_run(stub, "status", "--json").stdout)
+    assert told == NETWORK | {
+        "not_ready": [],
+        "awaiting_judgement": 16,
+        "closed_tasks": 2,
+        "workers": [worker],
+        "running": [TASK],
+        "stuck": ["task-0123456789ab on stats-bayesian waits: a1: too small"],
+    }
+
+
 @pytest.mark.parametrize(("count", "words"), [(1, "1 task is closed"), (3, "3 tasks are closed")])
 def test_the_status_tells_of_tasks_that_lost_a_record_in_both_languages(
     stub: Stub, count: int, words: str
@@ -691,31 +732,58 @@ def test_a_champion_is_shown_for_people_and_for_programs(stub: Stub) -> None:
     stub.says("GET", "/nodes/n1", {"status": "ok", "node": NODE})
     assert "cand-1" in _run(stub, "champion", "show", "n1").stdout
     told = json.loads(_run(stub, "champion", "show", "n1", "--json").stdout)
-    assert told == {**CHAMPION, "budgets": [], "waits": None}
+    assert told == {**CHAMPION, "budgets": [], "waits": []}
 
 
-def test_who_reigns_is_shown_although_the_last_round_cannot_be(stub: Stub) -> None:
-    last = {"round_id": "round-9", "status": "decided", "verdict": "trade-off"}
+def test_all_that_waits_for_a_person_is_shown_with_the_champion(stub: Stub) -> None:
     fast = {"name": "fast", "latency_max": 2.0, "bytes_max": None, "champion": None, "lineage": []}
-    stub.says("GET", "/nodes/n1", {"node": NODE | {"rounds": [last], "budgets": [fast]}})
-    shown = _run(stub, "champion", "show", "n1")
-    assert (shown.exit_code, "cand-1" in shown.stdout, "≤ 2 ×" in shown.stdout) == (0, True, True)
-    assert "whether round-9 waits for you is not known" in shown.stderr
-    asks = {
+    first = {
         "round_id": "round-9",
-        "decided_at": "2999-01-01T00:00:00Z",
-        "recommendation": {
-            "action": "ask",
-            "candidate_id": "cand-7",
-            "reasons": {"en": "slower", "ar": "أبطأ"},
-        },
+        "candidate_id": "cand-7",
+        "error": 0.125,
+        "champion_error": 0.5,
+        "bytes": 77,
+        "reasons": {"en": "slower", "ar": "أبطأ"},
     }
-    stub.says("GET", "/rounds/round-9", {"round": asks})
+    second = {"round_id": "round-8", "candidate_id": "cand-6"}
+    node = NODE | {"budgets": [fast], "questions": [first]}
+    stub.says("GET", "/nodes/n1", {"node": node})
     shown = _run(stub, "champion", "show", "n1")
-    assert ("cand-7 in round-9" in shown.stdout, "أبطأ" in shown.stdout) == (True, True)
+    for part in ("≤ 2 ×", "cand-7 in round-9", "0.125", "0.5", "77", "slower", "أبطأ"):
+        assert part in shown.stdout
     assert "champion promote n1 cand-7" in shown.stderr
+    stub.says("GET", "/nodes/n1", {"node": node | {"questions": [first, second]}})
+    both = _run(stub, "champion", "show", "n1")
+    assert both.stdout.index("cand-7 in round-9") < both.stdout.index("cand-6 in round-8")
+    assert "champion promote n1 CANDIDATE" in both.stderr
+    told = json.loads(_run(stub, "champion", "show", "n1", "--json").stdout)
+    assert told["waits"] == [first, second]
     of_budget = _run(stub, "champion", "history", "n1", "--budget", "fats")
     assert (of_budget.exit_code, "did you mean fast?" in of_budget.stderr) == (4, True)
+
+
+def test_the_history_of_a_budget_that_is_stated_no_more_is_told(stub: Stub) -> None:
+    reigns = [{"candidate_id": "cand-0", "role": "reinventor"}]
+    past = [{"name": "fast", "lineage": reigns}]
+    stub.says("GET", "/nodes/n1", {"node": NODE | {"budgets": [], "past_budgets": past}})
+    command = ("champion", "history", "n1", "--budget", "fast")
+    assert "cand-0" in _run(stub, *command).stdout
+    assert json.loads(_run(stub, *command, "--json").stdout) == {"lineage": reigns}
+
+
+def test_who_promotes_sees_what_that_costs_and_that_it_errs_more(stub: Stub) -> None:
+    before = CHAMPION | {"candidate_id": "cand-0", "error": 0.125, "bytes": 70}
+    now = CHAMPION | {"error": 0.25, "bytes": 60}
+    chosen = {"node_id": "n1", "budget": "", "champion": now, "instead_of": before}
+    stub.says("POST", "/nodes/n1/champion/promote", {"chosen": chosen})
+    said = _run(stub, "champion", "promote", "n1", "cand-1").stdout
+    for part in ("cand-0", "0.125", "70", "0.25", "60", "cand-1 errs more than cand-0"):
+        assert part in said
+    assert "خطأ البطل الجديد أكبر من خطأ سابقه: 0.25 > 0.125" in said
+    better = chosen | {"champion": now | {"error": 0.0625}}
+    stub.says("POST", "/nodes/n1/champion/promote", {"chosen": better})
+    said = _run(stub, "champion", "promote", "n1", "cand-1").stdout
+    assert ("0.0625" in said, "errs more" in said) == (True, False)
 
 
 def test_a_choice_is_sent_once_under_a_key_and_said_in_a_line(stub: Stub) -> None:
@@ -931,7 +999,7 @@ def test_a_watched_status_as_json_is_one_line_a_look(stub: Stub) -> None:
     with _process(*command, AGHSAN_API=stub.address) as process:
         assert process.stdout is not None
         for _ in range(2):
-            assert json.loads(process.stdout.readline()) == NETWORK
+            assert json.loads(process.stdout.readline()) == NETWORK | {"not_ready": []}
         process.send_signal(signal.SIGINT)
         process.communicate()
     assert process.returncode == 0

@@ -155,6 +155,35 @@ def test_a_void_round_says_why_and_changes_no_course() -> None:
     assert plans.trial(here, "evolver") == "again"
 
 
+def test_a_trade_off_was_better_and_is_left_to_a_person_and_counts_as_no_rejection() -> None:
+    traded = outcome(attempt(verdict="trade-off", reasons=BETTER), verdict="trade-off")
+    here = situation(rounds=(traded,))
+    evolver, reinventor = told(here)
+    words = "was better and costs more than the gates allow, so that a person decides"
+    assert words in evolver
+    assert "round-1 left it to a person whom to promote" in reinventor
+    evolver, reinventor = told(here, ARABIC)
+    assert "كانت أفضل وكلفتها فوق ما تسمح به البوابات، فالقرار لإنسان" in evolver
+    assert "تركت الجولة الأخيرة round-1 لإنسان أن يقرر من يُرقّى" in reinventor
+    assert plans.trial(here, "evolver") == "again"
+    chosen = situation(champion=champion(candidate_id="cand-e"), rounds=(traded,))
+    assert "was promoted by a person, after its verdict in round-1" in told(chosen)[0]
+    assert "رقّاها إنسان" in told(chosen, ARABIC)[0]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "english", "arabic"),
+    [
+        ("undecided", "was neither surely better nor surely worse", "لم يتيقّن أنها أفضل"),
+        ("cheaper", "was as good and cheaper, and another was promoted", "ورُقّي غيرها"),
+    ],
+)
+def test_what_came_to_the_gate_was_compared(verdict: str, english: str, arabic: str) -> None:
+    here = situation(rounds=(outcome(attempt(verdict=verdict)),))
+    assert english in told(here)[0]
+    assert arabic in told(here, ARABIC)[0]
+
+
 def _rejections(side: str, *methods: str) -> tuple[plans.Outcome, ...]:
     return tuple(outcome(attempt(rival=side, method=method)) for method in methods)
 
