@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cli import card_evidence, stored
+from cli import card, card_evidence, stored
 from core import commands, events, lineage
 from core.projections import rounds
-from core.values import BudgetVerdict
+from core.values import BudgetVerdict, Check
 from tests.unit.test_decide_rounds import verdict
 from tests.unit.test_decide_verdicts import (
     NODE,
@@ -64,3 +64,21 @@ def test_who_was_chosen_without_coming_to_the_gate_was_measured_on_none_of_its_c
 ) -> None:
     chosen = served(budget, "t1-reinventor", kind="outranked")
     assert card_evidence.measured(chosen) == card_evidence.Measured(OWN)
+
+
+def test_a_first_champion_looked_at_no_other_and_intervals_with_one_end_are_words() -> None:
+    first = card_evidence.Measured(OWN, cases=9, look=1)
+    assert [title.en for title, _ in card._meeting(first)][1] == "look"
+    assert [title.en for title, _ in card._meeting(first._replace(against="a"))][1] == (
+        "look at that champion"
+    )
+    ends = {
+        card._between(Check(name="error", verdict="pass", lower=lower, upper=upper))
+        for lower, upper in ((None, 0.5), (0.5, None), (-0.0, 0.5), (None, None))
+    }
+    assert ends == {
+        ("لا يزيد على 0.5", "at most 0.5"),
+        ("لا يقل عن 0.5", "at least 0.5"),
+        ("من 0 إلى 0.5", "0 to 0.5"),
+        ("–", "–"),
+    }
