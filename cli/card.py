@@ -302,7 +302,7 @@ def _weight(one: "Weighed") -> Iterator[tuple[Words, Words]]:
         yield Words("ذروة الذاكرة بالبايتات", "peak memory, bytes"), same(f"{one.memory_bytes:,}")
     if one.shifted_error is not None:
         yield (
-            Words("خطؤه على مدخلات خارج مجال التدريب", "error on inputs beyond those of training"),
+            Words("خطؤه على مدخلات خارج نطاق التدريب", "error on inputs beyond those of training"),
             _number(one.shifted_error),
         )
     yield (

@@ -7,7 +7,8 @@ else happens here. The same table makes the OpenAPI document (`gateway.openapi`)
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -111,15 +112,30 @@ def application(
             "logger": _protocol_log,
         },
     )
+    paths = {one.path for one in routes}
     for one in routes:
         if isinstance(one, Page):
             app.router.add_route("GET", one.path, one.handler)
         else:
             bodies.prepare(one.request)
-            app.router.add_route(
-                one.method, one.path, _endpoint(one, body_bytes_max, arriving, pieces)
-            )
+            endpoint = _endpoint(one, body_bytes_max, arriving, pieces)
+            app.router.add_route(one.method, _beside(one.path, paths), endpoint)
     return app
+
+
+def _beside(path: str, paths: Collection[str]) -> str:
+    """A path as aiohttp routes it. Where its last part is of any name, the names of others beside
+    it stay theirs, for each method: GET of a path that only takes POST is 405, as it always was."""
+    parent, _, last = path.rpartition("/")
+    if not last.startswith("{"):
+        return path
+    taken = sorted(
+        name
+        for folder, _, name in (one.rpartition("/") for one in paths)
+        if folder == parent and not name.startswith("{")
+    )
+    others = "|".join(map(re.escape, taken))
+    return f"{parent}/{last[:-1]}:(?!(?:{others})$)[^/]+}}" if taken else path
 
 
 def json_response(value: msgspec.Struct, status: int = 200) -> web.Response:

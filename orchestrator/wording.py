@@ -97,6 +97,11 @@ def _head_of_rejected(ruling: Ruling, failed: Failed, differing: int, whom: Reas
         return Reasons(
             en=f"No better than {whom.en}, and no worse.", ar=f"ليس أفضل من {whom.ar} ولا دونه."
         )
+    if failed.difference and not (failed.ratio or failed.few):
+        return Reasons(
+            en=f"Better than {whom.en} case by case, but not surely in the mean.",
+            ar=f"أفضل من {whom.ar} حالةً حالة، لكن لم يثبت ذلك في المتوسط.",
+        )
     if ruling.standing == "lower" and not (failed.evidence or failed.best):
         return Reasons(
             en=f"Better than {whom.en}, but not surely by as much as is asked.",
@@ -106,11 +111,6 @@ def _head_of_rejected(ruling: Ruling, failed: Failed, differing: int, whom: Reas
         return Reasons(
             en=f"Its error is lower than that of {whom.en}, but not all that is asked is sure.",
             ar=f"خطؤه أقل من خطأ {whom.ar}، لكن لم يثبت كل ما يُطلب منه.",
-        )
-    if failed.difference and not (failed.ratio or failed.few):
-        return Reasons(
-            en=f"Better than {whom.en} case by case, but not surely in the mean.",
-            ar=f"أفضل من {whom.ar} حالةً حالة، لكن لم يثبت ذلك في المتوسط.",
         )
     return Reasons(
         en=f"Not surely better than {whom.en}: the two cannot be told apart yet.",
@@ -366,7 +366,8 @@ def _faults(ruling: Ruling, failed: Failed, differing: int, gates: Gates) -> lis
         faults.append(_not_lower(ruling, differing, gates))
     if failed.few:
         faults.append(_too_few(differing))
-    if failed.difference and ruling.error and ruling.opponent_error:
+    is_told = ruling.standing == "higher" and failed.ratio
+    if failed.difference and ruling.error and ruling.opponent_error and not is_told:
         faults.append(_of_means(ruling, gates))
     if failed.evidence:
         fall = -(ruling.evidence_lower or 0.0)

@@ -568,7 +568,10 @@ def test_a_query_is_refused_in_the_same_shape(query: dict[str, str], name: str, 
 
 @pytest.mark.parametrize(
     ("kind", "known"),
-    [(schemas.TasksQuery, "status, node_id, closed, newest, after, limit"), (schemas.NoQuery, "none")],
+    [
+        (schemas.TasksQuery, "status, node_id, closed, newest, after, limit"),
+        (schemas.NoQuery, "none"),
+    ],
 )
 def test_a_parameter_that_is_not_known_is_refused_and_those_known_are_named(
     kind: type[schemas.Query], known: str

@@ -12,7 +12,7 @@ import safetensors.torch
 from cli import card, card_evidence, model, stored
 from core import commands, events, lineage
 from core.projections import rounds
-from core.values import BudgetVerdict
+from core.values import BudgetVerdict, Check
 from tests.unit.test_decide_rounds import verdict
 from tests.unit.test_decide_verdicts import (
     NODE,
@@ -99,3 +99,21 @@ def test_the_recipe_of_one_that_met_other_cases_than_its_rounds_main_one_prints_
     monkeypatch.chdir(tmp_path)
     runpy.run_path("recipe.py")
     assert float(capsys.readouterr().out) == pytest.approx(chosen.error, rel=1e-6)
+
+
+def test_a_first_champion_looked_at_no_other_and_intervals_with_one_end_are_words() -> None:
+    first = card_evidence.Measured(OWN, cases=9, look=1)
+    assert [title.en for title, _ in card._meeting(first)][1] == "look"
+    assert [title.en for title, _ in card._meeting(first._replace(against="a"))][1] == (
+        "look at that champion"
+    )
+    ends = {
+        card._between(Check(name="error", verdict="pass", lower=lower, upper=upper))
+        for lower, upper in ((None, 0.5), (0.5, None), (-0.0, 0.5), (None, None))
+    }
+    assert ends == {
+        ("لا يزيد على 0.5", "at most 0.5"),
+        ("لا يقل عن 0.5", "at least 0.5"),
+        ("من 0 إلى 0.5", "0 to 0.5"),
+        ("–", "–"),
+    }

@@ -201,6 +201,7 @@ def test_what_is_surely_worse_is_called_so_and_told_by_how_much() -> None:
     assert ruling.ratio_lower is not None
     assert 1.0 < ruling.ratio_lower < ruling.ratio
     assert f"surely above {ruling.ratio_lower:.4g}" in ruling.reasons.en
+    assert "mean error may be" not in ruling.reasons.en
 
 
 def test_what_cannot_be_told_apart_is_not_called_worse() -> None:

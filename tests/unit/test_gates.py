@@ -252,6 +252,13 @@ def test_errors_on_shifted_inputs_veto_what_is_surely_worse_there() -> None:
     assert ruled(near(old, 0.9), old, costs).verdict == "better"
 
 
+def test_what_is_lower_case_by_case_alone_is_not_called_lower_by_too_little() -> None:
+    old = champion()
+    ruling = ruled(near(old, 0.995, 0.3), old, costing())
+    assert ruling.standing == "lower"
+    assert ruling.reasons.en.startswith("Better than the champion case by case, but not surely in")
+
+
 def test_a_veto_of_shifted_inputs_is_not_called_a_cost() -> None:
     old, beyond = champion(), np.exp(np.random.default_rng(5).normal(0.0, 1.0, 512))
     costs = costing()._replace(shifted=(2.15 * beyond, beyond))
